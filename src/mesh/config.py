@@ -1,0 +1,123 @@
+"""One configuration schema for every process: a TOML file, checked whole at the start.
+
+A process reads its own table and ignores no unknown key: a misspelt one stops the start, with its
+path. `tickmesh dev` writes such files; docs/operations.md shows one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mutual TLS between services: PEM files. See tls.py for the roles in the certificates."""
+
+    authority: str
+    """The certificate authority that signs every service's certificate."""
+    certificate: str
+    """This process's certificate chain."""
+    key: str
+    """Its private key."""
+
+
+class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One replica of a shard."""
+
+    replica_id: str
+    """As "shard-0-1"."""
+    address: str
+    """Where it listens, as "127.0.0.1:7301"."""
+
+
+class ShardMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A shard and its replicas."""
+
+    shard_id: str
+    replicas: tuple[Peer, ...]
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A gateway: the public door."""
+
+    listen: str
+    """Public address, as "127.0.0.1:7300". Without door TLS it must be a loopback address."""
+    shards: tuple[ShardMembers, ...]
+    tls: Tls
+    """For its calls to shards and executors (role gateway)."""
+    door_certificate: str = ""
+    """TLS at the public door: PEM files. Empty: plain text, on loopback only."""
+    door_key: str = ""
+    ready_file: str = ""
+    """Written (with the bound address) once the process serves. Empty: none."""
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One replica of a shard."""
+
+    replica_id: str
+    shard: ShardMembers
+    """All members, this one included; it listens on its own address there."""
+    data_directory: str
+    tls: Tls
+    """Role scheduler."""
+    bootstrap: bool = False
+    """True only for the first start of a new shard: a replica without data then may vote."""
+    arm_ahead_ms: int = 2_000
+    """How long before its due time a fire is committed and prepared."""
+    execution_retention_s: int = 7 * 24 * 3600
+    """How long an ended execution is kept."""
+    election_timeout_ms: tuple[int, int] = (300, 600)
+    executor_lease_ms: int = 10_000
+    """An executor not heard of for so long is lost, and what it ran with it."""
+    ready_file: str = ""
+
+
+class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A worker host."""
+
+    executor_id: str
+    listen: str
+    """Where its ExecutorService listens."""
+    shards: tuple[ShardMembers, ...]
+    data_directory: str
+    tls: Tls
+    """Role executor."""
+    runtime: str = "containerd"
+    """"containerd", or "inprocess": no-op work, for measuring the mesh without containers."""
+    runtime_binary: str = "auto"
+    """"runc", "crun", or "auto": crun where it works."""
+    containerd_socket: str = ""
+    """An existing containerd's socket. Empty: a private one is started in data_directory."""
+    slot_count: int = 64
+    """Attempts held at one time, running or waiting for their due time."""
+    memory_bytes: int = 0
+    """Memory given to attempts. 0: three quarters of the host's."""
+    insecure_registries: tuple[str, ...] = ()
+    """host:port of registries spoken to without TLS; loopback addresses always are."""
+    ready_file: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file: one table a process."""
+
+    gateway: GatewayConfig | None = None
+    scheduler: SchedulerConfig | None = None
+    executor: ExecutorConfig | None = None
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the message names the file, the key and what is expected."""
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Config)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error

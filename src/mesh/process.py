@@ -1,0 +1,66 @@
+"""What every service process does alike: event loop, signals, health, readiness, orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+
+from . import config, telemetry
+
+SWITCH_INTERVAL_S = 0.0005
+"""Worker threads (fsync) wait at most this long for the interpreter lock when they return."""
+
+STOP_GRACE_S = 2.0
+"""How long calls under way may take to finish when the process is asked to end."""
+
+
+def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[None]]) -> None:
+    """Entry of `python -m tickmesh.{service} --config FILE`.
+
+    `main` serves until the event is set (SIGTERM or SIGINT), then ends in order. Exit codes: 0 ended
+    as asked, 2 wrong configuration, 1 anything else.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m tickmesh.{service}")
+    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    arguments = parser.parse_args()
+    try:
+        settings = config.load(arguments.config)
+        if getattr(settings, service) is None:
+            raise config.ConfigError(f"{arguments.config}: has no table [{service}]")
+    except config.ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    telemetry.start(service, arguments.config.stem)
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(settings, stop)
+
+    uvloop.run(serve())
+
+
+def announce(ready_file: str, address: str) -> None:
+    """Tell whoever waits that the process serves at `address`: written whole, then renamed."""
+    if ready_file:
+        path = Path(ready_file)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(address)
+        scratch.rename(path)
+
+
+async def serving(health: HealthServicer, *services: str) -> None:
+    """Report services (and the process as a whole, "") as serving by grpc.health.v1."""
+    for name in ("", *services):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)

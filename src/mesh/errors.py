@@ -31,6 +31,7 @@ Each class has one gRPC code and one stable reason (protos/tickmesh/v1/error_rea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import grpc
@@ -279,7 +280,8 @@ def from_status(status: status_pb2.Status) -> TickmeshError:
 
 def from_rpc_error(error: grpc.RpcError) -> TickmeshError:
     """The error behind a failed call made with grpc or grpc.aio."""
-    for key, value in error.trailing_metadata() or ():
+    metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]
+    for key, value in metadata:
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):
             try:
                 return from_status(status_pb2.Status.FromString(value))

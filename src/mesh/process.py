@@ -25,8 +25,8 @@ STOP_GRACE_S = 2.0
 def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[None]]) -> None:
     """Entry of `python -m tickmesh.{service} --config FILE`.
 
-    `main` serves until the event is set (SIGTERM or SIGINT), then ends in order. Exit codes: 0 ended
-    as asked, 2 wrong configuration, 1 anything else.
+    `main` serves until the event is set (SIGTERM or SIGINT), then ends in order. Exit codes: 0
+    ended as asked, 2 wrong configuration, 1 anything else.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tickmesh.{service}")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")

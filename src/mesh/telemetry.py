@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -19,7 +20,9 @@ SECRET_WORDS = ("authorization", "api_key", "password", "secret", "token", "payl
 """Keys with one of these in them never reach a log line."""
 
 
-def _hide_secrets(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _hide_secrets(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     for key in event:
         if any(word in key.lower() for word in SECRET_WORDS):
             event[key] = "[hidden]"

@@ -1,8 +1,8 @@
 """Mutual TLS between services: credentials, roles in certificates, and a development authority.
 
 A service's certificate carries its role and name as a URI: `tickmesh://{role}/{name}`, with role
-one of gateway, scheduler, executor; and the DNS name SERVICE_NAME, which every client checks, so that
-addresses need not be in certificates.
+one of gateway, scheduler, executor; and the DNS name SERVICE_NAME, which every client checks, so
+that addresses need not be in certificates.
 """
 
 from __future__ import annotations

@@ -1,0 +1,519 @@
+"""A thin typed client of containerd's API over its unix socket.
+
+One method a call that the executor needs: a deadline on each, our exceptions for its errors, plain
+values where a message would say no more. What the calls are combined into belongs elsewhere.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, empty_pb2, field_mask_pb2
+
+from ...proto.containerd import (
+    containers_pb2,
+    containers_pb2_grpc,
+    content_pb2,
+    content_pb2_grpc,
+    diff_pb2,
+    diff_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
+    introspection_pb2,
+    introspection_pb2_grpc,
+    leases_pb2,
+    leases_pb2_grpc,
+    runc_options_pb2,
+    snapshots_pb2,
+    snapshots_pb2_grpc,
+    task_types_pb2,
+    tasks_pb2,
+    tasks_pb2_grpc,
+    types_pb2,
+    version_pb2_grpc,
+)
+from .. import limits
+from ..errors import (
+    ContainerdError,
+    ContainerdExists,
+    ContainerdNotFound,
+    ContainerdUnavailable,
+)
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
+RUNTIME = "io.containerd.runc.v2"
+
+Result = TypeVar("Result")
+Metadata = tuple[tuple[str, str], ...]
+Mounts = Sequence[types_pb2.Mount]
+
+_CODES: dict[grpc.StatusCode, type[ContainerdError]] = {
+    grpc.StatusCode.NOT_FOUND: ContainerdNotFound,
+    grpc.StatusCode.ALREADY_EXISTS: ContainerdExists,
+    grpc.StatusCode.UNAVAILABLE: ContainerdUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: ContainerdUnavailable,
+}
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Raises our error for gRPC's, naming the call."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        kind = _CODES.get(error.code(), ContainerdError)
+        raise kind(f"containerd {what}: {error.code().name}: {error.details()}") from error
+
+
+async def _call(what: str, call: Awaitable[Result]) -> Result:
+    with _translated(what):
+        return await call
+
+
+def runc_options(binary: str) -> any_pb2.Any:
+    """Options of io.containerd.runc.v2 that name the program to run: "runc", "crun" or a path."""
+    options = runc_options_pb2.Options(binary_name=binary, no_new_keyring=True)
+    return any_pb2.Any(type_url=RUNC_OPTIONS_TYPE, value=options.SerializeToString())
+
+
+class ContainerdClient:
+    """One connection to one containerd, in one of its namespaces.
+
+    It reconnects by itself: a call during a restart raises ContainerdUnavailable, `connected()`
+    waits for the daemon's return.
+    """
+
+    def __init__(self, socket: str, namespace: str, snapshotter: str = "overlayfs") -> None:
+        self.socket = socket
+        self.namespace = namespace
+        self.snapshotter = snapshotter
+        self._metadata: Metadata = (("containerd-namespace", namespace),)
+        self._channel = grpc.aio.insecure_channel(
+            f"unix://{socket}",
+            options=[
+                ("grpc.default_authority", "localhost"),
+                ("grpc.max_receive_message_length", 16 * limits.MIB),
+                ("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
+                ("grpc.min_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
+                ("grpc.max_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
+        )
+        self._containers = containers_pb2_grpc.ContainersStub(self._channel)
+        self._content = content_pb2_grpc.ContentStub(self._channel)
+        self._diff = diff_pb2_grpc.DiffStub(self._channel)
+        self._images = images_pb2_grpc.ImagesStub(self._channel)
+        self._introspection = introspection_pb2_grpc.IntrospectionStub(self._channel)
+        self._leases = leases_pb2_grpc.LeasesStub(self._channel)
+        self._snapshots = snapshots_pb2_grpc.SnapshotsStub(self._channel)
+        self._tasks = tasks_pb2_grpc.TasksStub(self._channel)
+        self._version = version_pb2_grpc.VersionStub(self._channel)
+
+    async def close(self) -> None:
+        """Drops the connection; calls under way fail with ContainerdUnavailable."""
+        await self._channel.close()
+
+    def leased(self, lease: str) -> "ContainerdClient":
+        """The same connection, whose calls put everything they make under `lease`."""
+        twin = object.__new__(ContainerdClient)
+        twin.__dict__.update(self.__dict__)
+        twin._metadata = (*self._metadata, ("containerd-lease", lease))
+        return twin
+
+    async def connected(self, timeout_s: float) -> None:
+        """Returns once the daemon answers. Raises ContainerdUnavailable after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    state = self._channel.get_state(try_to_connect=True)
+                    if state is grpc.ChannelConnectivity.READY:
+                        return
+                    await self._channel.wait_for_state_change(state)
+        except TimeoutError:
+            raise ContainerdUnavailable(f"no containerd answers on {self.socket}") from None
+
+    async def version(self) -> str:
+        """The daemon's version."""
+        call = self._version.Version(empty_pb2.Empty(), timeout=limits.CALL_DEADLINE_S)
+        return (await _call("version", call)).version
+
+    async def broken_plugins(self) -> dict[str, str]:
+        """Plugins that are loaded, "type.id" -> why each does not work ("" for those that do)."""
+        call = self._introspection.Plugins(
+            introspection_pb2.PluginsRequest(), timeout=limits.CALL_DEADLINE_S
+        )
+        plugins = (await _call("list plugins", call)).plugins
+        return {f"{plugin.type}.{plugin.id}": plugin.init_err.message for plugin in plugins}
+
+    # Containers and tasks.
+
+    async def create_container(self, container: containers_pb2.Container) -> None:
+        """Records a container."""
+        call = self._containers.Create(
+            containers_pb2.CreateContainerRequest(container=container),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"create container {container.id}", call)
+
+    async def get_container(self, container_id: str) -> containers_pb2.Container:
+        """One container's record."""
+        call = self._containers.Get(
+            containers_pb2.GetContainerRequest(id=container_id),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"get container {container_id}", call)).container
+
+    async def list_containers(self, label: str, value: str) -> list[containers_pb2.Container]:
+        """The containers that carry a label of that value."""
+        call = self._containers.List(
+            containers_pb2.ListContainersRequest(filters=[f'labels."{label}"=="{value}"']),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return list((await _call("list containers", call)).containers)
+
+    async def delete_container(self, container_id: str) -> None:
+        """Forgets a container that has no task any more."""
+        call = self._containers.Delete(
+            containers_pb2.DeleteContainerRequest(id=container_id),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"delete container {container_id}", call)
+
+    async def create_task(
+        self, container_id: str, rootfs: Mounts, output: str, options: any_pb2.Any
+    ) -> int:
+        """Makes the container's process, not yet running. Answers its pid."""
+        call = self._tasks.Create(
+            tasks_pb2.CreateTaskRequest(
+                container_id=container_id,
+                rootfs=rootfs,
+                stdout=output,
+                stderr=output,
+                options=options,
+            ),
+            metadata=self._metadata,
+            timeout=limits.TASK_DEADLINE_S,
+        )
+        return (await _call(f"create task {container_id}", call)).pid
+
+    async def start_task(self, container_id: str) -> int:
+        """Lets the process run. Answers its pid."""
+        call = self._tasks.Start(
+            tasks_pb2.StartRequest(container_id=container_id),
+            metadata=self._metadata,
+            timeout=limits.TASK_DEADLINE_S,
+        )
+        return (await _call(f"start task {container_id}", call)).pid
+
+    async def get_task(self, container_id: str) -> task_types_pb2.Process:
+        """The task's state."""
+        call = self._tasks.Get(
+            tasks_pb2.GetRequest(container_id=container_id),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"get task {container_id}", call)).process
+
+    async def wait_task(self, container_id: str) -> tasks_pb2.WaitResponse:
+        """Waits for the process's end: the one call without a deadline, for it runs for a day.
+
+        A daemon that goes away ends it with ContainerdUnavailable.
+        """
+        call = self._tasks.Wait(
+            tasks_pb2.WaitRequest(container_id=container_id), metadata=self._metadata
+        )
+        return await _call(f"wait for task {container_id}", call)
+
+    async def kill_task(self, container_id: str, signal: int, whole: bool = False) -> None:
+        """Sends a signal to the first process, or to every process of the container."""
+        call = self._tasks.Kill(
+            tasks_pb2.KillRequest(container_id=container_id, signal=signal, all=whole),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"kill task {container_id}", call)
+
+    async def delete_task(self, container_id: str) -> tasks_pb2.DeleteResponse:
+        """Removes an ended task: its cgroups, mounts and shim."""
+        call = self._tasks.Delete(
+            tasks_pb2.DeleteTaskRequest(container_id=container_id),
+            metadata=self._metadata,
+            timeout=limits.TASK_DEADLINE_S,
+        )
+        return await _call(f"delete task {container_id}", call)
+
+    # Images, snapshots and leases.
+
+    async def get_image(self, name: str) -> images_pb2.Image:
+        """One image's record."""
+        call = self._images.Get(
+            images_pb2.GetImageRequest(name=name),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"get image {name}", call)).image
+
+    async def list_images(self) -> list[images_pb2.Image]:
+        """Every image of the namespace."""
+        call = self._images.List(
+            images_pb2.ListImagesRequest(), metadata=self._metadata, timeout=limits.CALL_DEADLINE_S
+        )
+        return list((await _call("list images", call)).images)
+
+    async def put_image(self, image: images_pb2.Image) -> None:
+        """Creates an image's record, or points the one of that name at the new target."""
+        deadline = limits.CALL_DEADLINE_S
+        try:
+            create = self._images.Create(
+                images_pb2.CreateImageRequest(image=image),
+                metadata=self._metadata,
+                timeout=deadline,
+            )
+            await _call(f"create image {image.name}", create)
+        except ContainerdExists:
+            update = self._images.Update(
+                images_pb2.UpdateImageRequest(image=image),
+                metadata=self._metadata,
+                timeout=deadline,
+            )
+            await _call(f"update image {image.name}", update)
+
+    async def delete_image(self, name: str) -> None:
+        """Forgets an image, and collects what only it kept before answering."""
+        call = self._images.Delete(
+            images_pb2.DeleteImageRequest(name=name, sync=True),
+            metadata=self._metadata,
+            timeout=limits.APPLY_DEADLINE_S,
+        )
+        await _call(f"delete image {name}", call)
+
+    async def create_lease(self, lease: str, labels: dict[str, str]) -> None:
+        """Makes a lease, for `leased()`."""
+        call = self._leases.Create(
+            leases_pb2.CreateRequest(id=lease, labels=labels),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"create lease {lease}", call)
+
+    async def delete_lease(self, lease: str) -> None:
+        """Ends a lease, and collects what only it kept before answering."""
+        call = self._leases.Delete(
+            leases_pb2.DeleteRequest(id=lease, sync=True),
+            metadata=self._metadata,
+            timeout=limits.APPLY_DEADLINE_S,
+        )
+        await _call(f"delete lease {lease}", call)
+
+    async def list_leases(self) -> list[leases_pb2.Lease]:
+        """Every lease of the namespace."""
+        call = self._leases.List(
+            leases_pb2.ListRequest(), metadata=self._metadata, timeout=limits.CALL_DEADLINE_S
+        )
+        return list((await _call("list leases", call)).leases)
+
+    async def add_to_lease(self, lease: str, digest: str) -> None:
+        """Puts a blob that was there before under the lease too."""
+        resource = leases_pb2.Resource(id=digest, type="content")
+        call = self._leases.AddResource(
+            leases_pb2.AddResourceRequest(id=lease, resource=resource),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"add {digest} to lease {lease}", call)
+
+    async def prepare_snapshot(self, key: str, parent: str, labels: dict[str, str]) -> Mounts:
+        """A writable snapshot on top of `parent` ("" for none)."""
+        call = self._snapshots.Prepare(
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+            ),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"prepare snapshot {key}", call)).mounts
+
+    async def view_snapshot(self, key: str, parent: str, labels: dict[str, str]) -> Mounts:
+        """A read-only snapshot of `parent`."""
+        call = self._snapshots.View(
+            snapshots_pb2.ViewSnapshotRequest(
+                snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
+            ),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"view snapshot {key}", call)).mounts
+
+    async def snapshot_mounts(self, key: str) -> Mounts:
+        """How to mount a prepared or viewed snapshot."""
+        call = self._snapshots.Mounts(
+            snapshots_pb2.MountsRequest(snapshotter=self.snapshotter, key=key),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"mounts of snapshot {key}", call)).mounts
+
+    async def commit_snapshot(self, name: str, key: str, labels: dict[str, str]) -> None:
+        """Makes a prepared snapshot a parent for others, under `name`."""
+        call = self._snapshots.Commit(
+            snapshots_pb2.CommitSnapshotRequest(
+                snapshotter=self.snapshotter, name=name, key=key, labels=labels
+            ),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"commit snapshot {name}", call)
+
+    async def remove_snapshot(self, key: str) -> None:
+        """Removes a snapshot that nothing stands on."""
+        call = self._snapshots.Remove(
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"remove snapshot {key}", call)
+
+    async def stat_snapshot(self, key: str) -> snapshots_pb2.Info:
+        """What a snapshot is. Raises ContainerdNotFound."""
+        call = self._snapshots.Stat(
+            snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"stat snapshot {key}", call)).info
+
+    async def list_snapshots(self) -> list[snapshots_pb2.Info]:
+        """Every snapshot of the namespace."""
+        found: list[snapshots_pb2.Info] = []
+        with _translated("list snapshots"):
+            async for part in self._snapshots.List(
+                snapshots_pb2.ListSnapshotsRequest(snapshotter=self.snapshotter),
+                metadata=self._metadata,
+                timeout=limits.CALL_DEADLINE_S,
+            ):
+                found.extend(part.info)
+        return found
+
+    async def apply_diff(self, layer: types_pb2.Descriptor, mounts: Mounts) -> str:
+        """Unpacks a layer onto mounts. Answers the digest of what was unpacked (its diff_id)."""
+        call = self._diff.Apply(
+            diff_pb2.ApplyRequest(diff=layer, mounts=mounts),
+            metadata=self._metadata,
+            timeout=limits.APPLY_DEADLINE_S,
+        )
+        return (await _call(f"apply layer {layer.digest}", call)).applied.digest
+
+    # Content.
+
+    async def content_size(self, digest: str) -> int:
+        """The size of a blob that is whole, in bytes. Raises ContainerdNotFound."""
+        call = self._content.Info(
+            content_pb2.InfoRequest(digest=digest),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return (await _call(f"info of {digest}", call)).info.size
+
+    async def label_content(self, digest: str, labels: dict[str, str]) -> None:
+        """Sets labels of a blob, leaving its other ones."""
+        call = self._content.Update(
+            content_pb2.UpdateRequest(
+                info=content_pb2.Info(digest=digest, labels=labels),
+                update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{key}" for key in labels]),
+            ),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"label {digest}", call)
+
+    async def list_content(self) -> list[str]:
+        """The digests of every blob of the namespace."""
+        found: list[str] = []
+        with _translated("list content"):
+            async for part in self._content.List(
+                content_pb2.ListContentRequest(),
+                metadata=self._metadata,
+                timeout=limits.CALL_DEADLINE_S,
+            ):
+                found.extend(info.digest for info in part.info)
+        return found
+
+    async def list_ingests(self) -> list[str]:
+        """The names of unfinished writes."""
+        call = self._content.ListStatuses(
+            content_pb2.ListStatusesRequest(),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        return [status.ref for status in (await _call("list ingests", call)).statuses]
+
+    async def abort_ingest(self, ref: str) -> None:
+        """Drops an unfinished write."""
+        call = self._content.Abort(
+            content_pb2.AbortRequest(ref=ref),
+            metadata=self._metadata,
+            timeout=limits.CALL_DEADLINE_S,
+        )
+        await _call(f"abort write of {ref}", call)
+
+    async def read_content(self, digest: str, bytes_max: int) -> bytes:
+        """A small blob, whole. Raises ContainerdError when it is larger than `bytes_max`."""
+        data = bytearray()
+        with _translated(f"read {digest}"):
+            async for part in self._content.Read(
+                content_pb2.ReadContentRequest(digest=digest),
+                metadata=self._metadata,
+                timeout=limits.CALL_DEADLINE_S,
+            ):
+                data += part.data
+                if len(data) > bytes_max:
+                    raise ContainerdError(f"{digest} is larger than {bytes_max} bytes")
+        return bytes(data)
+
+    async def write_content(
+        self, ref: str, digest: str, size: int, chunks: AsyncIterator[bytes], deadline_s: float
+    ) -> None:
+        """Writes a blob that must come out as `digest`.
+
+        Raises ContainerdExists when it is there already (no chunk is read then), ContainerdError
+        when digest or size come out different. An unfinished write stays until `abort_ingest`.
+        """
+        request = content_pb2.WriteContentRequest
+        with _translated(f"write {digest}"):
+            call = self._content.Write(metadata=self._metadata, timeout=deadline_s)
+            identity = {"ref": ref, "total": size, "expected": digest}
+
+            async def exchange(
+                message: content_pb2.WriteContentRequest,
+            ) -> content_pb2.WriteContentResponse:
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(message)
+                    answer = await call.read()
+                    if isinstance(answer, content_pb2.WriteContentResponse):
+                        return answer
+                # The stream ended: its status says why.
+                raise grpc.aio.AioRpcError(
+                    await call.code(),
+                    grpc.aio.Metadata(),
+                    grpc.aio.Metadata(),
+                    details=await call.details(),
+                )
+
+            action = content_pb2.WriteAction
+            answer = await exchange(request(action=action.STAT, **identity))
+            offset = answer.offset
+            if offset:
+                raise ContainerdError(f"write {digest}: another write left {offset} bytes")
+            async for chunk in chunks:
+                message = request(action=action.WRITE, offset=offset, data=chunk, **identity)
+                offset = (await exchange(message)).offset
+            await exchange(request(action=action.COMMIT, offset=offset, **identity))
+            await call.done_writing()

@@ -1,0 +1,58 @@
+"""Every limit and deadline of the executor's runtime layer, with its unit and its reason."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# Images. One GiB is what the product promises; compressed and unpacked are limited alike, so that a
+# small archive cannot fill the disk.
+IMAGE_BYTES_MAX = 1 * GIB
+IMAGE_LAYERS_MAX = 127  # overlayfs takes 128 lower directories in one mount; one is ours
+IMAGE_ENTRIES_MAX = 300_000  # files cost inodes, not only bytes
+MANIFEST_BYTES_MAX = 4 * MIB  # what registries accept by the distribution specification
+CONFIG_BYTES_MAX = 4 * MIB
+TAR_HEADER_BYTES_MAX = 1 * MIB  # one long name or one set of extended attributes
+PASSWD_BYTES_MAX = 1 * MIB
+COPY_CHUNK_BYTES = 1 * MIB  # a message's size towards containerd, which takes 16 MiB
+ZSTD_WINDOW_BYTES_MAX = 128 * MIB  # memory that one layer's decompression may need
+IMAGE_CACHE_ENTRIES_MAX = 4096  # parsed configurations kept in memory
+
+# The gate's message is one write into one pipe, and the kernel's own limits on execve are near:
+# 128 KiB for one string.
+MESSAGE_BYTES_MAX = 1 * MIB
+STRING_BYTES_MAX = 128 * KIB - 1
+STRINGS_MAX = 1 << 14
+PAYLOAD_BYTES_MAX = 1 * MIB  # the API promises less; this is the runtime's own guard
+
+# Output is kept per stream.
+OUTPUT_BYTES_MAX = 64 * MIB
+LOG_CHUNK_BYTES_MAX = 64 * KIB
+
+# Deadlines, in seconds. A call that only touches containerd's database answers in milliseconds; ten
+# seconds is a machine that is lost in other work.
+CALL_DEADLINE_S = 10.0
+# The runtime's create forks several processes: slow on a machine that starts fifty at once.
+TASK_DEADLINE_S = 30.0
+# Unpacking a layer is bound by its size.
+APPLY_DEADLINE_S = 300.0
+# From the message's write to the exec's answer: about 1 ms, unless the sandbox's cpu limit is tiny.
+GATE_DEADLINE_S = 10.0
+# After a sandbox's last process ended, until its output is whole on disk.
+OUTPUT_DEADLINE_S = 5.0
+DAEMON_START_DEADLINE_S = 20.0
+DAEMON_STOP_DEADLINE_S = 10.0
+REGISTRY_CONNECT_DEADLINE_S = 10.0
+REGISTRY_READ_DEADLINE_S = 30.0  # silence on a transfer, not its whole length
+PULL_DEADLINE_S = 600.0
+LEASE_SECONDS = 3600  # an import that takes longer has failed; what it left is collected
+
+# Concurrency. Creates are bound by cpu: more at once only makes each slower. Deletes yield to them.
+CREATES_AT_ONCE_MAX = 8
+DELETES_AT_ONCE_MAX = 2
+PULLS_AT_ONCE_MAX = 4
+LAYERS_AT_ONCE_MAX = 3
+
+# Retries of a call that containerd did not answer.
+RECONNECT_BACKOFF_MS_MIN = 20
+RECONNECT_BACKOFF_MS_MAX = 500
+DAEMON_RESTARTS_MAX = 20  # in a row without living for a minute: then it is broken, not unlucky

@@ -1,0 +1,105 @@
+"""What a schedule's recurrence is: the record, its choices, and a customer's calendars.
+
+Only data and the merging of calendars belong here; when something fires is in `program`.
+"""
+
+import enum
+from collections.abc import Mapping
+
+import msgspec
+
+from .errors import UnknownCalendar
+
+
+class Gap(enum.IntEnum):
+    """A fixed local time that does not exist, because clocks went forward over it."""
+
+    AFTER = 0
+    """Runs once, at the moment after the gap."""
+    SKIP = 1
+    """Does not run on that day."""
+
+    # Enum hashes its name in Python code; specs are dictionary keys on the hottest path there is.
+    __hash__ = int.__hash__
+
+
+class Fold(enum.IntEnum):
+    """A fixed local time that happens twice, because clocks went back over it."""
+
+    FIRST = 0
+    """Runs once, the first time."""
+    BOTH = 1
+    """Runs both times."""
+
+    __hash__ = int.__hash__
+
+
+class Spec(msgspec.Struct, frozen=True, array_like=True):
+    """When a schedule fires: the union of its crons, periods and instants, less its exclusions.
+
+    Stored as an array inside the schedule's record: fields may only be appended, with a default.
+    Instants are epoch milliseconds UTC.
+    """
+
+    crons: tuple[str, ...] = ()
+    """Cron expressions of 5 fields, or of 6 with seconds first, in `zone`'s local time."""
+    every: tuple[tuple[int, int], ...] = ()
+    """(period_ms, phase_ms): fires at every instant t with (t - phase) % period == 0. The phase is
+    counted from the epoch, so neither a restart nor an edit of something else moves a fire."""
+    at_ms: tuple[int, ...] = ()
+    """One-off instants."""
+    zone: str = "UTC"
+    """IANA name, looked up in the pinned `tzdata` package, never in the host's files."""
+    gap: Gap = Gap.AFTER
+    fold: Fold = Fold.FIRST
+    start_ms: int | None = None
+    """No fire before this instant (one at it is)."""
+    end_ms: int | None = None
+    """No fire at or after this instant."""
+    max_fires: int | None = None
+    """Ends after so many fires. Counting needs state: the machine that keeps the schedule enforces
+    it; here only `preview` does, which is told how many there were."""
+    jitter_ms: int = 0
+    """Each fire is due up to this much after its nominal time, never past the next nominal one."""
+    excluded_dates: tuple[str, ...] = ()
+    """Local dates of `zone`, as 2026-12-25 (that day) or 12-25 (that day of every year)."""
+    excluded_windows: tuple[tuple[int, int], ...] = ()
+    """[from_ms, until_ms): no fire whose nominal instant is inside."""
+    calendars: tuple[str, ...] = ()
+    """Names of the customer's calendars to exclude; `with_calendars` replaces them by content."""
+
+
+class Calendar(msgspec.Struct, frozen=True, array_like=True):
+    """A customer's named set of exclusions. Dates are local to the schedule that uses it."""
+
+    dates: tuple[str, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()
+
+
+class Problem(msgspec.Struct, frozen=True, array_like=True):
+    """One thing wrong with a spec: `field` is a path such as "crons[1]"; `message` says what."""
+
+    field: str
+    message: str
+
+
+def with_calendars(spec: Spec, calendars: Mapping[str, Calendar]) -> Spec:
+    """Returns the spec with its calendars' content in place of their names.
+
+    Raises UnknownCalendar. Everything that computes fires takes the result of this.
+    """
+    if not spec.calendars:
+        return spec
+    dates = list(spec.excluded_dates)
+    windows = list(spec.excluded_windows)
+    for name in spec.calendars:
+        if name not in calendars:
+            raise UnknownCalendar(f"there is no calendar named {name!r}")
+        dates.extend(calendars[name].dates)
+        windows.extend(calendars[name].windows)
+    return msgspec.structs.replace(
+        spec,
+        calendars=(),
+        excluded_dates=tuple(sorted(set(dates))),
+        excluded_windows=tuple(sorted(set(windows))),
+    )

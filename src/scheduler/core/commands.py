@@ -1,0 +1,243 @@
+"""What may be done to a shard, and what came of it.
+
+An Entry is what one Raft entry carries: commands that were committed together, with the one time at
+which they happen. A command is refused whole or done whole; a refusal changes nothing. Commands are
+stored in the log as msgpack arrays: fields may only be appended, with a default.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from .model import Attempt, Execution, Job, JobSpec, Record, Schedule
+from .recurrence import Spec
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of every command."""
+
+
+class NewJob(Record, frozen=True):
+    """One job to create."""
+
+    job_id: str
+    uid: bytes
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    spec: JobSpec
+
+
+class CreateJobs(Command, frozen=True):
+    """Create all of these, or none."""
+
+    customer: str
+    jobs: list[NewJob]
+    request: bytes
+
+
+class UpdateJob(Command, frozen=True):
+    """Replace what a job says; a new spec makes a new revision."""
+
+    customer: str
+    job_id: str
+    version: int
+    """The version that the change was made from; 0: any."""
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    spec: JobSpec
+
+
+class DeleteJob(Command, frozen=True):
+    """Delete a job that has no schedules."""
+
+    customer: str
+    job_id: str
+    version: int
+
+
+class NewSchedule(Record, frozen=True):
+    """One schedule to create."""
+
+    schedule_id: str
+    uid: bytes
+    labels: tuple[tuple[str, str], ...]
+    spec: Spec
+    payload: bytes
+
+
+class CreateSchedules(Command, frozen=True):
+    """Create all of these, or none."""
+
+    customer: str
+    job_id: str
+    schedules: list[NewSchedule]
+    request: bytes
+
+
+class UpdateSchedule(Command, frozen=True):
+    """Replace what a schedule says; armed fires that are not due yet are taken back."""
+
+    customer: str
+    job_id: str
+    schedule_id: str
+    version: int
+    labels: tuple[tuple[str, str], ...]
+    spec: Spec
+    payload: bytes
+
+
+class DeleteSchedules(Command, frozen=True):
+    """Delete these schedules of one job; those that are not there are passed over if `lenient`."""
+
+    customer: str
+    job_id: str
+    schedule_ids: list[str]
+    version: int
+    lenient: bool
+
+
+class PauseSchedule(Command, frozen=True):
+    """Stop a schedule from firing."""
+
+    customer: str
+    job_id: str
+    schedule_id: str
+    reason: str
+
+
+class ResumeSchedule(Command, frozen=True):
+    """Let a paused schedule fire again, from its next instant after now."""
+
+    customer: str
+    job_id: str
+    schedule_id: str
+
+
+class Placement(Record, frozen=True):
+    """The executor that the leader chose for an attempt."""
+
+    executor: str
+    incarnation: str
+
+
+class NewExecution(Record, frozen=True):
+    """One execution to create."""
+
+    job_id: str
+    origin: bytes
+    payload: bytes
+    placement: Placement | None
+
+
+class ExecuteJobs(Command, frozen=True):
+    """Execute all of these now, or none."""
+
+    customer: str
+    executions: list[NewExecution]
+    request: bytes
+
+
+class DueFire(Record, frozen=True):
+    """A schedule whose timer came up."""
+
+    job_uid: bytes
+    schedule_id: str
+    due_ms: int
+    """The timer's due time: if the schedule's is another by now, the fire is stale."""
+    placement: Placement | None
+
+
+class Fire(Command, frozen=True):
+    """Create the executions of timers that came up, and move their schedules on."""
+
+    fires: list[DueFire]
+    floor_ms: int
+    """No timer is due before this: where a new leader begins to look."""
+
+
+class Assign(Command, frozen=True):
+    """Give waiting executions to executors."""
+
+    assignments: list[tuple[bytes, bytes, Placement]]
+    """(job uid, execution id, executor)"""
+
+
+class Cancel(Command, frozen=True):
+    """Ask an execution to end."""
+
+    job_uid: bytes
+    execution: bytes
+
+
+class EndAttempts(Command, frozen=True):
+    """Attempts ended. One that has ended already is passed over: the first report stands."""
+
+    ends: list[tuple[bytes, bytes, Attempt]]
+    """(job uid, execution id, the attempt as it ended)"""
+
+
+class Purge(Command, frozen=True):
+    """Forget executions whose retention is over."""
+
+    executions: list[tuple[bytes, bytes, int]]
+    """(job uid, execution id, the timer's due time)"""
+    floor_ms: int
+
+
+AnyCommand = (
+    CreateJobs
+    | UpdateJob
+    | DeleteJob
+    | CreateSchedules
+    | UpdateSchedule
+    | DeleteSchedules
+    | PauseSchedule
+    | ResumeSchedule
+    | ExecuteJobs
+    | Fire
+    | Assign
+    | Cancel
+    | EndAttempts
+    | Purge
+)
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """What one Raft entry carries."""
+
+    version: int
+    """Of the commands' meaning: ENTRY_VERSION of the leader that proposed it."""
+    time_ms: int
+    """When it happens: the leader's clock, never before an earlier entry's."""
+    commands: list[AnyCommand]
+
+
+ENTRY_VERSION = 1
+
+
+class Why(enum.IntEnum):
+    """Why a command was refused."""
+
+    NOT_FOUND = 1
+    ALREADY_EXISTS = 2
+    VERSION_MISMATCH = 3
+    HAS_SCHEDULES = 4
+    NOT_PAUSED = 5
+    NEVER_FIRES = 6
+
+
+class Refused(Exception):
+    """A command was refused: nothing of it was done."""
+
+    def __init__(self, why: Why, what: str, index: int = 0) -> None:
+        """what: the thing's id; index: which item of the batch."""
+        super().__init__(why.name, what)
+        self.why = why
+        self.what = what
+        self.index = index
+
+
+Outcome = list[Job] | list[Schedule] | list[Execution] | Refused
+"""What came of a command: the records that it made changed or deleted, or why it was refused."""

@@ -1,0 +1,53 @@
+"""The table of contents of what a shard does: command -> handler."""
+
+from __future__ import annotations
+
+from . import commands, executions, jobs, schedules
+from .commands import AnyCommand, Outcome, Refused
+from .view import View
+
+
+def apply(view: View, entry: list[AnyCommand], now_ms: int) -> list[Outcome]:
+    """Do an entry's commands, one by one, as of one time, and tell what came of each.
+
+    Pure but for the view. A refused command has written nothing: handlers check, then write.
+    """
+    outcomes: list[Outcome] = []
+    for command in entry:
+        try:
+            outcomes.append(_apply(view, command, now_ms))
+        except Refused as refusal:
+            outcomes.append(refusal)
+    return outcomes
+
+
+def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
+    match command:
+        case commands.Fire():
+            return schedules.fire(view, command, now_ms)
+        case commands.EndAttempts():
+            return executions.end(view, command, now_ms)
+        case commands.CreateSchedules():
+            return schedules.create(view, command, now_ms)
+        case commands.ExecuteJobs():
+            return executions.execute(view, command, now_ms)
+        case commands.CreateJobs():
+            return jobs.create(view, command, now_ms)
+        case commands.UpdateJob():
+            return jobs.update(view, command, now_ms)
+        case commands.DeleteJob():
+            return jobs.delete(view, command)
+        case commands.UpdateSchedule():
+            return schedules.update(view, command, now_ms)
+        case commands.DeleteSchedules():
+            return schedules.delete(view, command, now_ms)
+        case commands.PauseSchedule():
+            return schedules.pause(view, command, now_ms)
+        case commands.ResumeSchedule():
+            return schedules.resume(view, command, now_ms)
+        case commands.Assign():
+            return executions.assign(view, command, now_ms)
+        case commands.Cancel():
+            return executions.cancel(view, command, now_ms)
+        case commands.Purge():
+            return executions.purge(view, command)

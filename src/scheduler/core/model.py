@@ -1,0 +1,190 @@
+"""What is stored: jobs, schedules, executions. Frozen; a change makes a new one.
+
+Records are stored and replicated as msgpack arrays in the order of the fields here, so fields may
+only be appended, with a default (docs/decisions/0002-records.md). Times are integers since 1970 UTC
+and say their unit.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from .recurrence import Spec
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """Base of everything stored."""
+
+
+class ScheduleState(enum.IntEnum):
+    """Whether a schedule fires. Numbers as in the public API."""
+
+    ACTIVE = 1
+    PAUSED = 2
+    FINISHED = 3
+
+
+class ExecutionState(enum.IntEnum):
+    """Where an execution is in its life. Numbers as in the public API.
+
+    RUNNING is never stored: it is a soft fact that the executor reports.
+    """
+
+    PENDING = 1
+    ASSIGNED = 2
+    RUNNING = 3
+    SUCCEEDED = 4
+    FAILED = 5
+    CANCELLED = 6
+    REVOKED = 7
+
+
+class Reason(enum.IntEnum):
+    """Why an execution ended other than by success. Numbers as in the public API."""
+
+    NONE = 0
+    EXIT_CODE = 1
+    SIGNAL = 2
+    OUT_OF_MEMORY = 3
+    TIMEOUT = 4
+    CANCELLED = 5
+    IMAGE_NOT_FOUND = 6
+    IMAGE_TOO_LARGE = 7
+    IMAGE_CORRUPT = 8
+    REGISTRY_UNAVAILABLE = 9
+    COMMAND_NOT_STARTED = 10
+    EXECUTOR_LOST = 11
+    INFRASTRUCTURE = 12
+    REVOKED = 13
+    JOB_DELETED = 14
+
+
+ACTIVE_STATES = frozenset({ExecutionState.PENDING, ExecutionState.ASSIGNED, ExecutionState.RUNNING})
+
+
+class JobSpec(Record, frozen=True):
+    """What a revision of a job runs. Every limit is set: defaults were applied at the door."""
+
+    image: str
+    command: tuple[str, ...]
+    args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    """Sorted by name."""
+    working_dir: str
+    memory_bytes: int
+    cpu_millis: int
+    scratch_bytes: int
+    pids: int
+    timeout_ms: int
+    grace_ms: int
+    at_most_once: bool
+
+
+class Job(Record, frozen=True):
+    """A job and its current revision."""
+
+    customer: str
+    job_id: str
+    uid: bytes
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    spec: JobSpec
+    revision: int
+    create_ms: int
+    update_ms: int
+    version: int
+    """The etag: one more with every change."""
+    request: bytes
+    """Hash of the request_id that created it; empty if there was none."""
+
+
+class Schedule(Record, frozen=True):
+    """A schedule: its definition, and where it stands."""
+
+    customer: str
+    job_id: str
+    schedule_id: str
+    job_uid: bytes
+    uid: bytes
+    labels: tuple[tuple[str, str], ...]
+    spec: Spec
+    payload: bytes
+    state: ScheduleState
+    pause_reason: str
+    next_ms: int
+    """The nominal instant that fires next; 0 if there is none."""
+    due_ms: int
+    """next_ms with its jitter: the key of its timer."""
+    last_ms: int
+    """The nominal instant that fired last; 0 before the first."""
+    fire_count: int
+    missed_count: int
+    create_ms: int
+    update_ms: int
+    version: int
+    request: bytes
+
+
+class Attempt(Record, frozen=True):
+    """One try at an execution."""
+
+    number: int
+    executor: str
+    incarnation: str
+    """The start of that executor's process that it was given to: another one never had it."""
+    assign_ms: int
+    prepared_ns: int = 0
+    started_ns: int = 0
+    ended_ns: int = 0
+    exit_code: int = -1
+    """-1 if it did not exit by itself or by a signal."""
+    signal: int = 0
+    reason: Reason = Reason.NONE
+    message: str = ""
+    peak_memory_bytes: int = 0
+    cpu_ns: int = 0
+
+
+class Execution(Record, frozen=True):
+    """One run of a job."""
+
+    customer: str
+    job_id: str
+    job_uid: bytes
+    id: bytes
+    """See ids.execution_id."""
+    revision: int
+    schedule_id: str
+    """Empty if it was executed by a call."""
+    state: ExecutionState
+    due_ms: int
+    create_ms: int
+    payload: bytes = b""
+    missed: int = 0
+    """How many earlier instants of its schedule it stands for."""
+    stop: Reason = Reason.NONE
+    """CANCELLED or REVOKED once somebody asked it to end."""
+    attempts: tuple[Attempt, ...] = ()
+    reason: Reason = Reason.NONE
+    message: str = ""
+    end_ms: int = 0
+    request: bytes = b""
+
+
+class TimerKind(enum.IntEnum):
+    """What a timer means when it is due. Numbers are stored."""
+
+    FIRE = 1
+    PURGE = 2
+
+
+class Timer(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One entry of the time-ordered index."""
+
+    due_ms: int
+    kind: TimerKind
+    job_uid: bytes
+    id: bytes
+    """The schedule's id (FIRE) or the execution's (PURGE)."""

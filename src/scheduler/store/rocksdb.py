@@ -1,0 +1,148 @@
+"""The backend that lasts: RocksDB through rocksdict, in raw (bytes) mode.
+
+Timers live in a column family of their own, because they are written and deleted in time order: it
+compacts itself when many deletions come together, so that a scan never wades through tombstones.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+from .keys import TIMERS
+
+BLOCK_CACHE_BYTES = 48 * 1024 * 1024
+"""What of the files is kept in memory: the same however much is stored."""
+
+WRITE_BUFFER_BYTES = 16 * 1024 * 1024
+"""A memtable; two of them for each column family at most. Bounds memory and recovery time."""
+
+WAL_BYTES_MAX = 128 * 1024 * 1024
+"""Of state not yet in files; the journal has it too, so this bounds only the restart."""
+
+BLOOM_BITS = 10
+"""One miss in a hundred reads a block in vain: creates ask for keys that are not there."""
+
+DELETION_WINDOW = 4_096
+DELETION_TRIGGER = 2_048
+"""A file in which half of any 4,096 entries are deletions is compacted."""
+
+
+def _options(cache: Cache) -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(2)
+    options.set_max_total_wal_size(WAL_BYTES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    table = BlockBasedOptions()
+    table.set_block_cache(cache)
+    table.set_bloom_filter(BLOOM_BITS, False)
+    table.set_cache_index_and_filter_blocks(True)
+    options.set_block_based_table_factory(table)
+    options.set_memtable_prefix_bloom_ratio(0.1)
+    options.set_memtable_whole_key_filtering(True)
+    return options
+
+
+class RocksBackend:
+    """One RocksDB in a directory. Writes are not synced: see `flush_wal`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open()
+
+    def _open(self) -> None:
+        cache = Cache(BLOCK_CACHE_BYTES)
+        timers = _options(cache)
+        timers.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, 0.0)
+        self._db = Rdict(
+            str(self.directory),
+            _options(cache),
+            column_families={"default": _options(cache), "timers": timers},
+        )
+        self._timers = self._db.get_column_family("timers")
+        self._timers_handle = self._db.get_column_family_handle("timers")
+        self._write_options = WriteOptions()
+
+    def _family(self, key: bytes) -> Rdict:
+        return self._timers if key[:1] == TIMERS else self._db
+
+    def get(self, key: bytes) -> bytes | None:
+        """See Backend."""
+        value: bytes | None = self._family(key).get(key)
+        return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See Backend. Keys of timers are not asked for."""
+        values: Any = self._db.get(list(keys))
+        return list(values)
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """See Backend."""
+        pairs: Any = self._family(start).items(
+            backwards=reverse, from_key=stop if reverse else start, read_opt=ReadOptions()
+        )
+        for key, value in pairs:
+            if key < start if reverse else key >= stop:
+                return
+            if key < stop:  # in reverse the iteration may begin at `stop` itself
+                yield key, value
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """See Backend."""
+        batch = WriteBatch(raw_mode=True)
+        put, delete, timers = batch.put, batch.delete, self._timers_handle
+        for key, value in changes.items():
+            if key[:1] == TIMERS:
+                if value is None:
+                    delete(key, timers)
+                else:
+                    put(key, value, timers)
+            elif value is None:
+                delete(key)
+            else:
+                put(key, value)
+        self._db.write(batch, self._write_options)
+
+    def flush_wal(self) -> None:
+        """Make everything written durable. Blocks without the interpreter lock: use a thread."""
+        self._db.flush_wal(True)
+
+    def flush(self) -> None:
+        """Write memtables to files. Blocks without the interpreter lock: use a thread."""
+        self._db.flush()
+        self._timers.flush()
+
+    def checkpoint(self, directory: Path) -> None:
+        """A consistent copy in a new directory, by hard links: flush first, then this is fast."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        Checkpoint(self._db).create_checkpoint(str(directory))
+
+    def close(self) -> None:
+        """Release the directory."""
+        del self._timers_handle
+        self._timers.close()
+        self._db.close()
+
+    def reopen(self) -> None:
+        """Open again after `close`, on whatever is in the directory now."""
+        self._open()

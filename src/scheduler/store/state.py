@@ -1,0 +1,156 @@
+"""The replicated state machine: decodes an entry, applies it, writes one batch.
+
+Stands between the Raft replica, which calls `apply` with committed entries in order, and the core.
+The index of the entry is in the same batch as its changes, so a restart neither repeats nor loses
+one. Writes are not synced: the journal holds every entry until `flush_wal` has made them durable.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ..core import commands, machine
+from ..core.commands import ENTRY_VERSION, AnyCommand, Entry, Outcome
+from ..core.model import Execution, Timer
+from . import keys
+from .backend import Backend
+from .view import Meta, StoreView
+
+PREFETCH_MIN = 8
+"""Batches of so many keys are read at once; below, single reads are as fast."""
+
+_ENTRY = msgspec.msgpack.Decoder(Entry)
+_META = msgspec.msgpack.Decoder(Meta)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What came of an entry: data for whoever acts on it (the leader), or for nobody."""
+
+    index: int
+    outcomes: list[Outcome]
+    """One for each command."""
+    executions: list[Execution]
+    """Executions made or changed."""
+    timers: list[Timer]
+    """Timers made."""
+
+
+class UnknownEntry(Exception):
+    """An entry of a newer version than this program: it must be upgraded, not guess."""
+
+
+class DurableBackend(Backend, Protocol):
+    """A backend that a replica can stand on: see rocksdb.RocksBackend."""
+
+    directory: Path
+
+    def flush_wal(self) -> None: ...
+    def flush(self) -> None: ...
+    def checkpoint(self, directory: Path) -> None: ...
+    def close(self) -> None: ...
+    def reopen(self) -> None: ...
+
+
+def encode_entry(time_ms: int, batch: list[AnyCommand]) -> bytes:
+    """What is proposed for a batch of commands."""
+    return _encode(Entry(ENTRY_VERSION, time_ms, batch))
+
+
+class State:
+    """One shard's state on one replica."""
+
+    def __init__(self, backend: DurableBackend, retention_ms: int) -> None:
+        """retention_ms must be the same on every replica: it decides when things are purged."""
+        self.backend = backend
+        self._retention_ms = retention_ms
+        self._load()
+
+    def _load(self) -> None:
+        raw = self.backend.get(keys.META)
+        self.meta = Meta() if raw is None else _META.decode(raw)
+
+    @property
+    def applied(self) -> tuple[int, int]:
+        """(index, term) of the last entry in the state."""
+        return self.meta.index, self.meta.term
+
+    def apply(self, index: int, term: int, payload: bytes) -> Applied:
+        """Apply a committed entry."""
+        assert index > self.meta.index, (index, self.meta.index)
+        entry = _ENTRY.decode(payload)
+        if entry.version > ENTRY_VERSION:
+            raise UnknownEntry(
+                f"entry {index} has version {entry.version}; this program knows {ENTRY_VERSION}"
+            )
+        meta = self.meta
+        meta.time_ms = max(meta.time_ms, entry.time_ms)
+        view = StoreView(self.backend, meta, self._retention_ms)
+        wanted = _wanted(self, entry.commands)
+        if len(wanted) >= PREFETCH_MIN:
+            view.prefetch(wanted)
+        outcomes = machine.apply(view, entry.commands, meta.time_ms)
+        meta.index, meta.term = index, term
+        changes = view.changes()
+        changes[keys.META] = _encode(meta)
+        self.backend.write(changes)
+        return Applied(index, outcomes, view.executions, view.timers)
+
+    def flush_wal(self) -> None:
+        """Make everything applied durable; in a worker thread."""
+        self.backend.flush_wal()
+
+    def flush(self) -> None:
+        """Write memtables to files; in a worker thread, before a checkpoint."""
+        self.backend.flush()
+
+    def checkpoint(self, directory: Path) -> tuple[int, int]:
+        """Copy the state to a new directory; (index, term) that the copy holds."""
+        self.backend.checkpoint(directory)
+        return self.applied
+
+    def install(self, directory: Path) -> None:
+        """Replace the whole state by the files in a directory, which is used up.
+
+        Renames, so that a crash leaves the old state, none, or the new one; whoever calls keeps a
+        marker and calls again after a crash.
+        """
+        target = self.backend.directory
+        self.backend.close()
+        old = target.with_name(target.name + ".old")
+        if directory.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+            if target.is_dir():
+                target.rename(old)
+            directory.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+            descriptor = os.open(target.parent, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        self.backend.reopen()
+        self._load()
+
+
+def _wanted(state: State, batch: list[AnyCommand]) -> list[bytes]:
+    """The keys that commands are sure to read, as far as they are known beforehand."""
+    wanted: list[bytes] = []
+    for command in batch:
+        match command:
+            case commands.Fire():
+                wanted += [keys.schedule(f.job_uid, f.schedule_id) for f in command.fires]
+            case commands.EndAttempts():
+                wanted += [keys.execution(uid, identity) for uid, identity, _ in command.ends]
+            case commands.CreateJobs():
+                wanted += [keys.job(command.customer, new.job_id) for new in command.jobs]
+            case commands.CreateSchedules():
+                job = StoreView(state.backend, Meta(), 0).job(command.customer, command.job_id)
+                if job is not None:
+                    wanted += [keys.schedule(job.uid, new.schedule_id) for new in command.schedules]
+            case _:
+                pass
+    return wanted

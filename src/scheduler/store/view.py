@@ -1,0 +1,200 @@
+"""core.View over a backend: reads through, collects writes, and remembers what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..core.model import (
+    ACTIVE_STATES,
+    Execution,
+    Job,
+    JobSpec,
+    Schedule,
+    Timer,
+)
+from . import keys
+from .backend import Backend
+
+_encode = msgspec.msgpack.Encoder().encode
+_JOB = msgspec.msgpack.Decoder(Job)
+_SPEC = msgspec.msgpack.Decoder(JobSpec)
+_SCHEDULE = msgspec.msgpack.Decoder(Schedule)
+_EXECUTION = msgspec.msgpack.Decoder(Execution)
+_COUNT = msgspec.msgpack.Decoder(int)
+_REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
+
+decode_job = _JOB.decode
+decode_schedule = _SCHEDULE.decode
+decode_execution = _EXECUTION.decode
+
+
+class Meta(msgspec.Struct, array_like=True):
+    """What a replica knows of its state as a whole: stored with every entry."""
+
+    index: int = 0
+    """The last entry applied, and its term."""
+    term: int = 0
+    time_ms: int = 0
+    """Of the last entry: time never runs backwards in the log."""
+    floor_ms: int = 0
+    schedule_count: int = 0
+    active_count: int = 0
+
+
+class StoreView:
+    """The state as of one entry: see core.View."""
+
+    def __init__(self, backend: Backend, meta: Meta, retention_ms: int) -> None:
+        self._backend = backend
+        self._meta = meta
+        self._retention_ms = retention_ms
+        self._known: dict[bytes, Any] = {}
+        """Records by key, read or written; None: there is none."""
+        self._raw: dict[bytes, bytes] = {}
+        """Fetched, and not decoded yet."""
+        self._written: dict[bytes, Any] = {}
+        self.executions: list[Execution] = []
+        """Executions made or changed, in order."""
+        self.timers: list[Timer] = []
+        """Timers made, in order."""
+
+    def prefetch(self, wanted: Sequence[bytes]) -> None:
+        """Read many keys at once: much cheaper than one by one."""
+        for key, raw in zip(wanted, self._backend.get_many(wanted), strict=True):
+            if raw is None:
+                self._known[key] = None
+            else:
+                self._raw[key] = raw
+
+    def changes(self) -> dict[bytes, bytes | None]:
+        """Everything written, encoded."""
+        return {
+            key: record if record is None or type(record) is bytes else _encode(record)
+            for key, record in self._written.items()
+        }
+
+    def _read(self, key: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+        if key in self._known:
+            return self._known[key]
+        raw = self._raw.get(key) or self._backend.get(key)
+        record = None if raw is None else decoder.decode(raw)
+        self._known[key] = record
+        return record
+
+    def _write(self, key: bytes, record: Any) -> None:
+        self._known[key] = record
+        self._written[key] = record
+
+    def job(self, customer: str, job_id: str) -> Job | None:
+        """See core.View."""
+        job: Job | None = self._read(keys.job(customer, job_id), _JOB)
+        return job
+
+    def put_job(self, job: Job) -> None:
+        """See core.View."""
+        self._write(keys.job(job.customer, job.job_id), job)
+
+    def delete_job(self, job: Job) -> None:
+        """See core.View."""
+        self._write(keys.job(job.customer, job.job_id), None)
+        self._write(keys.schedule_count(job.uid), None)
+
+    def spec(self, job_uid: bytes, revision: int) -> JobSpec | None:
+        """See core.View."""
+        spec: JobSpec | None = self._read(keys.spec(job_uid, revision), _SPEC)
+        return spec
+
+    def put_spec(self, job_uid: bytes, revision: int, spec: JobSpec) -> None:
+        """See core.View."""
+        self._write(keys.spec(job_uid, revision), spec)
+
+    def schedule(self, job_uid: bytes, schedule_id: str) -> Schedule | None:
+        """See core.View."""
+        schedule: Schedule | None = self._read(keys.schedule(job_uid, schedule_id), _SCHEDULE)
+        return schedule
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        """See core.View."""
+        self._write(keys.schedule(schedule.job_uid, schedule.schedule_id), schedule)
+
+    def delete_schedule(self, schedule: Schedule) -> None:
+        """See core.View."""
+        self._write(keys.schedule(schedule.job_uid, schedule.schedule_id), None)
+
+    def schedule_count(self, job_uid: bytes) -> int:
+        """See core.View."""
+        return self._read(keys.schedule_count(job_uid), _COUNT) or 0
+
+    def set_schedule_count(self, job_uid: bytes, count: int) -> None:
+        """See core.View."""
+        self._meta.schedule_count += count - self.schedule_count(job_uid)
+        self._write(keys.schedule_count(job_uid), count)
+
+    def execution(self, job_uid: bytes, execution: bytes) -> Execution | None:
+        """See core.View."""
+        found: Execution | None = self._read(keys.execution(job_uid, execution), _EXECUTION)
+        return found
+
+    def put_execution(self, execution: Execution) -> None:
+        """See core.View."""
+        key = keys.execution(execution.job_uid, execution.id)
+        active = keys.active(execution.job_uid, execution.id)
+        earlier = self.execution(execution.job_uid, execution.id)
+        was = earlier is not None and earlier.state in ACTIVE_STATES
+        now = execution.state in ACTIVE_STATES
+        if earlier is None:
+            listing = keys.customer_execution(execution.customer, execution.id)
+            self._write(listing, execution.job_uid)
+        if was != now:
+            self._write(active, b"" if now else None)
+            self._meta.active_count += 1 if now else -1
+        self._write(key, execution)
+        self.executions.append(execution)
+
+    def delete_execution(self, execution: Execution) -> None:
+        """See core.View."""
+        self._write(keys.execution(execution.job_uid, execution.id), None)
+        self._write(keys.customer_execution(execution.customer, execution.id), None)
+
+    def request(self, customer: str, request: bytes) -> list[tuple[bytes, bytes]] | None:
+        """See core.View."""
+        made: list[tuple[bytes, bytes]] | None
+        made = self._read(keys.request(customer, request), _REQUEST)
+        return made
+
+    def put_request(
+        self, customer: str, request: bytes, executions: list[tuple[bytes, bytes]]
+    ) -> None:
+        """See core.View."""
+        self._write(keys.request(customer, request), executions)
+
+    def delete_request(self, customer: str, request: bytes) -> None:
+        """See core.View."""
+        self._write(keys.request(customer, request), None)
+
+    def put_timer(self, timer: Timer) -> None:
+        """See core.View."""
+        self._written[keys.timer(timer)] = b""
+        self.timers.append(timer)
+        if timer.due_ms < self._meta.floor_ms:
+            self._meta.floor_ms = timer.due_ms
+
+    def delete_timer(self, timer: Timer) -> None:
+        """See core.View."""
+        self._written[keys.timer(timer)] = None
+
+    def floor_ms(self) -> int:
+        """See core.View."""
+        return self._meta.floor_ms
+
+    def set_floor_ms(self, floor_ms: int) -> None:
+        """See core.View."""
+        self._meta.floor_ms = floor_ms
+
+    @property
+    def retention_ms(self) -> int:
+        """See core.View."""
+        return self._retention_ms

@@ -121,9 +121,11 @@ def _weekdays(fields: Fields) -> str:
     texts = []
     if fields.weekdays:
         texts.append(_ranges(_numbers(fields.weekdays), WEEKDAY_NAMES))
-    texts += [f"the last {WEEKDAY_NAMES[day]}" for day in _numbers(fields.last_weekdays)]
+    texts += [
+        f"the last {WEEKDAY_NAMES[day].capitalize()}" for day in _numbers(fields.last_weekdays)
+    ]
     for bit in _numbers(fields.nth_weekdays):
-        texts.append(f"the {_ORDINALS[bit % 8]} {WEEKDAY_NAMES[bit // 8]}")
+        texts.append(f"the {_ORDINALS[bit % 8]} {WEEKDAY_NAMES[bit // 8].capitalize()}")
     return f"on {' and '.join(texts)}" if texts else ""
 
 

@@ -48,6 +48,8 @@ class Program:
         if known_after <= after_ms < known:
             return known
         first = max(after_ms + 1, self._start_ms)
+        if first >= self._end_ms:
+            return HORIZON_MS
         for _ in range(EXCLUDED_STEPS_MAX):
             found = self.next_unexcluded_ms(first)
             if found >= self._end_ms:

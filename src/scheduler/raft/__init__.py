@@ -1,0 +1,1 @@
+"""One replica of a Raft group: pysyncobj behind a small interface."""

@@ -1,0 +1,55 @@
+"""What a replica is told when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """One replica of one group.
+
+    `bootstrap` says that this is the first start of a new group: an empty disk may vote at once.
+    Without it an empty disk is a learner that neither votes nor counts until the leader has
+    brought it up to date. Setting it for a replica of an existing group whose disk was wiped can
+    lose acknowledged writes.
+    """
+
+    group_id: str
+    replica_id: str
+    peers: tuple[str, ...]  # the other replicas' ids
+    directory: Path  # ours alone: journal/, incoming/, outgoing/
+    bootstrap: bool = False
+    election_timeout_min_s: float = 0.3
+    election_timeout_max_s: float = 0.6
+    heartbeat_interval_s: float = 0.05
+    # The journal keeps this much behind what is durable in the state, for followers that were
+    # away for a moment; a longer absence costs a snapshot.
+    retain_entries: int = 10_000
+    retain_bytes: int = 32 << 20
+    # A follower that is being sent a snapshot pins the journal up to this size.
+    pinned_bytes_max: int = 512 << 20
+
+    def __post_init__(self) -> None:
+        if not self.group_id or not self.replica_id:
+            raise ValueError("group_id and replica_id must not be empty")
+        if self.replica_id in self.peers or len(set(self.peers)) != len(self.peers):
+            raise ValueError(
+                f"peers of {self.replica_id!r} must be the other replicas, once each:"
+                f" {self.peers!r}"
+            )
+        if not (
+            0
+            < 3 * self.heartbeat_interval_s
+            < self.election_timeout_min_s
+            < self.election_timeout_max_s
+        ):
+            raise ValueError(
+                "the election timeout's minimum must exceed three heartbeat intervals and be"
+                f" below its maximum: heartbeat_interval_s={self.heartbeat_interval_s},"
+                f" election_timeout_min_s={self.election_timeout_min_s},"
+                f" election_timeout_max_s={self.election_timeout_max_s}"
+            )
+        if self.retain_entries < 1 or self.retain_bytes < 1:
+            raise ValueError("retain_entries and retain_bytes must be positive")

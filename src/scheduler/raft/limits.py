@@ -1,0 +1,48 @@
+"""Every limit of the Raft layer, with its unit and why it is what it is."""
+
+from typing import Final
+
+# A payload is one batch of commands; with its framing it must fit FRAME_BYTES_MAX.
+PAYLOAD_BYTES_MAX: Final = 8 << 20
+# What one append carries: enough to fill a disk's sync, small enough not to delay heartbeats.
+APPEND_BYTES_MAX: Final = 1 << 20
+APPEND_ENTRIES_MAX: Final = 1024
+# Unanswered appends to one peer: pipelining for throughput, a bound on what a dead peer costs.
+APPENDS_IN_FLIGHT_MAX: Final = 16
+APPEND_BYTES_IN_FLIGHT_MAX: Final = 8 << 20
+# One gRPC frame of coalesced messages, before the last message is added to it.
+FRAME_MESSAGES_BYTES_MAX: Final = 2 << 20
+# The largest message that either side accepts: a frame plus the largest entry, with room.
+FRAME_BYTES_MAX: Final = 16 << 20
+# Messages that wait for one peer. Raft repeats what matters, so the rest is dropped.
+PEER_QUEUE_MESSAGES_MAX: Final = 1024
+# Messages that wait to be handled by one replica; beyond it the newest are dropped.
+INBOX_MESSAGES_MAX: Final = 8192
+# Messages handled in one round, so that one fsync acknowledges many and none waits for ever.
+ROUND_MESSAGES_MAX: Final = 512
+# Entries applied in one round: the event loop breathes between rounds.
+ROUND_APPLY_MAX: Final = 64
+# Proposals that wait for their commit. One batch is in flight normally; this is pipelining.
+PROPOSALS_PENDING_MAX: Final = 4096
+# Readers that wait for a ReadIndex round.
+READS_PENDING_MAX: Final = 65536
+# A snapshot's chunk: four frames would fit, so heartbeats are never starved by one.
+SNAPSHOT_CHUNK_BYTES: Final = 256 << 10
+SNAPSHOT_FILES_MAX: Final = 100_000
+SNAPSHOT_BYTES_MAX: Final = 1 << 40
+# Shipping a terabyte at 100 MB/s takes three hours; a stream that hangs is found by silence.
+SNAPSHOT_DEADLINE_S: Final = 4 * 3600.0
+SNAPSHOT_SILENCE_S: Final = 30.0
+# A follower that a snapshot was shipped to has this long to catch up while its log is pinned.
+SNAPSHOT_PIN_S: Final = 120.0
+# After a shipment failed: not a busy loop of checkpoints.
+SNAPSHOT_RETRY_S: Final = 0.5
+# How often the journal's head is looked at.
+COMPACTION_INTERVAL_S: Final = 1.0
+# A silent stream between replicas is sent an empty frame, and is given up without any.
+STREAM_PING_S: Final = 0.5
+STREAM_SILENCE_S: Final = 2.0
+# Between two dials of a peer that does not answer.
+REDIAL_S: Final = 0.1
+# Opening a stream to a peer, until its hello.
+DIAL_DEADLINE_S: Final = 2.0

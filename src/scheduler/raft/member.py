@@ -1,0 +1,514 @@
+"""The rules of one group member that the library lacks, without I/O, tasks or clocks of its own:
+messages and ticks go in; `outbox`, committed entries and role changes come out.
+
+Added to the library: pre-vote and protection of a live leader; one vote a peer; replies and rounds
+that belong to a term; bounded pipelining; learners (a replica whose disk was empty counts for
+nothing until a leader, confirmed by a majority without it, has brought it up to date).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .config import ReplicaConfig
+from .errors import SafetyViolation
+from .journal import Journal, Position
+from .library import RaftLibrary
+from .limits import (
+    APPEND_BYTES_IN_FLIGHT_MAX,
+    APPEND_BYTES_MAX,
+    APPEND_ENTRIES_MAX,
+    APPENDS_IN_FLIGHT_MAX,
+)
+from .messages import (
+    KIND_COMMAND,
+    Append,
+    AppendReply,
+    Entry,
+    Message,
+    Transfer,
+    Vote,
+    VoteReply,
+)
+
+
+class _Progress:
+    """What the leader knows about one peer, besides the library's next and match index."""
+
+    def __init__(self) -> None:
+        self.acknowledged_round = 0
+        self.in_flight: deque[tuple[int, int]] = deque()  # (round, bytes of entries)
+        self.in_flight_bytes = 0
+        self.incarnation = 0  # 0: not heard of yet in this term
+        self.learner = False
+        self.learner_since_s = 0.0
+        self.learner_round = 0  # the first round after the learner was heard of
+        self.learner_match = 0
+        self.learner_target: int | None = None
+        self.wants_snapshot = False
+
+    def sent(self, round_: int, size_bytes: int) -> None:
+        self.in_flight.append((round_, size_bytes))
+        self.in_flight_bytes += size_bytes
+
+    def answered(self, round_: int) -> None:
+        self.acknowledged_round = max(self.acknowledged_round, round_)
+        while self.in_flight and self.in_flight[0][0] <= round_:
+            self.in_flight_bytes -= self.in_flight.popleft()[1]
+
+    def lost(self) -> None:
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        return (
+            len(self.in_flight) >= APPENDS_IN_FLIGHT_MAX
+            or self.in_flight_bytes >= APPEND_BYTES_IN_FLIGHT_MAX
+        )
+
+
+class Member(RaftLibrary):
+    """One member. All calls come from one thread; what `outbox` holds may leave only after
+    everything that the journal had staged by then has been flushed."""
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        journal: Journal,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self.outbox: list[tuple[str, Message]] = []
+        self.connected: set[str] = set()
+        self.round = 0
+        self.stood_down = False  # set when leadership was lost; the replica clears it
+        self._reply_round = 0
+        self._heard_leader_s = -math.inf
+        self._backers: set[str] | None = None  # pre-votes for the election being considered
+        self._elected = False
+        self._transfer_requested = False
+        self._voters: set[str] = set()
+        self._progress = {peer: _Progress() for peer in config.peers}
+        super().__init__(config, journal, clock, random)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Whatever is due by the clock. Cheap when nothing is."""
+        if not self.is_leader:
+            self._consider_election()
+        term = self.term
+        self.library_tick()
+        if self.term != term:
+            self._voters = {self._config.replica_id}
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do, by this member's clock."""
+        if self.is_leader:
+            return self.heartbeat_deadline
+        return self.election_deadline if self.journal.voter else math.inf
+
+    def _consider_election(self) -> None:
+        now = self.clock()
+        if not self.journal.voter:
+            self.election_deadline = math.inf
+            return
+        if self.election_deadline >= now:
+            return
+        if not self._config.peers or self.transferring or self._elected:
+            self._transfer_requested = self.transferring
+            self._elected = False
+            self._backers = None
+            return  # the library starts the election in this tick
+        self.forget_leader()
+        self._backers = {self._config.replica_id}
+        # A question moves nobody's term, so it is repeated soon, at a random distance.
+        self.election_deadline = now + self._config.heartbeat_interval_s * (1 + self._random())
+        last = self.journal.entries[-1]
+        for peer in self._config.peers:
+            self._send(peer, Vote(self.term + 1, last.index, last.term, pre=True))
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def receive(self, peer: str, message: Message) -> None:
+        """A message from another member of the group."""
+        match message:
+            case Append():
+                self._receive_append(peer, message)
+            case AppendReply():
+                self._receive_append_reply(peer, message)
+            case Vote():
+                self._receive_vote(peer, message)
+            case VoteReply():
+                self._receive_vote_reply(peer, message)
+            case Transfer():
+                if self.journal.voter and peer == self.leader_id and message.term == self.term:
+                    self.library_receive(peer, {"type": "timeout_now", "term": message.term})
+                    self.election_deadline = self.clock() - 1.0
+
+    def _send(self, peer: str, message: Message) -> None:
+        self.outbox.append((peer, message))
+
+    def library_sent(self, peer: str, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "request_vote":
+                self._send(
+                    peer,
+                    Vote(
+                        message["term"],
+                        message["last_log_index"],
+                        message["last_log_term"],
+                        transfer=self._transfer_requested,
+                    ),
+                )
+            case "response_vote":
+                self._send(peer, VoteReply(self.term, message["term"], granted=True))
+            case "next_node_idx":
+                self._send_append_reply(
+                    peer, message["next_node_idx"], message["success"], message["reset"]
+                )
+            case "timeout_now":
+                self._send(peer, Transfer(message["term"]))
+            case other:
+                raise AssertionError(f"the library sends {other!r}, which nothing here asks for")
+
+    def _send_append_reply(self, peer: str, next_index: int, success: bool, reset: bool) -> None:
+        if reset and not success and next_index <= self.journal.last_index:
+            # The entry before it has another term: skip the whole of that term at once.
+            if next_index <= self.commit_index:
+                raise SafetyViolation(f"{peer} contradicts entry {next_index}, which is committed")
+            next_index = max(self.journal.first_of_term(next_index), self.commit_index + 1)
+        self._send(
+            peer,
+            AppendReply(
+                self.term,
+                next_index,
+                success,
+                reset,
+                self._reply_round,
+                self.journal.identity.incarnation,
+                learner=not self.journal.voter,
+            ),
+        )
+
+    # -- as a follower -------------------------------------------------------------------------
+
+    def _receive_append(self, peer: str, message: Append) -> None:
+        self._reply_round = message.round
+        if message.term < self.term:
+            # It does not know that it was replaced: this answer makes it stand down.
+            self._send_append_reply(peer, self.journal.last_index + 1, success=False, reset=False)
+            return
+        if message.term == self.term and (
+            self.is_leader or (self.leader_id is not None and self.leader_id != peer)
+        ):
+            raise SafetyViolation(f"{peer} and {self.leader_id} both lead in term {self.term}")
+        self._heard_leader_s = self.clock()
+        self._backers = None
+        self._elected = False
+        if message.promote and message.promote == self.journal.identity.incarnation:
+            self._become_voter(peer, message.term)
+        self.library_receive(
+            peer,
+            {
+                "type": "append_entries",
+                "term": message.term,
+                "commit_index": message.commit_index,
+                "prevLogIdx": message.previous_index,
+                "prevLogTerm": message.previous_term,
+                "entries": message.entries,
+            },
+        )
+        self.journal.settle()
+
+    def _become_voter(self, leader: str, term: int) -> None:
+        if self.journal.voter:
+            return
+        if term > self.term:
+            self.adopt_term(term)
+        self.journal.become_voter()
+        if self.journal.ballot.voted_for is None:
+            # What this replica voted before its disk was lost is not known: not again in this term.
+            self.vote_in_term(leader)
+
+    def _receive_vote(self, peer: str, message: Vote) -> None:
+        if not self.journal.voter:
+            return
+        live_leader = self.is_leader or (
+            self.clock() - self._heard_leader_s < self._config.election_timeout_min_s
+        )
+        if message.term < self.term + (1 if message.pre else 0):
+            self._send(peer, VoteReply(self.term, message.term, granted=False, pre=message.pre))
+        elif live_leader and not message.transfer:
+            return
+        elif not message.pre:
+            self.library_receive(
+                peer,
+                {
+                    "type": "request_vote",
+                    "term": message.term,
+                    "last_log_index": message.last_index,
+                    "last_log_term": message.last_term,
+                },
+            )
+        else:
+            last = self.journal.entries[-1]
+            granted = (message.last_term, message.last_index) >= (last.term, last.index)
+            if granted and self._backers is None:
+                # Two that were ready at once would split the votes: let the other go first.
+                self.election_deadline = max(
+                    self.election_deadline,
+                    self.clock() + self._config.heartbeat_interval_s * (1 + self._random()),
+                )
+            self._send(peer, VoteReply(self.term, message.term, granted=granted, pre=True))
+
+    # -- as a candidate ------------------------------------------------------------------------
+
+    def _receive_vote_reply(self, peer: str, message: VoteReply) -> None:
+        if message.term > self.term and not message.granted:
+            self.adopt_term(message.term)
+        if not message.granted or self.is_leader:
+            return
+        if message.pre:
+            if self._backers is None or message.request_term != self.term + 1:
+                return
+            self._backers.add(peer)
+            if len(self._backers) > self._group_size // 2:
+                self._elected = True
+                self.election_deadline = self.clock() - 1.0
+        elif message.request_term == self.term and peer not in self._voters:
+            self._voters.add(peer)
+            self.library_receive(peer, {"type": "response_vote", "term": message.request_term})
+
+    @property
+    def _group_size(self) -> int:
+        return len(self._config.peers) + 1
+
+    # -- as a leader ---------------------------------------------------------------------------
+
+    def role_changed(self, was_leader: bool, is_leader: bool) -> None:
+        if was_leader:
+            self.stood_down = True
+        if is_leader:
+            self._backers = None
+            self._progress = {peer: _Progress() for peer in self._config.peers}
+            self.broadcast_wanted = True
+
+    def propose(self, payload: bytes) -> Position:
+        """Appends a command to the leader's log. Precondition: this member leads."""
+        assert self.is_leader
+        index, term = self.journal.last_index + 1, self.term
+        self.journal.add(KIND_COMMAND + payload, index, term)
+        return Position(index, term)
+
+    def _receive_append_reply(self, peer: str, message: AppendReply) -> None:
+        if message.term > self.term:
+            self.adopt_term(message.term)
+            return
+        if message.term < self.term or not self.is_leader:
+            return  # about an earlier leadership: what it acknowledges may be gone
+        progress = self._identified(peer, message)
+        if progress is None:
+            return
+        if message.next_index > self.journal.last_index + 1 and message.success:
+            raise SafetyViolation(
+                f"{peer} acknowledges up to {message.next_index - 1}, beyond this leader's log"
+                f" ({self.journal.last_index}) of term {self.term}"
+            )
+        progress.answered(message.round)
+        next_index = min(message.next_index, self.journal.last_index + 1)
+        if message.reset:
+            progress.lost()
+        if message.learner:
+            self._learner_replied(peer, progress, message, next_index)
+            return
+        self.library_receive(
+            peer,
+            {
+                "type": "next_node_idx",
+                "next_node_idx": next_index,
+                "reset": message.reset,
+                "success": message.success,
+            },
+        )
+
+    def _identified(self, peer: str, message: AppendReply) -> _Progress | None:
+        """The progress that this reply belongs to; None when its sender's disk is another one."""
+        progress = self._progress[peer]
+        if progress.incarnation == message.incarnation:
+            if message.learner and not progress.learner:
+                return None  # from before its promotion
+            progress.learner = message.learner
+            return progress
+        if not message.learner:
+            if progress.incarnation:
+                # Another disk that claims to be up to date, or a late reply of the lost one.
+                return None
+            progress.incarnation = message.incarnation
+            return progress
+        self.forget_match(peer)
+        progress = self._progress[peer] = _Progress()
+        progress.incarnation = message.incarnation
+        progress.learner = True
+        progress.learner_since_s = self.clock()
+        progress.learner_round = self.round + 1
+        return progress
+
+    def _learner_replied(
+        self, peer: str, progress: _Progress, message: AppendReply, next_index: int
+    ) -> None:
+        if message.reset:
+            self.set_next_index(peer, next_index)
+        if message.success and next_index - 1 > progress.learner_match:
+            progress.learner_match = next_index - 1
+            self.set_next_index(peer, max(self.next_index(peer), next_index))
+
+    def _promotion(self, progress: _Progress) -> int:
+        """The incarnation to promote, or 0. A wiped disk is thereby harmless."""
+        if not progress.learner:
+            return 0
+        if progress.learner_target is None:
+            # Everything committed before the disk was lost is at or below the commit index of a
+            # leader that a majority without this replica confirmed after it came back. The wait
+            # outlives every vote that the lost disk may have cast.
+            waited_s = self.clock() - progress.learner_since_s
+            if (
+                self.leads_with_own_entry
+                and self.confirmed_round >= progress.learner_round
+                and waited_s > 2 * self._config.election_timeout_max_s
+            ):
+                progress.learner_target = self.commit_index
+            return 0
+        return progress.incarnation if progress.learner_match >= progress.learner_target else 0
+
+    @property
+    def leads_with_own_entry(self) -> bool:
+        """Leads, and an entry of its own term is committed: its commit index is the group's."""
+        first = self.first_index_of_term
+        return self.is_leader and first is not None and self.commit_index >= first
+
+    @property
+    def confirmed_round(self) -> int:
+        """The latest round that a majority acknowledged: until then nobody else led."""
+        rounds = sorted(
+            (0 if peer.learner else peer.acknowledged_round for peer in self._progress.values()),
+            reverse=True,
+        )
+        others = self._group_size // 2
+        return rounds[others - 1] if others else self.round
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def replicate(self) -> None:
+        """Appends for every peer that lacks entries; heartbeats for all when one is due."""
+        broadcast, self.broadcast_wanted = self.broadcast_wanted, False
+        if not self.is_leader:
+            return
+        last = self.journal.last_index
+        behind = [
+            peer
+            for peer in self._config.peers
+            if self.next_index(peer) <= last and not self._progress[peer].full
+        ]
+        if broadcast or behind:
+            self.round += 1
+        shared: dict[tuple[int, int], Append] = {}
+        for peer in self._config.peers if broadcast else behind:
+            if peer not in self.connected:
+                continue
+            progress = self._progress[peer]
+            self._send_append(peer, progress, shared)
+            while (
+                self.next_index(peer) <= last and not progress.full and not progress.wants_snapshot
+            ):
+                self._send_append(peer, progress, shared)
+
+    def _send_append(
+        self, peer: str, progress: _Progress, shared: dict[tuple[int, int], Append]
+    ) -> None:
+        base = self.journal.base
+        next_index = self.next_index(peer)
+        progress.wants_snapshot = next_index <= base.index
+        if progress.wants_snapshot:
+            # A heartbeat at our end: its answer says where the peer really is.
+            next_index = self.journal.last_index + 1
+        sends_entries = not progress.wants_snapshot and not progress.full
+        promote = self._promotion(progress)
+        key = (next_index if sends_entries else -next_index, promote)
+        append = shared.get(key)
+        if append is None:
+            append = shared[key] = self._append(next_index, sends_entries, promote)
+        if append.entries:
+            self.set_next_index(peer, append.entries[-1].index + 1)
+            progress.sent(append.round, sum(len(entry.command) for entry in append.entries))
+        self._send(peer, append)
+
+    def _append(self, next_index: int, sends_entries: bool, promote: int) -> Append:
+        entries: list[Entry] = []
+        if sends_entries and next_index <= self.journal.last_index:
+            size_bytes = 0
+            for entry in self.journal.from_index(next_index, APPEND_ENTRIES_MAX):
+                size_bytes += len(entry.command)
+                if entries and size_bytes > APPEND_BYTES_MAX:
+                    break
+                entries.append(entry)
+        previous = self.journal.at(next_index - 1)
+        assert previous is not None
+        return Append(
+            self.term,
+            previous.index,
+            previous.term,
+            self.commit_index,
+            self.round,
+            tuple(entries),
+            promote,
+        )
+
+    def set_connected(self, peer: str, connected: bool) -> None:
+        """The transport gained or lost its connection to `peer`."""
+        self.library_connected(peer, connected)
+        if connected:
+            self.connected.add(peer)
+        else:
+            self.connected.discard(peer)
+        self._progress[peer].lost()
+        if connected and self.is_leader:
+            # What was in flight may be lost: ask from our end rather than trust the old guess.
+            self.set_next_index(peer, self.journal.last_index + 1)
+            self.broadcast_wanted = True
+
+    @property
+    def snapshots_wanted(self) -> list[str]:
+        """The connected peers that need entries which the journal has no more."""
+        if not self.is_leader:
+            return []
+        return [
+            peer
+            for peer in self._config.peers
+            if peer in self.connected and self._progress[peer].wants_snapshot
+        ]
+
+    def progress_of(self, peer: str) -> int:
+        """How far `peer` is known to hold this leader's log, learners included."""
+        return max(self.match_index(peer), self._progress[peer].learner_match)
+
+    def shipped(self, peer: str, index: int) -> None:
+        """`peer` holds everything up to `index` by a snapshot: go on from there."""
+        self._progress[peer].wants_snapshot = False
+        if self.is_leader and self.next_index(peer) <= index:
+            self.set_next_index(peer, index + 1)
+            self.broadcast_wanted = True
+
+    # -- leadership transfer -------------------------------------------------------------------
+
+    def transfer_to(self, peer: str) -> bool:
+        """Asks `peer` to take over if it holds the whole log; whether it was asked."""
+        if not self.is_leader or self.match_index(peer) != self.journal.last_index:
+            return False
+        self._send(peer, Transfer(self.term))
+        return True

@@ -1,0 +1,108 @@
+"""What replicas say to each other, inside the process. `convert` puts it on the wire."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+
+class Entry(NamedTuple):
+    """One entry of the log in the order that pysyncobj expects it."""
+
+    command: bytes  # kind byte, then the payload
+    index: int  # type: ignore[assignment]  # the log's name for it, not the tuple's method
+    term: int
+
+
+KIND_COMMAND = b"\x00"
+KIND_NOTHING = b"\x01"
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Entries, or a heartbeat without any, from the leader of `term`."""
+
+    term: int
+    previous_index: int
+    previous_term: int
+    commit_index: int
+    round: int
+    entries: tuple[Entry, ...] = ()
+    promote: int = 0
+
+
+class AppendReply(msgspec.Struct, frozen=True):
+    """`success`: everything before next_index is durable here and equals the leader's log."""
+
+    term: int
+    next_index: int
+    success: bool
+    reset: bool
+    round: int
+    incarnation: int
+    learner: bool = False
+
+
+class Vote(msgspec.Struct, frozen=True):
+    """A candidate asks; with `pre` only whether it would be worth asking."""
+
+    term: int
+    last_index: int
+    last_term: int
+    pre: bool = False
+    transfer: bool = False
+
+
+class VoteReply(msgspec.Struct, frozen=True):
+    """The answer to the Vote about `request_term`, from a replica whose term is `term`."""
+
+    term: int
+    request_term: int
+    granted: bool
+    pre: bool = False
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """The leader asks the receiver to take over at once."""
+
+    term: int
+
+
+Message: TypeAlias = Append | AppendReply | Vote | VoteReply | Transfer
+
+
+class SnapshotHeader(msgspec.Struct, frozen=True):
+    """Who ships a checkpoint of which log position, in which leader's term."""
+
+    group_id: str
+    sender_id: str
+    recipient_id: str
+    term: int
+    index: int
+    index_term: int
+
+
+class SnapshotChunk(msgspec.Struct, frozen=True):
+    """Part of one file; checksum is the CRC-32 of data."""
+
+    name: str
+    offset: int
+    data: bytes
+    checksum: int
+
+
+class SnapshotEnd(msgspec.Struct, frozen=True):
+    """All files have been sent."""
+
+    files: int
+    size_bytes: int
+
+
+SnapshotPart: TypeAlias = SnapshotHeader | SnapshotChunk | SnapshotEnd
+
+
+class SnapshotReply(msgspec.Struct, frozen=True):
+    """Whether the receiver now holds the snapshot's position, and if not, why."""
+
+    accepted: bool
+    reason: str = ""

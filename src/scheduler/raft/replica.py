@@ -1,0 +1,553 @@
+"""One replica of a Raft group, driven in rounds on one event loop: take what arrived, decide, make
+the journal durable, then send, then apply, then answer.
+
+Nothing is sent, applied or answered before the flush that covers it. A round's flush runs in a
+worker thread; what arrives meanwhile waits for the next round and shares its flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from .config import ReplicaConfig
+from .environment import Environment
+from .errors import (
+    JournalError,
+    NotLeader,
+    OutcomeUnknown,
+    RaftError,
+    ReplicaBusy,
+    ReplicaFailed,
+    SafetyViolation,
+)
+from .journal import Journal, Position
+from .limits import (
+    COMPACTION_INTERVAL_S,
+    INBOX_MESSAGES_MAX,
+    PAYLOAD_BYTES_MAX,
+    PROPOSALS_PENDING_MAX,
+    ROUND_APPLY_MAX,
+    ROUND_MESSAGES_MAX,
+)
+from .member import Member
+from .messages import (
+    KIND_COMMAND,
+    KIND_NOTHING,
+    Entry,
+    Message,
+    SnapshotHeader,
+    SnapshotPart,
+    SnapshotReply,
+)
+from .reads import Reads
+from .shipping import Shipping
+from .snapshots import Receiver, clear
+from .state_machine import StateMachine
+from .transport import RaftTransport
+
+logger = logging.getLogger(__name__)
+# A timer may fire this early, and the library compares strictly.
+_TIMER_SLACK_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """What an operator wants to see of one replica."""
+
+    group_id: str
+    replica_id: str
+    leader_id: str | None
+    is_leader: bool
+    is_voter: bool
+    term: int
+    applied_index: int
+    commit_index: int
+    journal_first_index: int
+    journal_last_index: int
+    journal_bytes: int
+    connected: tuple[str, ...]
+    failure: str | None
+
+
+class Replica:
+    """See the module. All methods are for the event loop that `start` ran on."""
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        state: StateMachine,
+        transport: RaftTransport,
+        environment: Environment | None = None,
+    ) -> None:
+        self.config = config
+        self.failed = asyncio.Event()
+        self.failure: ReplicaFailed | None = None
+        self._state = state
+        self._transport = transport
+        self._environment = environment or Environment()
+        self._journal_worker = self._environment.worker("raft-journal")
+        self._state_worker = self._environment.worker("raft-state")
+        self._work = asyncio.Event()
+        self._inbox: deque[tuple[str, Message | bool]] = deque()
+        self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
+        self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
+        self._installs: list[tuple[Position, asyncio.Future[bool]]] = []
+        self._watchers: list[Callable[[int | None], None]] = []
+        self._told_term: int | None = None
+        self._compact_to = 0
+        self._compaction_due_s = -math.inf
+        self._receiving = False
+        self._stopping = False
+        self._driver: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens the journal, finishes an interrupted installation, and takes part in the group.
+
+        Raises WrongJournal, JournalError or SafetyViolation when the disk does not fit.
+        """
+        config = self.config
+        config.directory.mkdir(parents=True, exist_ok=True)
+        storage = self._environment.storage(config.directory / "journal")
+        try:
+            self._journal = Journal(
+                storage, config.group_id, config.replica_id, bootstrap=config.bootstrap
+            )
+            self._finish_install()
+            self._check_state()
+            self._member = Member(
+                config, self._journal, self._environment.clock, self._environment.random
+            )
+        except BaseException:
+            storage.close()
+            raise
+        self._member.jump_to(self._state.applied[0])
+        self._reads = Reads(self._member)
+        self._shipping = Shipping(
+            config, self._state, self._member, self._transport, self._state_worker
+        )
+        await self._persist()
+        self._driver = asyncio.create_task(self._drive(), name=f"raft {config.replica_id}")
+        await self._transport.start(self)
+
+    async def stop(self) -> None:
+        """Takes no more part. Proposals that wait end with OutcomeUnknown."""
+        self._stopping = True
+        self._work.set()
+        await self._transport.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._driver is not None:
+            await asyncio.gather(self._driver, *self._tasks, return_exceptions=True)
+            self._abandon()
+            self._journal.close()
+        self._journal_worker.close()
+        self._state_worker.close()
+
+    def _finish_install(self) -> None:
+        position = self._journal.installing
+        incoming = self.config.directory / "incoming"
+        if position is not None:
+            if self._state.applied != (position.index, position.term):
+                if not incoming.is_dir():
+                    raise JournalError(
+                        f"the installation of snapshot {position} was interrupted, and its files"
+                        f" {incoming} are gone. Wipe this replica's directory and start it"
+                        " without bootstrap"
+                    )
+                self._state.install(incoming)
+            self._check_installed(position)
+            self._journal.end_install()
+        clear(incoming)
+        clear(self.config.directory / "outgoing")
+
+    def _check_installed(self, position: Position) -> None:
+        if self._state.applied != (position.index, position.term):
+            raise SafetyViolation(
+                f"the installed snapshot holds {self._state.applied}, announced was {position}"
+            )
+
+    def _check_state(self) -> None:
+        index, term = self._state.applied
+        base, last = self._journal.base, self._journal.last_index
+        held = self._journal.at(index)
+        if index == 0 and base.index == 1:
+            return
+        if held is None or held.term != term:
+            raise JournalError(
+                f"the state holds ({index}, {term}), the journal"
+                f" {held.term if held else 'nothing'} there, entries {base.index} to {last}: they"
+                " do not belong together. Wipe both and start this replica without bootstrap"
+            )
+
+    # -- what callers see ----------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        return self._running and self._member.is_leader
+
+    @property
+    def leader_id(self) -> str | None:
+        return self._member.leader_id
+
+    @property
+    def term(self) -> int:
+        return self._member.term
+
+    @property
+    def applied_index(self) -> int:
+        return self._member.applied_index
+
+    @property
+    def commit_index(self) -> int:
+        return self._member.commit_index
+
+    @property
+    def _running(self) -> bool:
+        return self._driver is not None and not self._stopping and self.failure is None
+
+    def status(self) -> ReplicaStatus:
+        """A consistent picture of now."""
+        member, journal = self._member, self._journal
+        return ReplicaStatus(
+            self.config.group_id,
+            self.config.replica_id,
+            member.leader_id,
+            self.is_leader,
+            journal.voter,
+            member.term,
+            member.applied_index,
+            member.commit_index,
+            journal.base.index,
+            journal.last_index,
+            journal.size_bytes,
+            tuple(sorted(member.connected)),
+            None if self.failure is None else str(self.failure),
+        )
+
+    def subscribe(self, callback: Callable[[int | None], None]) -> None:
+        """`callback(term)` when this replica leads and has applied everything committed before its
+        term; `callback(None)` when it leads no more. On the event loop; it must not raise."""
+        self._watchers.append(callback)
+        if self._told_term is not None:
+            callback(self._told_term)
+
+    async def propose(self, payload: bytes) -> object:
+        """What `apply` returned here, once the payload is committed and applied.
+
+        Raises NotLeader, ReplicaBusy (nothing was proposed), OutcomeUnknown, ReplicaFailed.
+        """
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise ValueError(f"a payload of {len(payload)} bytes exceeds {PAYLOAD_BYTES_MAX}")
+        self._check_leading()
+        if len(self._proposals) + len(self._pending) >= PROPOSALS_PENDING_MAX:
+            raise ReplicaBusy(f"{PROPOSALS_PENDING_MAX} proposals are waiting already")
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._proposals.append((payload, future))
+        self._work.set()
+        return await future
+
+    async def read_barrier(self) -> None:
+        """After it, this replica's state holds everything that was acknowledged before the call.
+
+        Raises NotLeader, ReplicaBusy, ReplicaFailed.
+        """
+        self._check_leading()
+        future = self._reads.add()
+        self._work.set()
+        await future
+
+    def transfer_leadership(self, peer: str) -> bool:
+        """Asks `peer` to lead; False when it does not hold the whole log or this does not lead."""
+        asked = self.is_leader and self._member.transfer_to(peer)
+        self._work.set()
+        return asked
+
+    def _check_leading(self) -> None:
+        if self.failure is not None:
+            raise ReplicaFailed(f"this replica has failed: {self.failure}")
+        if not self._running or not self._member.is_leader:
+            raise NotLeader(self._member.leader_id if self._driver is not None else None)
+
+    # -- what the transport calls --------------------------------------------------------------
+
+    def on_message(self, peer: str, message: Message) -> None:
+        if self._running and len(self._inbox) < INBOX_MESSAGES_MAX:
+            self._inbox.append((peer, message))
+            self._work.set()
+
+    def on_connected(self, peer: str) -> None:
+        self._inbox.append((peer, True))
+        self._work.set()
+
+    def on_disconnected(self, peer: str) -> None:
+        self._inbox.append((peer, False))
+        self._work.set()
+
+    async def on_snapshot(
+        self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
+    ) -> SnapshotReply:
+        if not self._running or self._receiving:
+            return SnapshotReply(False, "busy")
+        if header.term < self._member.term:
+            return SnapshotReply(False, f"term {header.term} is over, it is {self._member.term}")
+        position = Position(header.index, header.index_term)
+        if self._holds(position):
+            return SnapshotReply(True, "held already")
+        self._receiving = True
+        try:
+            incoming = self.config.directory / "incoming"
+            await Receiver(incoming, self._state_worker).receive(parts)
+            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._installs.append((position, future))
+            self._work.set()
+            accepted = await future
+            return SnapshotReply(accepted, "" if accepted else "this replica leads or stops")
+        except RaftError as error:
+            return SnapshotReply(False, str(error))
+        finally:
+            self._receiving = False
+
+    # -- rounds --------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        try:
+            while not self._stopping:
+                await self._wait()
+                await self._round()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    async def _wait(self) -> None:
+        if self._work.is_set():
+            await asyncio.sleep(0)  # the loop breathes even when there is always work
+        else:
+            delay_s = self._member.next_deadline() - self._environment.clock()
+            if delay_s == math.inf:
+                await self._work.wait()
+            else:
+                loop = asyncio.get_running_loop()
+                timer = loop.call_later(max(delay_s, 0.0) + _TIMER_SLACK_S, self._work.set)
+                try:
+                    await self._work.wait()
+                finally:
+                    timer.cancel()
+        self._work.clear()
+
+    async def _round(self) -> None:
+        member = self._member
+        self._receive()
+        if self._installs:
+            await self._install()
+        self._take_proposals()
+        member.tick()
+        self._notice_stand_down()
+        self._reads.ask()
+        if self._compact_to:
+            self._journal.compact(self._compact_to)
+            self._compact_to = 0
+        member.replicate()
+        outbox, member.outbox = member.outbox, []
+        await self._persist()
+        for peer, message in outbox:
+            self._transport.send(peer, message)
+        self._apply()
+        self._notice_leadership()
+        if self._reads.answer() or self._inbox or member.commit_index > member.applied_index:
+            self._work.set()
+        self._keep_house()
+
+    def _receive(self) -> None:
+        for _ in range(min(len(self._inbox), ROUND_MESSAGES_MAX)):
+            peer, message = self._inbox.popleft()
+            if isinstance(message, bool):
+                self._member.set_connected(peer, message)
+            else:
+                self._member.receive(peer, message)
+
+    def _take_proposals(self) -> None:
+        member = self._member
+        while self._proposals:
+            payload, future = self._proposals.popleft()
+            if future.done():
+                continue  # its caller has gone
+            if member.is_leader:
+                position = member.propose(payload)
+                self._pending[position.index] = (position.term, future)
+            else:
+                future.set_exception(NotLeader(member.leader_id))
+
+    async def _persist(self) -> None:
+        """Until it returns, nothing that this round decided may be seen by anybody else."""
+        journal = self._journal
+        if journal.dirty:
+            written = journal.write()
+            await self._journal_worker.run(journal.flush)
+            journal.flushed(written)
+
+    def _apply(self) -> None:
+        member, journal = self._member, self._journal
+        first = member.applied_index + 1
+        for index in range(first, min(member.commit_index, first + ROUND_APPLY_MAX - 1) + 1):
+            entry = journal.at(index)
+            assert entry is not None, "the journal holds everything that is not applied"
+            result = self._apply_entry(entry)
+            member.applied_index = index
+            term, future = self._pending.pop(index, (0, None))
+            if future is not None and not future.done():
+                if term == entry.term:
+                    future.set_result(result)
+                else:
+                    future.set_exception(OutcomeUnknown(f"entry {index} is another leader's"))
+
+    def _apply_entry(self, entry: Entry) -> object:
+        kind = entry.command[:1]
+        if kind == KIND_COMMAND:
+            return self._state.apply(entry.index, entry.term, entry.command[1:])
+        if kind != KIND_NOTHING:
+            raise JournalError(f"entry {entry.index} is of the unknown kind {kind!r}")
+        return None
+
+    # -- leadership ----------------------------------------------------------------------------
+
+    def _notice_stand_down(self) -> None:
+        member = self._member
+        if member.stood_down:
+            member.stood_down = False
+            self._tell(None)
+            for _, future in self._pending.values():
+                if not future.done():
+                    future.set_exception(OutcomeUnknown("leadership was lost before the commit"))
+            self._pending.clear()
+        if not member.is_leader:
+            self._reads.refuse()
+
+    def _notice_leadership(self) -> None:
+        member = self._member
+        first = member.first_index_of_term
+        if member.is_leader and first is not None and member.applied_index >= first:
+            self._tell(member.term)
+
+    def _tell(self, term: int | None) -> None:
+        if term != self._told_term:
+            self._told_term = term
+            for watcher in self._watchers:
+                watcher(term)
+
+    # -- snapshots and compaction --------------------------------------------------------------
+
+    def _holds(self, position: Position) -> bool:
+        held = self._journal.at(position.index)
+        return position.index <= self._member.commit_index or (
+            held is not None and held.term == position.term
+        )
+
+    async def _install(self) -> None:
+        """The order makes a crash harmless: files synced, then the journal with its mark, then the
+        state, then the mark's end."""
+        installs, self._installs = self._installs, []
+        for position, future in installs:
+            if self._holds(position) or self._member.is_leader:
+                clear(self.config.directory / "incoming")
+                if not future.done():
+                    future.set_result(self._holds(position))
+                continue
+            self._journal.begin_install(position)
+            await self._persist()
+            self._state.install(self.config.directory / "incoming")
+            self._check_installed(position)
+            self._journal.end_install()
+            self._member.jump_to(position.index)
+            await self._persist()
+            clear(self.config.directory / "incoming")
+            logger.info("%s installed %s", self.config.replica_id, position)
+            if not future.done():
+                future.set_result(True)
+
+    def _keep_house(self) -> None:
+        self._shipping.expire(self._environment.clock())
+        for peer in self._member.snapshots_wanted:
+            if self._shipping.claim(peer, self._environment.clock()):
+                self._spawn(self._ship(peer))
+        now = self._environment.clock()
+        if now >= self._compaction_due_s and self._journal_is_long():
+            self._compaction_due_s = now + COMPACTION_INTERVAL_S
+            self._spawn(self._compact())
+
+    async def _ship(self, peer: str) -> None:
+        await self._shipping.ship(peer, self._environment.clock)
+        self._work.set()
+
+    def _journal_is_long(self) -> bool:
+        config, journal = self.config, self._journal
+        return (
+            len(journal.entries) > config.retain_entries + config.retain_entries // 8 + 1
+            or journal.size_bytes > config.retain_bytes + config.retain_bytes // 8
+        )
+
+    async def _compact(self) -> None:
+        """Only what is durable in the state may leave the journal."""
+        applied, _ = self._state.applied
+        await self._state_worker.run(self._state.flush_wal)
+        self._compact_to = self._shipping.compaction_index(self._journal, applied)
+        self._work.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        """Fail-stop: this replica says nothing more. The process is expected to exit."""
+        if self.failure is not None or self._stopping:
+            return
+        if isinstance(error, ReplicaFailed):
+            self.failure = error
+        else:
+            self.failure = ReplicaFailed(f"{type(error).__name__}: {error}")
+            self.failure.__cause__ = error
+        logger.critical(
+            "replica %s of %s has failed",
+            self.config.replica_id,
+            self.config.group_id,
+            exc_info=error,
+        )
+        self._abandon()
+        self._stopping = True
+        self._work.set()
+        self.failed.set()
+
+    def _abandon(self) -> None:
+        for _, future in self._proposals:
+            if not future.done():
+                future.set_exception(NotLeader(None))
+        for _, future in self._pending.values():
+            if not future.done():
+                future.set_exception(OutcomeUnknown("this replica has stopped"))
+        for _, installed in self._installs:
+            if not installed.done():
+                installed.set_result(False)
+        self._proposals.clear()
+        self._pending.clear()
+        self._installs.clear()
+        self._reads.fail(NotLeader(None))
+        with contextlib.suppress(Exception):
+            self._tell(None)

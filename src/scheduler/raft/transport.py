@@ -1,0 +1,45 @@
+"""How a replica reaches the others: a small protocol, so that a simulator can be the network.
+
+A connection is per peer. Messages may be lost, and a lost connection loses what was in flight;
+Raft repeats what matters. Snapshots travel beside the messages and do not delay them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from .messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
+
+
+class TransportError(Exception):
+    """A peer could not be reached or answered nonsense; try again later."""
+
+
+class TransportHandler(Protocol):
+    """What a transport calls, always on the event loop, only for peers of the group."""
+
+    def on_message(self, peer: str, message: Message) -> None: ...
+    def on_connected(self, peer: str) -> None: ...
+    def on_disconnected(self, peer: str) -> None: ...
+    async def on_snapshot(
+        self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
+    ) -> SnapshotReply:
+        """`parts` follow the header; TransportError from them ends it."""
+        ...
+
+
+class RaftTransport(Protocol):
+    """One replica's end of its group's connections."""
+
+    async def start(self, handler: TransportHandler) -> None: ...
+    async def stop(self) -> None: ...
+    def send(self, peer: str, message: Message) -> None:
+        """Queues a message; drops it when there is no connection or too much waits."""
+        ...
+
+    async def ship(
+        self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
+    ) -> SnapshotReply:
+        """Sends a snapshot. Raises TransportError."""
+        ...

@@ -20,7 +20,7 @@ class ExecutorError(Exception):
 
 
 class HostUnfit(ExecutorError):
-    """This machine cannot run containers. `missing` holds one sentence for each thing that is not."""
+    """This machine cannot run containers. `missing`: one sentence for each thing it lacks."""
 
     def __init__(self, missing: list[str]) -> None:
         self.missing = tuple(missing)

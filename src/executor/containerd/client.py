@@ -6,12 +6,13 @@ values where a message would say no more. What the calls are combined into belon
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, empty_pb2, field_mask_pb2
+from google.protobuf.message import Message
 
 from ...proto.containerd import (
     containers_pb2,
@@ -67,11 +68,6 @@ def _translated(what: str) -> Iterator[None]:
     except grpc.aio.AioRpcError as error:
         kind = _CODES.get(error.code(), ContainerdError)
         raise kind(f"containerd {what}: {error.code().name}: {error.details()}") from error
-
-
-async def _call(what: str, call: Awaitable[Result]) -> Result:
-    with _translated(what):
-        return await call
 
 
 def runc_options(binary: str) -> any_pb2.Any:
@@ -138,257 +134,188 @@ class ContainerdClient:
 
     async def version(self) -> str:
         """The daemon's version."""
-        call = self._version.Version(empty_pb2.Empty(), timeout=limits.CALL_DEADLINE_S)
-        return (await _call("version", call)).version
+        return (await self._ask("version", self._version.Version, empty_pb2.Empty())).version
 
     async def broken_plugins(self) -> dict[str, str]:
         """Plugins that are loaded, "type.id" -> why each does not work ("" for those that do)."""
-        call = self._introspection.Plugins(
-            introspection_pb2.PluginsRequest(), timeout=limits.CALL_DEADLINE_S
-        )
-        plugins = (await _call("list plugins", call)).plugins
+        request = introspection_pb2.PluginsRequest()
+        plugins = (await self._ask("list plugins", self._introspection.Plugins, request)).plugins
         return {f"{plugin.type}.{plugin.id}": plugin.init_err.message for plugin in plugins}
+
+    async def _ask(
+        self,
+        what: str,
+        method: Callable[..., Awaitable[Result]],
+        request: Message,
+        deadline_s: float = limits.CALL_DEADLINE_S,
+    ) -> Result:
+        with _translated(what):
+            return await method(request, metadata=self._metadata, timeout=deadline_s)
 
     # Containers and tasks.
 
     async def create_container(self, container: containers_pb2.Container) -> None:
         """Records a container."""
-        call = self._containers.Create(
-            containers_pb2.CreateContainerRequest(container=container),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"create container {container.id}", call)
+        request = containers_pb2.CreateContainerRequest(container=container)
+        await self._ask(f"create container {container.id}", self._containers.Create, request)
 
     async def get_container(self, container_id: str) -> containers_pb2.Container:
         """One container's record."""
-        call = self._containers.Get(
-            containers_pb2.GetContainerRequest(id=container_id),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"get container {container_id}", call)).container
+        request = containers_pb2.GetContainerRequest(id=container_id)
+        return (
+            await self._ask(f"get container {container_id}", self._containers.Get, request)
+        ).container
 
     async def list_containers(self, label: str, value: str) -> list[containers_pb2.Container]:
         """The containers that carry a label of that value."""
-        call = self._containers.List(
-            containers_pb2.ListContainersRequest(filters=[f'labels."{label}"=="{value}"']),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return list((await _call("list containers", call)).containers)
+        request = containers_pb2.ListContainersRequest(filters=[f'labels."{label}"=="{value}"'])
+        return list((await self._ask("list containers", self._containers.List, request)).containers)
 
     async def delete_container(self, container_id: str) -> None:
         """Forgets a container that has no task any more."""
-        call = self._containers.Delete(
-            containers_pb2.DeleteContainerRequest(id=container_id),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"delete container {container_id}", call)
+        request = containers_pb2.DeleteContainerRequest(id=container_id)
+        await self._ask(f"delete container {container_id}", self._containers.Delete, request)
 
     async def create_task(
         self, container_id: str, rootfs: Mounts, output: str, options: any_pb2.Any
     ) -> int:
         """Makes the container's process, not yet running. Answers its pid."""
-        call = self._tasks.Create(
-            tasks_pb2.CreateTaskRequest(
-                container_id=container_id,
-                rootfs=rootfs,
-                stdout=output,
-                stderr=output,
-                options=options,
-            ),
-            metadata=self._metadata,
-            timeout=limits.TASK_DEADLINE_S,
+        request = tasks_pb2.CreateTaskRequest(
+            container_id=container_id,
+            rootfs=rootfs,
+            stdout=output,
+            stderr=output,
+            options=options,
         )
-        return (await _call(f"create task {container_id}", call)).pid
+        return (
+            await self._ask(
+                f"create task {container_id}", self._tasks.Create, request, limits.TASK_DEADLINE_S
+            )
+        ).pid
 
     async def start_task(self, container_id: str) -> int:
         """Lets the process run. Answers its pid."""
-        call = self._tasks.Start(
-            tasks_pb2.StartRequest(container_id=container_id),
-            metadata=self._metadata,
-            timeout=limits.TASK_DEADLINE_S,
-        )
-        return (await _call(f"start task {container_id}", call)).pid
+        request = tasks_pb2.StartRequest(container_id=container_id)
+        return (
+            await self._ask(
+                f"start task {container_id}", self._tasks.Start, request, limits.TASK_DEADLINE_S
+            )
+        ).pid
 
     async def get_task(self, container_id: str) -> task_types_pb2.Process:
         """The task's state."""
-        call = self._tasks.Get(
-            tasks_pb2.GetRequest(container_id=container_id),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"get task {container_id}", call)).process
+        request = tasks_pb2.GetRequest(container_id=container_id)
+        return (await self._ask(f"get task {container_id}", self._tasks.Get, request)).process
 
     async def wait_task(self, container_id: str) -> tasks_pb2.WaitResponse:
         """Waits for the process's end: the one call without a deadline, for it runs for a day.
 
         A daemon that goes away ends it with ContainerdUnavailable.
         """
-        call = self._tasks.Wait(
-            tasks_pb2.WaitRequest(container_id=container_id), metadata=self._metadata
-        )
-        return await _call(f"wait for task {container_id}", call)
+        request = tasks_pb2.WaitRequest(container_id=container_id)
+        with _translated(f"wait for task {container_id}"):
+            return await self._tasks.Wait(request, metadata=self._metadata)
 
     async def kill_task(self, container_id: str, signal: int, whole: bool = False) -> None:
         """Sends a signal to the first process, or to every process of the container."""
-        call = self._tasks.Kill(
-            tasks_pb2.KillRequest(container_id=container_id, signal=signal, all=whole),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"kill task {container_id}", call)
+        request = tasks_pb2.KillRequest(container_id=container_id, signal=signal, all=whole)
+        await self._ask(f"kill task {container_id}", self._tasks.Kill, request)
 
     async def delete_task(self, container_id: str) -> tasks_pb2.DeleteResponse:
         """Removes an ended task: its cgroups, mounts and shim."""
-        call = self._tasks.Delete(
-            tasks_pb2.DeleteTaskRequest(container_id=container_id),
-            metadata=self._metadata,
-            timeout=limits.TASK_DEADLINE_S,
+        request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
+        return await self._ask(
+            f"delete task {container_id}", self._tasks.Delete, request, limits.TASK_DEADLINE_S
         )
-        return await _call(f"delete task {container_id}", call)
 
     # Images, snapshots and leases.
 
     async def get_image(self, name: str) -> images_pb2.Image:
         """One image's record."""
-        call = self._images.Get(
-            images_pb2.GetImageRequest(name=name),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"get image {name}", call)).image
+        request = images_pb2.GetImageRequest(name=name)
+        return (await self._ask(f"get image {name}", self._images.Get, request)).image
 
     async def list_images(self) -> list[images_pb2.Image]:
         """Every image of the namespace."""
-        call = self._images.List(
-            images_pb2.ListImagesRequest(), metadata=self._metadata, timeout=limits.CALL_DEADLINE_S
-        )
-        return list((await _call("list images", call)).images)
+        request = images_pb2.ListImagesRequest()
+        return list((await self._ask("list images", self._images.List, request)).images)
 
     async def put_image(self, image: images_pb2.Image) -> None:
         """Creates an image's record, or points the one of that name at the new target."""
-        deadline = limits.CALL_DEADLINE_S
+        create = images_pb2.CreateImageRequest(image=image)
+        update = images_pb2.UpdateImageRequest(image=image)
         try:
-            create = self._images.Create(
-                images_pb2.CreateImageRequest(image=image),
-                metadata=self._metadata,
-                timeout=deadline,
-            )
-            await _call(f"create image {image.name}", create)
+            await self._ask(f"create image {image.name}", self._images.Create, create)
         except ContainerdExists:
-            update = self._images.Update(
-                images_pb2.UpdateImageRequest(image=image),
-                metadata=self._metadata,
-                timeout=deadline,
-            )
-            await _call(f"update image {image.name}", update)
+            await self._ask(f"update image {image.name}", self._images.Update, update)
 
     async def delete_image(self, name: str) -> None:
         """Forgets an image, and collects what only it kept before answering."""
-        call = self._images.Delete(
-            images_pb2.DeleteImageRequest(name=name, sync=True),
-            metadata=self._metadata,
-            timeout=limits.APPLY_DEADLINE_S,
+        request = images_pb2.DeleteImageRequest(name=name, sync=True)
+        await self._ask(
+            f"delete image {name}", self._images.Delete, request, limits.APPLY_DEADLINE_S
         )
-        await _call(f"delete image {name}", call)
 
     async def create_lease(self, lease: str, labels: dict[str, str]) -> None:
         """Makes a lease, for `leased()`."""
-        call = self._leases.Create(
-            leases_pb2.CreateRequest(id=lease, labels=labels),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"create lease {lease}", call)
+        request = leases_pb2.CreateRequest(id=lease, labels=labels)
+        await self._ask(f"create lease {lease}", self._leases.Create, request)
 
     async def delete_lease(self, lease: str) -> None:
         """Ends a lease, and collects what only it kept before answering."""
-        call = self._leases.Delete(
-            leases_pb2.DeleteRequest(id=lease, sync=True),
-            metadata=self._metadata,
-            timeout=limits.APPLY_DEADLINE_S,
+        request = leases_pb2.DeleteRequest(id=lease, sync=True)
+        await self._ask(
+            f"delete lease {lease}", self._leases.Delete, request, limits.APPLY_DEADLINE_S
         )
-        await _call(f"delete lease {lease}", call)
 
     async def list_leases(self) -> list[leases_pb2.Lease]:
         """Every lease of the namespace."""
-        call = self._leases.List(
-            leases_pb2.ListRequest(), metadata=self._metadata, timeout=limits.CALL_DEADLINE_S
-        )
-        return list((await _call("list leases", call)).leases)
+        request = leases_pb2.ListRequest()
+        return list((await self._ask("list leases", self._leases.List, request)).leases)
 
-    async def add_to_lease(self, lease: str, digest: str) -> None:
-        """Puts a blob that was there before under the lease too."""
-        resource = leases_pb2.Resource(id=digest, type="content")
-        call = self._leases.AddResource(
-            leases_pb2.AddResourceRequest(id=lease, resource=resource),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"add {digest} to lease {lease}", call)
+    async def add_to_lease(self, lease: str, identity: str, kind: str = "content") -> None:
+        """Puts what was there before (a blob, or a snapshot: "snapshots/x") under the lease too."""
+        resource = leases_pb2.Resource(id=identity, type=kind)
+        request = leases_pb2.AddResourceRequest(id=lease, resource=resource)
+        await self._ask(f"add {identity} to lease {lease}", self._leases.AddResource, request)
 
     async def prepare_snapshot(self, key: str, parent: str, labels: dict[str, str]) -> Mounts:
         """A writable snapshot on top of `parent` ("" for none)."""
-        call = self._snapshots.Prepare(
-            snapshots_pb2.PrepareSnapshotRequest(
-                snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
-            ),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
+        request = snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
         )
-        return (await _call(f"prepare snapshot {key}", call)).mounts
+        return (await self._ask(f"prepare snapshot {key}", self._snapshots.Prepare, request)).mounts
 
     async def view_snapshot(self, key: str, parent: str, labels: dict[str, str]) -> Mounts:
         """A read-only snapshot of `parent`."""
-        call = self._snapshots.View(
-            snapshots_pb2.ViewSnapshotRequest(
-                snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
-            ),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
+        request = snapshots_pb2.ViewSnapshotRequest(
+            snapshotter=self.snapshotter, key=key, parent=parent, labels=labels
         )
-        return (await _call(f"view snapshot {key}", call)).mounts
+        return (await self._ask(f"view snapshot {key}", self._snapshots.View, request)).mounts
 
     async def snapshot_mounts(self, key: str) -> Mounts:
         """How to mount a prepared or viewed snapshot."""
-        call = self._snapshots.Mounts(
-            snapshots_pb2.MountsRequest(snapshotter=self.snapshotter, key=key),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"mounts of snapshot {key}", call)).mounts
+        request = snapshots_pb2.MountsRequest(snapshotter=self.snapshotter, key=key)
+        return (
+            await self._ask(f"mounts of snapshot {key}", self._snapshots.Mounts, request)
+        ).mounts
 
     async def commit_snapshot(self, name: str, key: str, labels: dict[str, str]) -> None:
         """Makes a prepared snapshot a parent for others, under `name`."""
-        call = self._snapshots.Commit(
-            snapshots_pb2.CommitSnapshotRequest(
-                snapshotter=self.snapshotter, name=name, key=key, labels=labels
-            ),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
+        request = snapshots_pb2.CommitSnapshotRequest(
+            snapshotter=self.snapshotter, name=name, key=key, labels=labels
         )
-        await _call(f"commit snapshot {name}", call)
+        await self._ask(f"commit snapshot {name}", self._snapshots.Commit, request)
 
     async def remove_snapshot(self, key: str) -> None:
         """Removes a snapshot that nothing stands on."""
-        call = self._snapshots.Remove(
-            snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"remove snapshot {key}", call)
+        request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key)
+        await self._ask(f"remove snapshot {key}", self._snapshots.Remove, request)
 
     async def stat_snapshot(self, key: str) -> snapshots_pb2.Info:
         """What a snapshot is. Raises ContainerdNotFound."""
-        call = self._snapshots.Stat(
-            snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"stat snapshot {key}", call)).info
+        request = snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)
+        return (await self._ask(f"stat snapshot {key}", self._snapshots.Stat, request)).info
 
     async def list_snapshots(self) -> list[snapshots_pb2.Info]:
         """Every snapshot of the namespace."""
@@ -404,35 +331,28 @@ class ContainerdClient:
 
     async def apply_diff(self, layer: types_pb2.Descriptor, mounts: Mounts) -> str:
         """Unpacks a layer onto mounts. Answers the digest of what was unpacked (its diff_id)."""
-        call = self._diff.Apply(
-            diff_pb2.ApplyRequest(diff=layer, mounts=mounts),
-            metadata=self._metadata,
-            timeout=limits.APPLY_DEADLINE_S,
-        )
-        return (await _call(f"apply layer {layer.digest}", call)).applied.digest
+        request = diff_pb2.ApplyRequest(diff=layer, mounts=mounts)
+        return (
+            await self._ask(
+                f"apply layer {layer.digest}", self._diff.Apply, request, limits.APPLY_DEADLINE_S
+            )
+        ).applied.digest
 
     # Content.
 
-    async def content_size(self, digest: str) -> int:
-        """The size of a blob that is whole, in bytes. Raises ContainerdNotFound."""
-        call = self._content.Info(
-            content_pb2.InfoRequest(digest=digest),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return (await _call(f"info of {digest}", call)).info.size
+    async def content_labels(self, digest: str) -> dict[str, str]:
+        """The labels of a blob that is whole. Raises ContainerdNotFound."""
+        request = content_pb2.InfoRequest(digest=digest)
+        answer = await self._ask(f"info of {digest}", self._content.Info, request)
+        return dict(answer.info.labels)
 
     async def label_content(self, digest: str, labels: dict[str, str]) -> None:
         """Sets labels of a blob, leaving its other ones."""
-        call = self._content.Update(
-            content_pb2.UpdateRequest(
-                info=content_pb2.Info(digest=digest, labels=labels),
-                update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{key}" for key in labels]),
-            ),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
+        request = content_pb2.UpdateRequest(
+            info=content_pb2.Info(digest=digest, labels=labels),
+            update_mask=field_mask_pb2.FieldMask(paths=[f"labels.{key}" for key in labels]),
         )
-        await _call(f"label {digest}", call)
+        await self._ask(f"label {digest}", self._content.Update, request)
 
     async def list_content(self) -> list[str]:
         """The digests of every blob of the namespace."""
@@ -448,21 +368,18 @@ class ContainerdClient:
 
     async def list_ingests(self) -> list[str]:
         """The names of unfinished writes."""
-        call = self._content.ListStatuses(
-            content_pb2.ListStatusesRequest(),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        return [status.ref for status in (await _call("list ingests", call)).statuses]
+        request = content_pb2.ListStatusesRequest()
+        return [
+            status.ref
+            for status in (
+                await self._ask("list ingests", self._content.ListStatuses, request)
+            ).statuses
+        ]
 
     async def abort_ingest(self, ref: str) -> None:
         """Drops an unfinished write."""
-        call = self._content.Abort(
-            content_pb2.AbortRequest(ref=ref),
-            metadata=self._metadata,
-            timeout=limits.CALL_DEADLINE_S,
-        )
-        await _call(f"abort write of {ref}", call)
+        request = content_pb2.AbortRequest(ref=ref)
+        await self._ask(f"abort write of {ref}", self._content.Abort, request)
 
     async def read_content(self, digest: str, bytes_max: int) -> bytes:
         """A small blob, whole. Raises ContainerdError when it is larger than `bytes_max`."""
@@ -486,19 +403,21 @@ class ContainerdClient:
         Raises ContainerdExists when it is there already (no chunk is read then), ContainerdError
         when digest or size come out different. An unfinished write stays until `abort_ingest`.
         """
-        request = content_pb2.WriteContentRequest
         with _translated(f"write {digest}"):
             call = self._content.Write(metadata=self._metadata, timeout=deadline_s)
-            identity = {"ref": ref, "total": size, "expected": digest}
 
             async def exchange(
-                message: content_pb2.WriteContentRequest,
-            ) -> content_pb2.WriteContentResponse:
+                action: content_pb2.WriteAction.ValueType, offset: int = 0, data: bytes = b""
+            ) -> int:
+                """Sends one step; answers the offset that the daemon is at after it."""
+                message = content_pb2.WriteContentRequest(
+                    action=action, ref=ref, total=size, expected=digest, offset=offset, data=data
+                )
                 with contextlib.suppress(asyncio.InvalidStateError):
                     await call.write(message)
                     answer = await call.read()
                     if isinstance(answer, content_pb2.WriteContentResponse):
-                        return answer
+                        return answer.offset
                 # The stream ended: its status says why.
                 raise grpc.aio.AioRpcError(
                     await call.code(),
@@ -507,13 +426,10 @@ class ContainerdClient:
                     details=await call.details(),
                 )
 
-            action = content_pb2.WriteAction
-            answer = await exchange(request(action=action.STAT, **identity))
-            offset = answer.offset
+            offset = await exchange(content_pb2.STAT)
             if offset:
                 raise ContainerdError(f"write {digest}: another write left {offset} bytes")
             async for chunk in chunks:
-                message = request(action=action.WRITE, offset=offset, data=chunk, **identity)
-                offset = (await exchange(message)).offset
-            await exchange(request(action=action.COMMIT, offset=offset, **identity))
+                offset = await exchange(content_pb2.WRITE, offset, chunk)
+            await exchange(content_pb2.COMMIT, offset)
             await call.done_writing()

@@ -1,0 +1,113 @@
+"""The executor's side of one gate: its two FIFOs and its payload file."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from ...mesh.clock import Clock
+from .. import limits
+from ..errors import SandboxError, StartError, StartReason
+from . import failure
+
+_PIPE_BYTES = 64 * 1024  # a FIFO's default size
+
+
+class Exchange:
+    """Makes the FIFOs, learns that the gate waits, opens it, learns of the exec."""
+
+    def __init__(self, directory: Path, clock: Clock) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._go = -1
+        self._started = -1
+        self._report = bytearray()
+        self._executed_ns = 0
+        self._waiting: asyncio.Future[None]
+        self._ended: asyncio.Future[None]
+
+    def make(self, payload: bytes) -> None:
+        """Makes directory, FIFOs and payload. Blocks: call it in a thread."""
+        self._directory.mkdir(parents=True)
+        go, started = self._directory / "go", self._directory / "started"
+        # The job's own user opens them, in a mount that only its sandbox sees.
+        os.mkfifo(go)
+        go.chmod(0o444)
+        os.mkfifo(started)
+        started.chmod(0o222)
+        file = self._directory / "payload"
+        file.write_bytes(payload)
+        file.chmod(0o444)
+
+    def connect(self) -> None:
+        """Opens our ends, before the gate opens its."""
+        loop = asyncio.get_running_loop()
+        self._waiting, self._ended = loop.create_future(), loop.create_future()
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        # Both ways, so that opening needs no reader yet; our death still ends the gate's reading.
+        self._go = os.open(self._directory / "go", os.O_RDWR | flags)
+        self._started = os.open(self._directory / "started", os.O_RDONLY | flags)
+        loop.add_reader(self._started, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._started, limits.KIB)
+        except BlockingIOError:
+            return
+        if data:
+            self._report += data
+            if not self._waiting.done():
+                self._waiting.set_result(None)
+            return
+        self._executed_ns = self._clock.now_ns()
+        asyncio.get_running_loop().remove_reader(self._started)
+        for future in (self._waiting, self._ended):
+            if not future.done():
+                future.set_result(None)
+
+    async def waiting(self) -> None:
+        """Returns when the gate waits. Raises SandboxError when it ended instead."""
+        try:
+            async with asyncio.timeout(limits.GATE_DEADLINE_S):
+                await self._waiting
+        except TimeoutError:
+            raise SandboxError("the sandbox's first process did not reach its gate") from None
+        if self._ended.done():
+            raise SandboxError("the sandbox's first process ended before its gate")
+
+    @property
+    def lost(self) -> bool:
+        """Whether the gate has ended, or its command was executed already."""
+        return self._started < 0 or self._ended.done()
+
+    async def open(self, message: bytes) -> int:
+        """Sends the message. Answers when the command was executed, ns since 1970.
+
+        Raises StartError.
+        """
+        if self.lost:
+            raise StartError(StartReason.GATE_LOST, 0, "the sandbox ended before its start")
+        if len(message) > _PIPE_BYTES:
+            fcntl.fcntl(self._go, fcntl.F_SETPIPE_SZ, limits.MESSAGE_BYTES_MAX)
+        written = os.write(self._go, message)
+        assert written == len(message), "a FIFO of that size takes the message at once"
+        try:
+            async with asyncio.timeout(limits.GATE_DEADLINE_S):
+                await self._ended
+        except TimeoutError:
+            raise StartError(StartReason.GATE_LOST, 0, "the gate did not answer") from None
+        error = failure(bytes(self._report))
+        self.close()
+        if error is not None:
+            raise error
+        return self._executed_ns
+
+    def close(self) -> None:
+        """Lets go of both ends: a gate that still waits exits. May be called again."""
+        if self._started >= 0:
+            with contextlib.suppress(RuntimeError):  # no loop runs any more
+                asyncio.get_running_loop().remove_reader(self._started)
+            os.close(self._started)
+            os.close(self._go)
+            self._started = self._go = -1

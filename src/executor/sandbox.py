@@ -1,0 +1,163 @@
+"""What runs work: the interfaces that the agent uses, and the values that cross them.
+
+Two implementations pass the same suite (tests/conformance/test_runtime.py): ContainerdRuntime, and
+InProcessRuntime, which does no work, for measuring and testing the mesh without containers.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from . import limits
+
+ATTEMPT_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,74}[a-z0-9])?")
+"""Also a containerd id (76 characters at most), a file name and a cgroup's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt: what to run and how much it may use."""
+
+    attempt_id: str
+    """Unique for ever; see ATTEMPT_ID."""
+    customer: str
+    image: str
+    """The reference as `ensure_image` takes it."""
+    command: tuple[str, ...] = ()
+    """Replaces the image's entrypoint; empty: the image's own."""
+    args: tuple[str, ...] = ()
+    """Follow the entrypoint; empty, and no command: the image's own."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Over the image's."""
+    working_dir: str = ""
+    user: str = ""
+    """As in an image's configuration; empty: the image's, and 65534 when it names none."""
+    payload: bytes = b""
+    """The command's standard input, and the file that TICKMESH_PAYLOAD_FILE names."""
+    memory_bytes: int = 256 * limits.MIB
+    cpu_millis: int = 1000
+    pids: int = 128
+    scratch_bytes: int = 64 * limits.MIB
+    """Size of /tmp; what is in it counts as memory."""
+    timeout_s: float = 0.0
+    """Enforced by the caller, with `kill`."""
+    output_bytes_max: int = 1 * limits.MIB
+    """Kept of stdout, and of stderr."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a sandbox's command ended."""
+
+    exit_code: int
+    """0 to 255; 128 + n when signal n ended it."""
+    signal: int
+    """The signal that ended it, 0 for none. (A command may also exit with 128 + n by itself.)"""
+    oom: bool
+    """The kernel killed something in the sandbox for want of memory, and the command failed."""
+    finished_ns: int
+    """Nanoseconds since 1970, by containerd."""
+    peak_memory_bytes: int
+    """0 when the kernel does not tell."""
+    cpu_ns: int
+
+
+class Sandbox(Protocol):
+    """One attempt's sandbox: made, waiting at its gate, running, ended, gone."""
+
+    @property
+    def attempt_id(self) -> str:
+        """Its work's."""
+        ...
+
+    @property
+    def started_ns(self) -> int:
+        """When its gate was opened, in nanoseconds since 1970; 0 before."""
+        ...
+
+    async def start(self) -> int:
+        """Opens the gate. Answers when the command was executed, in nanoseconds since 1970.
+
+        Raises StartError when it could not be; the sandbox is of no more use then.
+        """
+        ...
+
+    async def wait(self) -> Exit:
+        """Waits until the command has ended and its output is on disk. Raises SandboxError."""
+        ...
+
+    async def kill(self, signal: int) -> None:
+        """Sends a signal to every process of the sandbox. One that has ended takes no notice."""
+        ...
+
+    async def delete(self) -> None:
+        """Ends it if need be, and removes everything but its output. May be called again."""
+        ...
+
+
+class ImageInfo(Protocol):
+    """An image that is at hand."""
+
+    @property
+    def reference(self) -> str:
+        """The name that it was asked for by."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of its manifest for this machine."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Compressed."""
+        ...
+
+
+class Runtime(Protocol):
+    """Makes sandboxes on this host."""
+
+    async def start(self) -> None:
+        """Raises HostUnfit with everything that this host lacks."""
+        ...
+
+    async def close(self) -> None:
+        """Deletes what is left of its sandboxes, and ends what it started."""
+        ...
+
+    async def ensure_image(self, reference: str) -> ImageInfo:
+        """Has an image at hand: it is, or it is pulled. Raises ImageError."""
+        ...
+
+    async def import_image(self, reference: str, archive: Path) -> ImageInfo:
+        """Takes an OCI archive in under a name. Raises ImageError; then nothing has changed."""
+        ...
+
+    async def list_images(self) -> list[str]:
+        """The references of the images at hand."""
+        ...
+
+    async def delete_image(self, reference: str) -> None:
+        """Forgets an image; what runs from it goes on. Raises ImageError(NOT_FOUND)."""
+        ...
+
+    async def prepare(self, work: Work) -> Sandbox:
+        """Makes a sandbox that waits at its gate. Raises ImageError, StartError, SandboxError."""
+        ...
+
+    async def adopt(self, attempt_id: str) -> Sandbox | None:
+        """The sandbox of an attempt that was started before this process; None: there is none."""
+        ...
+
+    async def sweep(self, claimed: frozenset[str]) -> int:
+        """Deletes this executor's sandboxes of no claimed attempt. Answers how many."""
+        ...
+
+    def output_directory(self, attempt_id: str) -> Path:
+        """Where an attempt's output is (see logs.py); it stays when the sandbox is deleted."""
+        ...
+
+    async def discard_output(self, attempt_id: str) -> None:
+        """Removes an attempt's output."""
+        ...

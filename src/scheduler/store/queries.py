@@ -41,6 +41,10 @@ class Queries:
         """The execution, if it is kept."""
         return self._view().execution(job_uid, execution)
 
+    def owner(self, customer: str, execution: bytes) -> bytes | None:
+        """The uid of the job that a customer's execution belongs to, if it is kept."""
+        return self._backend.get(keys.customer_execution(customer, execution))
+
     def jobs(self, customer: str, after: bytes, count: int) -> tuple[list[Job], bytes]:
         """A page of a customer's jobs by id, and where the next begins (empty at the end)."""
         prefix = keys.job(customer, "")

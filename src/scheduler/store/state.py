@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -69,7 +70,12 @@ class State:
         """retention_ms must be the same on every replica: it decides when things are purged."""
         self.backend = backend
         self._retention_ms = retention_ms
+        self._observer: Callable[[Applied], None] | None = None
         self._load()
+
+    def observe(self, observer: Callable[[Applied], None]) -> None:
+        """Tell `observer` of every entry once it is applied, on leaders and followers alike."""
+        self._observer = observer
 
     def _load(self) -> None:
         raw = self.backend.get(keys.META)
@@ -99,7 +105,10 @@ class State:
         changes = view.changes()
         changes[keys.META] = _encode(meta)
         self.backend.write(changes)
-        return Applied(index, outcomes, view.executions, view.timers)
+        applied = Applied(index, outcomes, view.executions, view.timers)
+        if self._observer is not None:
+            self._observer(applied)
+        return applied
 
     def flush_wal(self) -> None:
         """Make everything applied durable; in a worker thread."""

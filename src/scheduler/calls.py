@@ -1,0 +1,620 @@
+"""The public methods, as the shard's leader answers them: one function a method.
+
+Three kinds. A write checks a request and submits one command, and makes the response of what came
+of it. A read looks at the state after a read barrier. A step-by-step method does several of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+from google.protobuf import empty_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from ..mesh import names
+from ..mesh.errors import (
+    AlreadyExists,
+    EtagMismatch,
+    InvalidRequest,
+    JobHasSchedules,
+    NotFound,
+    NotPaused,
+    TickmeshError,
+    invalid,
+)
+from ..mesh.limits import BATCH_ITEMS_MAX
+from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
+from . import convert, pages
+from .core import commands, recurrence
+from .core.commands import Outcome, Placement, Refused, Why
+from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
+from .core.model import Execution, ExecutionState, Job, Schedule
+from .shard import Shard
+
+UPDATE_TRIES_MAX = 5
+"""Of a read-modify-write that others get in between of; then it is theirs."""
+
+FILTER_LOOKED_AT_MAX = 10_000
+"""Executions that a filtered listing looks at a page: about 0.1 s."""
+
+PREVIEW_DEFAULT = 10
+
+Request = TypeVar("Request", bound=Message)
+
+
+class Write(NamedTuple):
+    """A submitted command: its outcome to come, and how that becomes a response."""
+
+    outcome: asyncio.Future[Outcome]
+    respond: Callable[[Any], Message]
+    placements: list[Placement | None]
+
+
+def request_hash(request_id: str) -> bytes:
+    """What is stored of a request_id."""
+    return hashlib.blake2b(request_id.encode(), digest_size=12).digest() if request_id else b""
+
+
+def uid(request: bytes, index: int) -> bytes:
+    """A new uid: random, or drawn from the request, so that its repetition draws the same."""
+    if request:
+        return hashlib.blake2b(request + b"%d" % index, digest_size=UID_BYTES).digest()
+    return os.urandom(UID_BYTES)
+
+
+def made_id(prefix: str, raw: bytes) -> str:
+    """An id for what the client left unnamed."""
+    return f"{prefix}-{spell(raw)}"
+
+
+def refusal(refused: Refused, field: str = "") -> TickmeshError:
+    """The error that a refused command means."""
+    what = refused.what
+    match refused.why:
+        case Why.NOT_FOUND:
+            return NotFound(f"there is no {what}", metadata={"resource": what})
+        case Why.ALREADY_EXISTS:
+            return AlreadyExists(f"{field or 'the id'} {what!r} is taken", fields=())
+        case Why.VERSION_MISMATCH:
+            return EtagMismatch(f"{what} was changed by somebody else: read it again, then decide")
+        case Why.HAS_SCHEDULES:
+            return JobHasSchedules(f"job {what} still has schedules: delete them, or set force")
+        case Why.NOT_PAUSED:
+            return NotPaused(f"schedule {what} is not paused")
+        case Why.NEVER_FIRES:
+            return invalid(field or "schedule.recurrence", "has no instant that is still to come")
+
+
+def labels(message: Any) -> tuple[tuple[str, str], ...]:
+    """Labels as they are stored."""
+    return tuple(sorted(message.labels.items()))
+
+
+class Calls:
+    """The methods of one shard's leader."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
+            "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
+            "tickmesh.v1.JobService/BatchCreateJobs": (
+                job_pb2.BatchCreateJobsRequest,
+                self.batch_create_jobs,
+            ),
+            "tickmesh.v1.ScheduleService/CreateSchedule": (
+                schedule_pb2.CreateScheduleRequest,
+                self.create_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/BatchCreateSchedules": (
+                schedule_pb2.BatchCreateSchedulesRequest,
+                self.batch_create_schedules,
+            ),
+            "tickmesh.v1.ScheduleService/DeleteSchedule": (
+                schedule_pb2.DeleteScheduleRequest,
+                self.delete_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/PauseSchedule": (
+                schedule_pb2.PauseScheduleRequest,
+                self.pause_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/ResumeSchedule": (
+                schedule_pb2.ResumeScheduleRequest,
+                self.resume_schedule,
+            ),
+            "tickmesh.v1.ExecutionService/ExecuteJob": (
+                execution_pb2.ExecuteJobRequest,
+                self.execute_job,
+            ),
+            "tickmesh.v1.ExecutionService/BatchExecuteJobs": (
+                execution_pb2.BatchExecuteJobsRequest,
+                self.batch_execute_jobs,
+            ),
+        }
+        self.reads: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "tickmesh.v1.JobService/GetJob": (job_pb2.GetJobRequest, self.get_job),
+            "tickmesh.v1.JobService/ListJobs": (job_pb2.ListJobsRequest, self.list_jobs),
+            "tickmesh.v1.ScheduleService/GetSchedule": (
+                schedule_pb2.GetScheduleRequest,
+                self.get_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/ListSchedules": (
+                schedule_pb2.ListSchedulesRequest,
+                self.list_schedules,
+            ),
+            "tickmesh.v1.ScheduleService/PreviewSchedule": (
+                schedule_pb2.PreviewScheduleRequest,
+                self.preview_schedule,
+            ),
+            "tickmesh.v1.ExecutionService/GetExecution": (
+                execution_pb2.GetExecutionRequest,
+                self.get_execution,
+            ),
+            "tickmesh.v1.ExecutionService/ListExecutions": (
+                execution_pb2.ListExecutionsRequest,
+                self.list_executions,
+            ),
+        }
+        self.steps: dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]] = {
+            "tickmesh.v1.JobService/UpdateJob": (job_pb2.UpdateJobRequest, self.update_job),
+            "tickmesh.v1.JobService/DeleteJob": (job_pb2.DeleteJobRequest, self.delete_job),
+            "tickmesh.v1.ScheduleService/UpdateSchedule": (
+                schedule_pb2.UpdateScheduleRequest,
+                self.update_schedule,
+            ),
+            "tickmesh.v1.ExecutionService/CancelExecution": (
+                execution_pb2.CancelExecutionRequest,
+                self.cancel_execution,
+            ),
+        }
+
+    # -- common --------------------------------------------------------------------------------
+
+    def _submit(
+        self,
+        command: commands.AnyCommand,
+        respond: Callable[[Any], Message],
+        weight: int = 1,
+        placements: list[Placement | None] | None = None,
+        field: str = "",
+    ) -> Write:
+        def answered(outcome: Outcome) -> Message:
+            if isinstance(outcome, Refused):
+                raise refusal(outcome, field.replace("[]", f"[{outcome.index}]"))
+            return respond(outcome)
+
+        return Write(self._shard.proposals.submit(command, weight), answered, placements or [])
+
+    async def _do(self, command: commands.AnyCommand, weight: int = 1, field: str = "") -> Any:
+        outcome = await self._shard.proposals.submit(command, weight)
+        if isinstance(outcome, Refused):
+            raise refusal(outcome, field)
+        return outcome
+
+    def _checked(self, checked: Message) -> Write:
+        """The answer to validate_only: nothing is submitted."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        outcome.set_result([])
+        return Write(outcome, lambda _: checked, [])
+
+    def _job(self, customer: str, job_id: str) -> Job:
+        job = self._shard.queries.job(customer, job_id)
+        if job is None:
+            raise NotFound(f"there is no {names.job_name(customer, job_id)}")
+        return job
+
+    def _schedule(self, name: str, field: str = "name") -> Schedule:
+        parts = names.parse_schedule(name, field)
+        job = self._job(parts.customer, parts.job)
+        schedule = self._shard.queries.schedule(job.uid, parts.schedule)
+        if schedule is None:
+            raise NotFound(f"there is no {name}")
+        return schedule
+
+    # -- jobs ----------------------------------------------------------------------------------
+
+    def create_job(self, request: job_pb2.CreateJobRequest) -> Write:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        hashed = request_hash(request.request_id)
+        new = self._new_job(request.job, request.job_id, customer, hashed, 0, "job")
+        if request.validate_only:
+            return self._checked(request.job)
+        command = commands.CreateJobs(customer, [new], hashed)
+        return self._submit(command, lambda made: convert.job_message(made[0]), field="job_id")
+
+    def batch_create_jobs(self, request: job_pb2.BatchCreateJobsRequest) -> Write:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        hashed = request_hash(request.request_id)
+        new = [
+            self._new_job(item.job, item.job_id, customer, hashed, index, f"jobs[{index}].job")
+            for index, item in enumerate(request.jobs)
+        ]
+        return self._submit(
+            commands.CreateJobs(customer, new, hashed),
+            lambda made: job_pb2.BatchCreateJobsResponse(
+                jobs=[convert.job_message(job) for job in made]
+            ),
+            weight=len(new),
+            field="jobs[].job_id",
+        )
+
+    @staticmethod
+    def _new_job(
+        job: job_pb2.Job, job_id: str, customer: str, hashed: bytes, index: int, field: str
+    ) -> commands.NewJob:
+        drawn = uid(hashed, index)
+        return commands.NewJob(
+            job_id=job_id or made_id("job", drawn),
+            uid=drawn if not hashed else os.urandom(UID_BYTES),
+            display_name=job.display_name,
+            labels=labels(job),
+            spec=convert.job_spec(job, customer, field),
+        )
+
+    def get_job(self, request: job_pb2.GetJobRequest) -> Message:
+        """See the proto."""
+        return convert.job_message(self._job(*names.parse_job(request.name)))
+
+    def list_jobs(self, request: job_pb2.ListJobsRequest) -> Message:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        after = pages.start(request.page_token, "jobs", request.parent)
+        found, following = self._shard.queries.jobs(customer, after, pages.size(request.page_size))
+        return job_pb2.ListJobsResponse(
+            jobs=[convert.job_message(job) for job in found],
+            next_page_token=pages.token(following, "jobs", request.parent),
+        )
+
+    async def update_job(self, request: job_pb2.UpdateJobRequest) -> Message:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.job.name, "job.name")
+        given = convert.version_of(request.job.etag)
+        for _ in range(UPDATE_TRIES_MAX):
+            await self._shard.replica.read_barrier()
+            job = self._job(customer, job_id)
+            if given not in (0, job.version):
+                raise refusal(Refused(Why.VERSION_MISMATCH, job_id))
+            message = convert.job_message(job)
+            merge(request.job, message, request.update_mask, JOB_FIELDS)
+            spec = convert.job_spec(message, customer, "job")
+            if request.validate_only:
+                return message
+            command = commands.UpdateJob(
+                customer, job_id, job.version, message.display_name, labels(message), spec
+            )
+            try:
+                made = await self._do(command)
+                return convert.job_message(made[0])
+            except EtagMismatch:
+                if given:
+                    raise
+        raise EtagMismatch(f"{request.job.name} is being changed by others all the time")
+
+    async def delete_job(self, request: job_pb2.DeleteJobRequest) -> Message:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.name)
+        version = convert.version_of(request.etag)
+        while request.force:
+            await self._shard.replica.read_barrier()
+            job = self._job(customer, job_id)
+            some = self._shard.queries.schedule_ids(job.uid, BATCH_ITEMS_MAX)
+            if not some:
+                break
+            command = commands.DeleteSchedules(customer, job_id, some, 0, True)
+            await self._do(command, weight=len(some))
+        await self._do(commands.DeleteJob(customer, job_id, version))
+        return empty_pb2.Empty()
+
+    # -- schedules -----------------------------------------------------------------------------
+
+    def create_schedule(self, request: schedule_pb2.CreateScheduleRequest) -> Write:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.parent, "parent")
+        hashed = request_hash(request.request_id)
+        new = self._new_schedule(request.schedule, request.schedule_id, hashed, 0, "schedule")
+        if request.validate_only:
+            return self._checked(request.schedule)
+        message = request.schedule
+        return self._submit(
+            commands.CreateSchedules(customer, job_id, [new], hashed),
+            lambda made: self._created(message, new, made[0]),
+            field="schedule_id",
+        )
+
+    def batch_create_schedules(self, request: schedule_pb2.BatchCreateSchedulesRequest) -> Write:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.parent, "parent")
+        hashed = request_hash(request.request_id)
+        new = [
+            self._new_schedule(
+                item.schedule, item.schedule_id, hashed, index, f"schedules[{index}].schedule"
+            )
+            for index, item in enumerate(request.schedules)
+        ]
+
+        def respond(made: list[Schedule]) -> Message:
+            response = schedule_pb2.BatchCreateSchedulesResponse()
+            for item, asked, schedule in zip(request.schedules, new, made, strict=True):
+                response.schedules.append(self._created(item.schedule, asked, schedule))
+            return response
+
+        return self._submit(
+            commands.CreateSchedules(customer, job_id, new, hashed),
+            respond,
+            weight=len(new),
+            field="schedules[].schedule_id",
+        )
+
+    @staticmethod
+    def _created(
+        message: schedule_pb2.Schedule, asked: commands.NewSchedule, made: Schedule
+    ) -> schedule_pb2.Schedule:
+        """The response: the request's own message filled in, unless an earlier request made it."""
+        if made.spec is asked.spec or made.spec == asked.spec:
+            if not message.recurrence.time_zone:
+                message.recurrence.time_zone = made.spec.zone
+            return convert.fill_schedule(message, made)
+        return convert.schedule_message(made)
+
+    def _new_schedule(
+        self,
+        schedule: schedule_pb2.Schedule,
+        schedule_id: str,
+        hashed: bytes,
+        index: int,
+        field: str,
+    ) -> commands.NewSchedule:
+        convert.check_policies(schedule, field)
+        spec = convert.spec_of(schedule.recurrence, self._shard.now_ms(), f"{field}.recurrence")
+        drawn = uid(hashed, index)
+        return commands.NewSchedule(
+            schedule_id or made_id("schedule", drawn),
+            os.urandom(UID_BYTES) if hashed else drawn,
+            labels(schedule),
+            spec,
+            schedule.payload,
+        )
+
+    def get_schedule(self, request: schedule_pb2.GetScheduleRequest) -> Message:
+        """See the proto."""
+        return convert.schedule_message(self._schedule(request.name))
+
+    def list_schedules(self, request: schedule_pb2.ListSchedulesRequest) -> Message:
+        """See the proto."""
+        job = self._job(*names.parse_job(request.parent, "parent"))
+        after = pages.start(request.page_token, "schedules", request.parent)
+        found, following = self._shard.queries.schedules(
+            job.uid, after, pages.size(request.page_size)
+        )
+        return schedule_pb2.ListSchedulesResponse(
+            schedules=[convert.schedule_message(schedule) for schedule in found],
+            next_page_token=pages.token(following, "schedules", request.parent),
+        )
+
+    async def update_schedule(self, request: schedule_pb2.UpdateScheduleRequest) -> Message:
+        """See the proto."""
+        parts = names.parse_schedule(request.schedule.name, "schedule.name")
+        given = convert.version_of(request.schedule.etag)
+        for _ in range(UPDATE_TRIES_MAX):
+            await self._shard.replica.read_barrier()
+            schedule = self._schedule(request.schedule.name, "schedule.name")
+            if given not in (0, schedule.version):
+                raise refusal(Refused(Why.VERSION_MISMATCH, parts.schedule))
+            message = convert.schedule_message(schedule)
+            merge(request.schedule, message, request.update_mask, SCHEDULE_FIELDS)
+            convert.check_policies(message, "schedule")
+            spec = convert.spec_of(message.recurrence, self._shard.now_ms(), "schedule.recurrence")
+            if request.validate_only:
+                return message
+            command = commands.UpdateSchedule(
+                *parts, schedule.version, labels(message), spec, message.payload
+            )
+            try:
+                made = await self._do(command)
+                return convert.schedule_message(made[0])
+            except EtagMismatch:
+                if given:
+                    raise
+        raise EtagMismatch(f"{request.schedule.name} is being changed by others all the time")
+
+    def delete_schedule(self, request: schedule_pb2.DeleteScheduleRequest) -> Write:
+        """See the proto."""
+        parts = names.parse_schedule(request.name)
+        command = commands.DeleteSchedules(
+            parts.customer,
+            parts.job,
+            [parts.schedule],
+            convert.version_of(request.etag),
+            False,
+        )
+        return self._submit(command, lambda _: empty_pb2.Empty())
+
+    def pause_schedule(self, request: schedule_pb2.PauseScheduleRequest) -> Write:
+        """See the proto."""
+        command = commands.PauseSchedule(*names.parse_schedule(request.name), request.reason)
+        return self._submit(command, lambda made: convert.schedule_message(made[0]))
+
+    def resume_schedule(self, request: schedule_pb2.ResumeScheduleRequest) -> Write:
+        """See the proto."""
+        command = commands.ResumeSchedule(*names.parse_schedule(request.name))
+        return self._submit(command, lambda made: convert.schedule_message(made[0]))
+
+    def preview_schedule(self, request: schedule_pb2.PreviewScheduleRequest) -> Message:
+        """See the proto."""
+        now_ms = self._shard.now_ms()
+        after_ms = convert.to_ms(request.after_time) if request.HasField("after_time") else now_ms
+        spec = convert.spec_of(request.recurrence, min(after_ms, now_ms), "recurrence")
+        response = schedule_pb2.PreviewScheduleResponse()
+        for fire in recurrence.preview(spec, after_ms, request.count or PREVIEW_DEFAULT):
+            if not fire.skipped:
+                response.fires.add(
+                    due_time=convert.from_ms(fire.due_ms), local_time=fire.local, note=fire.note
+                )
+        return response
+
+    # -- executions ----------------------------------------------------------------------------
+
+    def execute_job(self, request: execution_pb2.ExecuteJobRequest) -> Write:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.name)
+        if request.validate_only:
+            self._job(customer, job_id)
+            return self._checked(execution_pb2.Execution())
+        placement = self._shard.place()
+        new = commands.NewExecution(job_id, os.urandom(UID_BYTES), request.payload, placement)
+        return self._submit(
+            commands.ExecuteJobs(customer, [new], request_hash(request.request_id)),
+            lambda made: self._one(made[0]),
+            placements=[placement],
+        )
+
+    def batch_execute_jobs(self, request: execution_pb2.BatchExecuteJobsRequest) -> Write:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        new = []
+        for index, item in enumerate(request.executions):
+            field = f"executions[{index}].name"
+            parts = names.parse_job(item.name, field)
+            if parts.customer != customer:
+                raise invalid(field, f"is not a job of {request.parent}")
+            new.append(
+                commands.NewExecution(
+                    parts.job, os.urandom(UID_BYTES), item.payload, self._shard.place()
+                )
+            )
+        return self._submit(
+            commands.ExecuteJobs(customer, new, request_hash(request.request_id)),
+            lambda made: execution_pb2.BatchExecuteJobsResponse(
+                executions=[self._one(execution) for execution in made]
+            ),
+            weight=len(new),
+            placements=[item.placement for item in new],
+        )
+
+    def _one(self, execution: Execution) -> execution_pb2.Execution:
+        return convert.execution_message(execution, self._shard.soft(execution))
+
+    def execution(self, name: str) -> Execution:
+        """The execution of a name. Raises NotFound."""
+        parts = names.parse_execution(name)
+        identity = unspell(parts.execution, EXECUTION_ID_BYTES)
+        job = self._shard.queries.job(parts.customer, parts.job)
+        found = None
+        if identity is not None:
+            job_uid = self._shard.queries.owner(parts.customer, identity)
+            if job_uid is not None:
+                found = self._shard.queries.execution(job_uid, identity)
+            if found is not None and found.job_id != parts.job:
+                found = None
+        if found is None:
+            there = "" if job else " (nor a job of that name)"
+            raise NotFound(f"there is no {name}{there}; ended executions are kept for a time only")
+        return found
+
+    def get_execution(self, request: execution_pb2.GetExecutionRequest) -> Message:
+        """See the proto."""
+        return self._one(self.execution(request.name))
+
+    def list_executions(self, request: execution_pb2.ListExecutionsRequest) -> Message:
+        """See the proto."""
+        customer, job_id = names.parse_job(request.parent, "parent")
+        job_uid = None if job_id == names.ANY_JOB else self._job(customer, job_id).uid
+        states = sorted(set(request.states))
+        listing = ("executions", request.parent, request.schedule, str(states))
+        schedule_id = ""
+        if request.schedule:
+            parts = names.parse_schedule(request.schedule, "schedule")
+            if parts.customer != customer or job_id not in (parts.job, names.ANY_JOB):
+                raise invalid("schedule", f"is not a schedule of {request.parent}")
+            schedule_id, wanted_job = parts.schedule, parts.job
+
+        def keep(execution: Execution) -> bool:
+            if schedule_id and (execution.schedule_id, execution.job_id) != (
+                schedule_id,
+                wanted_job,
+            ):
+                return False
+            if not states:
+                return True
+            state = execution.state
+            if state is ExecutionState.ASSIGNED:
+                soft = self._shard.soft(execution)
+                if soft is not None and soft.started_ns:
+                    state = ExecutionState.RUNNING
+            return state.value in states
+
+        found, following = self._shard.queries.executions(
+            customer,
+            job_uid,
+            pages.start(request.page_token, *listing),
+            pages.size(request.page_size),
+            keep,
+            FILTER_LOOKED_AT_MAX,
+        )
+        return execution_pb2.ListExecutionsResponse(
+            executions=[self._one(execution) for execution in found],
+            next_page_token=pages.token(following, *listing),
+        )
+
+    async def cancel_execution(self, request: execution_pb2.CancelExecutionRequest) -> Message:
+        """See the proto."""
+        await self._shard.replica.read_barrier()
+        execution = self.execution(request.name)
+        made = await self._do(commands.Cancel(execution.job_uid, execution.id))
+        return self._one(made[0])
+
+
+# -- update masks ------------------------------------------------------------------------------
+
+JOB_FIELDS = frozenset(
+    {
+        *("display_name", "labels", "container", "resources", "timeout", "grace_period"),
+        *("retry_policy", "at_most_once"),
+    }
+)
+SCHEDULE_FIELDS = frozenset(
+    {"labels", "recurrence", "payload", "overlap_policy", "misfire_policy", "start_deadline"}
+)
+
+
+def merge(given: Message, stored: Message, mask: FieldMask, fields: frozenset[str]) -> None:
+    """Set in `stored` what the mask names, as `given` has it. Raises InvalidRequest."""
+    paths = sorted(fields) if list(mask.paths) == ["*"] else list(mask.paths)
+    if not paths:
+        raise invalid("update_mask", "names no field")
+    for path in paths:
+        head = path.split(".", 1)[0]
+        if head not in fields:
+            raise InvalidRequest(
+                f"update_mask: {path[:80]!r} cannot be changed",
+                fields=(("update_mask", f"may name {', '.join(sorted(fields))}"),),
+            )
+        _merge_path(given, stored, path.split("."), path)
+
+
+def _merge_path(given: Any, stored: Any, parts: list[str], path: str) -> None:
+    head, rest = parts[0], parts[1:]
+    descriptor = given.DESCRIPTOR.fields_by_name.get(head)
+    if descriptor is None or (rest and (descriptor.message_type is None or descriptor.is_repeated)):
+        raise invalid("update_mask", f"{path[:80]!r} is not a field")
+    if rest:
+        _merge_path(getattr(given, head), getattr(stored, head), rest, path)
+        return
+    stored.ClearField(head)
+    present = not descriptor.has_presence or given.HasField(head)
+    if not present:
+        return
+    if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+        getattr(stored, head).update(getattr(given, head))
+    elif descriptor.is_repeated:
+        getattr(stored, head).extend(getattr(given, head))
+    elif descriptor.message_type is not None:
+        getattr(stored, head).CopyFrom(getattr(given, head))
+    else:
+        setattr(stored, head, getattr(given, head))

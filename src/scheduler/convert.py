@@ -1,0 +1,414 @@
+"""Between the public messages and the records: shapes only, and the defaults of unset fields.
+
+Refusals name the field as it stands in the request. What a library can check by annotation was
+checked at the gateway; here is what needs knowledge: zones, crons, images, what is not built yet.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ..mesh import names
+from ..mesh.errors import EtagMismatch, InvalidRequest, NotBuilt, invalid
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
+from .core import recurrence
+from .core.ids import spell
+from .core.model import (
+    Attempt,
+    Execution,
+    ExecutionState,
+    Job,
+    JobSpec,
+    Schedule,
+)
+
+MEMORY_BYTES_DEFAULT = 256 * 1024 * 1024
+CPU_MILLIS_DEFAULT = 1_000
+SCRATCH_BYTES_DEFAULT = 64 * 1024 * 1024
+PIDS_DEFAULT = 128
+TIMEOUT_MS_DEFAULT = 3_600_000
+GRACE_MS_DEFAULT = 10_000
+_SCHEDULE_STATE = schedule_pb2.ScheduleState.ValueType
+_EXECUTION_STATE = execution_pb2.ExecutionState.ValueType
+_REASON = execution_pb2.ExecutionReason.ValueType
+RESERVED_ENV = "TICKMESH_"
+SPECS_CACHED_MAX = 8_192
+"""Recurrences that were checked lately: batches repeat the same few."""
+
+# registry host ("a.b", "a:5000" or "localhost"), then a path, then :tag or @digest
+_REGISTRY_IMAGE = re.compile(
+    r"(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9.-]+:[0-9]{1,5})(:[0-9]{1,5})?"
+    r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+_OWN_IMAGE = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,63})?")
+
+
+def from_ms(time_ms: int) -> Timestamp:
+    """A timestamp."""
+    return Timestamp(seconds=time_ms // 1_000, nanos=time_ms % 1_000 * 1_000_000)
+
+
+def from_ns(time_ns: int) -> Timestamp:
+    """A timestamp."""
+    return Timestamp(seconds=time_ns // 1_000_000_000, nanos=time_ns % 1_000_000_000)
+
+
+def to_ms(timestamp: Timestamp) -> int:
+    """Milliseconds since 1970, rounded down."""
+    return timestamp.seconds * 1_000 + timestamp.nanos // 1_000_000
+
+
+def etag(version: int) -> str:
+    """The etag of a version."""
+    return f"v{version}"
+
+
+def version_of(etag_given: str) -> int:
+    """The version in an etag, 0 for none. Raises EtagMismatch for one that was never given out."""
+    if not etag_given:
+        return 0
+    if re.fullmatch(r"v[1-9][0-9]{0,17}", etag_given) is None:
+        raise EtagMismatch(f"etag {etag_given!r} is not one that was given out: read it again")
+    return int(etag_given[1:])
+
+
+def image_reference(image: str, customer: str, field: str) -> str:
+    """What an executor runs: a registry's reference as it is, or "{customer}/{name}:{tag}"."""
+    if _OWN_IMAGE.fullmatch(image):
+        return f"{customer}/{image if ':' in image else image + ':latest'}"
+    if _REGISTRY_IMAGE.fullmatch(image):
+        return image
+    raise invalid(
+        field,
+        f"{image!r} is neither an imported image (as report:1) nor an image in a registry with "
+        "its host (as registry.example/team/report@sha256:...)",
+    )
+
+
+def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
+    """What a job runs, defaults applied. Raises InvalidRequest and NotBuilt."""
+    container, resources = job.container, job.resources
+    image_reference(container.image, customer, f"{field}.container.image")
+    for name in container.env:
+        if name.startswith(RESERVED_ENV):
+            raise invalid(
+                f"{field}.container.env[{name!r}]", f"names with {RESERVED_ENV} are the server's"
+            )
+    for values, path in ((container.command, "command"), (container.args, "args")):
+        for index, value in enumerate(values):
+            if "\0" in value:
+                raise invalid(f"{field}.container.{path}[{index}]", "must not contain a NUL")
+    for name, value in container.env.items():
+        if "\0" in value:
+            raise invalid(f"{field}.container.env[{name!r}]", "must not contain a NUL")
+    if job.retry_policy.max_attempts > 1:
+        raise NotBuilt(
+            f"{field}.retry_policy.max_attempts: more than one attempt is not built yet",
+            fields=((f"{field}.retry_policy.max_attempts", "only 1 is accepted today"),),
+        )
+    timeout_ms = job.timeout.ToMilliseconds()
+    return JobSpec(
+        image=container.image,
+        command=tuple(container.command),
+        args=tuple(container.args),
+        env=tuple(sorted(container.env.items())),
+        working_dir=container.working_dir,
+        memory_bytes=resources.memory_bytes or MEMORY_BYTES_DEFAULT,
+        cpu_millis=resources.cpu_millis or CPU_MILLIS_DEFAULT,
+        scratch_bytes=resources.scratch_bytes or SCRATCH_BYTES_DEFAULT,
+        pids=resources.pids or PIDS_DEFAULT,
+        timeout_ms=timeout_ms if job.HasField("timeout") else TIMEOUT_MS_DEFAULT,
+        grace_ms=(
+            job.grace_period.ToMilliseconds() if job.HasField("grace_period") else GRACE_MS_DEFAULT
+        ),
+        at_most_once=job.at_most_once,
+    )
+
+
+def job_message(job: Job) -> job_pb2.Job:
+    """The public message of a job."""
+    spec = job.spec
+    message = job_pb2.Job(
+        name=names.job_name(job.customer, job.job_id),
+        uid=spell(job.uid),
+        display_name=job.display_name,
+        labels=dict(job.labels),
+        container=job_pb2.Container(
+            image=spec.image,
+            command=spec.command,
+            args=spec.args,
+            env=dict(spec.env),
+            working_dir=spec.working_dir,
+        ),
+        resources=job_pb2.Resources(
+            memory_bytes=spec.memory_bytes,
+            cpu_millis=spec.cpu_millis,
+            scratch_bytes=spec.scratch_bytes,
+            pids=spec.pids,
+        ),
+        at_most_once=spec.at_most_once,
+        revision=job.revision,
+        create_time=from_ms(job.create_ms),
+        update_time=from_ms(job.update_ms),
+        etag=etag(job.version),
+    )
+    message.timeout.FromMilliseconds(spec.timeout_ms)
+    message.grace_period.FromMilliseconds(spec.grace_ms)
+    return message
+
+
+# -- schedules ---------------------------------------------------------------------------------
+
+_GAPS = {
+    schedule_pb2.GAP_POLICY_SKIP: recurrence.Gap.SKIP,
+}
+_FOLDS = {
+    schedule_pb2.FOLD_POLICY_BOTH: recurrence.Fold.BOTH,
+}
+# A problem's field in the engine's words -> in the message's.
+_PROBLEM_FIELDS = (
+    (re.compile(r"^every\[(\d+)\]"), r"intervals[\1].every"),
+    (re.compile(r"^at_ms\[(\d+)\]"), r"times[\1]"),
+    (re.compile(r"^every$"), "intervals"),
+    (re.compile(r"^at_ms$"), "times"),
+    (re.compile(r"^zone$"), "time_zone"),
+    (re.compile(r"^gap$"), "gap_policy"),
+    (re.compile(r"^fold$"), "fold_policy"),
+    (re.compile(r"^start_ms$"), "start_time"),
+    (re.compile(r"^end_ms$"), "end_time"),
+    (re.compile(r"^jitter_ms$"), "jitter"),
+)
+
+
+def _problem_field(field: str) -> str:
+    for pattern, replacement in _PROBLEM_FIELDS:
+        if pattern.search(field):
+            return pattern.sub(replacement, field)
+    return field
+
+
+@lru_cache(maxsize=SPECS_CACHED_MAX)
+def _spec(raw: bytes) -> recurrence.Spec:
+    message = schedule_pb2.Recurrence.FromString(raw)
+    return recurrence.Spec(
+        crons=tuple(message.crons),
+        every=tuple(
+            (interval.every.ToMilliseconds(), interval.phase.ToMilliseconds())
+            for interval in message.intervals
+        ),
+        at_ms=tuple(to_ms(at) for at in message.times),
+        zone=message.time_zone or "UTC",
+        gap=_GAPS.get(message.gap_policy, recurrence.Gap.AFTER),
+        fold=_FOLDS.get(message.fold_policy, recurrence.Fold.FIRST),
+        start_ms=to_ms(message.start_time) if message.HasField("start_time") else None,
+        end_ms=to_ms(message.end_time) if message.HasField("end_time") else None,
+        jitter_ms=message.jitter.ToMilliseconds(),
+    )
+
+
+@lru_cache(maxsize=SPECS_CACHED_MAX)
+def _problems(spec: recurrence.Spec, after_ms: int) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (_problem_field(problem.field), problem.message)
+        for problem in recurrence.validate(spec, after_ms=after_ms)
+    )
+
+
+def spec_of(message: schedule_pb2.Recurrence, now_ms: int, field: str) -> recurrence.Spec:
+    """The engine's spec. Raises InvalidRequest naming every field that is wrong."""
+    spec = _spec(message.SerializeToString(deterministic=True))
+    past = [index for index, at_ms in enumerate(spec.at_ms) if at_ms <= now_ms]
+    if past:
+        raise InvalidRequest(
+            f"{field}.times[{past[0]}]: is in the past",
+            fields=tuple((f"{field}.times[{index}]", "is in the past") for index in past),
+        )
+    # Only bounds make what is right depend on when it is asked.
+    timeless = not spec.at_ms and spec.end_ms is None and spec.start_ms is None
+    problems = _problems(spec, 0 if timeless else now_ms)
+    if problems:
+        fields = tuple((f"{field}.{path}" if path else field, text) for path, text in problems)
+        raise InvalidRequest(f"{fields[0][0]}: {fields[0][1]}", fields=fields)
+    return spec
+
+
+def check_policies(schedule: schedule_pb2.Schedule, field: str) -> None:
+    """Raises NotBuilt for what a schedule asks that is not built yet."""
+    asked = ""
+    if schedule.overlap_policy > schedule_pb2.OVERLAP_POLICY_ALLOW:
+        asked = "overlap_policy"
+    elif schedule.misfire_policy > schedule_pb2.MISFIRE_POLICY_LATEST:
+        asked = "misfire_policy"
+    elif schedule.HasField("start_deadline"):
+        asked = "start_deadline"
+    if asked:
+        raise NotBuilt(
+            f"{field}.{asked}: only the default is built yet",
+            fields=((f"{field}.{asked}", "only the default is built yet"),),
+        )
+
+
+def recurrence_message(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
+    """The public message of a spec."""
+    message = schedule_pb2.Recurrence(crons=spec.crons, time_zone=spec.zone)
+    for period_ms, phase_ms in spec.every:
+        interval = message.intervals.add()
+        interval.every.FromMilliseconds(period_ms)
+        if phase_ms:
+            interval.phase.FromMilliseconds(phase_ms)
+    for at_ms in spec.at_ms:
+        message.times.append(from_ms(at_ms))
+    if spec.gap is not recurrence.Gap.AFTER:
+        message.gap_policy = schedule_pb2.GAP_POLICY_SKIP
+    if spec.fold is not recurrence.Fold.FIRST:
+        message.fold_policy = schedule_pb2.FOLD_POLICY_BOTH
+    if spec.start_ms is not None:
+        message.start_time.CopyFrom(from_ms(spec.start_ms))
+    if spec.end_ms is not None:
+        message.end_time.CopyFrom(from_ms(spec.end_ms))
+    if spec.jitter_ms:
+        message.jitter.FromMilliseconds(spec.jitter_ms)
+    return message
+
+
+@lru_cache(maxsize=SPECS_CACHED_MAX)
+def _recurrence_cached(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
+    return recurrence_message(spec)
+
+
+def fill_schedule(message: schedule_pb2.Schedule, schedule: Schedule) -> schedule_pb2.Schedule:
+    """Set what the server sets; `message` may be new, or what the client sent."""
+    message.name = names.schedule_name(schedule.customer, schedule.job_id, schedule.schedule_id)
+    message.uid = spell(schedule.uid)
+    message.state = _SCHEDULE_STATE(schedule.state)
+    message.etag = etag(schedule.version)
+    message.pause_reason = schedule.pause_reason
+    message.fire_count = schedule.fire_count
+    message.missed_count = schedule.missed_count
+    message.create_time.FromMilliseconds(schedule.create_ms)
+    message.update_time.FromMilliseconds(schedule.update_ms)
+    if schedule.due_ms:
+        message.next_fire_time.FromMilliseconds(schedule.due_ms)
+    else:
+        message.ClearField("next_fire_time")
+    if schedule.last_ms:
+        message.last_fire_time.FromMilliseconds(schedule.last_ms)
+    else:
+        message.ClearField("last_fire_time")
+    return message
+
+
+def schedule_message(schedule: Schedule) -> schedule_pb2.Schedule:
+    """The public message of a schedule."""
+    message = schedule_pb2.Schedule(
+        recurrence=_recurrence_cached(schedule.spec),
+        payload=schedule.payload,
+        labels=dict(schedule.labels),
+    )
+    return fill_schedule(message, schedule)
+
+
+# -- executions --------------------------------------------------------------------------------
+
+
+def execution_message(
+    execution: Execution, soft: shard_pb2.AttemptReport | None
+) -> execution_pb2.Execution:
+    """The public message of an execution; `soft`: what its executor says of its last attempt."""
+    message = execution_pb2.Execution(
+        name=names.execution_name(execution.customer, execution.job_id, spell(execution.id)),
+        job_revision=execution.revision,
+        state=_EXECUTION_STATE(execution.state),
+        reason=_REASON(execution.reason),
+        message=execution.message,
+        due_time=from_ms(execution.due_ms),
+        create_time=from_ms(execution.create_ms),
+        missed_fires=execution.missed,
+        job_uid=spell(execution.job_uid),
+    )
+    if execution.schedule_id:
+        message.schedule = names.schedule_name(
+            execution.customer, execution.job_id, execution.schedule_id
+        )
+    for attempt in execution.attempts:
+        message.attempts.append(attempt_message(attempt))
+    active = execution.state is ExecutionState.ASSIGNED
+    if active and soft is not None:
+        last = message.attempts[-1]
+        if soft.prepared_ns:
+            last.prepare_time.CopyFrom(from_ns(soft.prepared_ns))
+        if soft.started_ns:
+            last.start_time.CopyFrom(from_ns(soft.started_ns))
+            message.state = execution_pb2.EXECUTION_STATE_RUNNING
+    _fill_ends(message, execution)
+    return message
+
+
+def _fill_ends(message: execution_pb2.Execution, execution: Execution) -> None:
+    if message.attempts:
+        last = message.attempts[-1]
+        if last.HasField("start_time"):
+            message.start_time.CopyFrom(last.start_time)
+        if last.HasField("exit_code"):
+            message.exit_code = last.exit_code
+        first = message.attempts[0].start_time
+        if message.attempts[0].HasField("start_time"):
+            late_ns = (first.seconds * 1_000_000_000 + first.nanos) - execution.due_ms * 1_000_000
+            message.lateness.FromNanoseconds(max(0, late_ns))
+    if execution.end_ms:
+        ended_ns = execution.attempts[-1].ended_ns if execution.attempts else 0
+        message.end_time.CopyFrom(from_ns(ended_ns) if ended_ns else from_ms(execution.end_ms))
+
+
+def attempt_message(attempt: Attempt) -> execution_pb2.Attempt:
+    """The public message of an attempt."""
+    message = execution_pb2.Attempt(
+        number=attempt.number,
+        executor=attempt.executor,
+        assign_time=from_ms(attempt.assign_ms),
+        signal=attempt.signal,
+        reason=_REASON(attempt.reason),
+        message=attempt.message,
+        peak_memory_bytes=attempt.peak_memory_bytes,
+    )
+    if attempt.prepared_ns:
+        message.prepare_time.CopyFrom(from_ns(attempt.prepared_ns))
+    if attempt.started_ns:
+        message.start_time.CopyFrom(from_ns(attempt.started_ns))
+    if attempt.ended_ns:
+        message.end_time.CopyFrom(from_ns(attempt.ended_ns))
+    if attempt.exit_code >= 0:
+        message.exit_code = attempt.exit_code
+    if attempt.cpu_ns:
+        message.cpu_time.FromNanoseconds(attempt.cpu_ns)
+    return message
+
+
+def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
+    """What an executor is told of an execution's last attempt."""
+    attempt = execution.attempts[-1]
+    return shard_pb2.Work(
+        attempt_id=f"{spell(execution.id)}-{attempt.number}",
+        start_at_ns=execution.due_ms * 1_000_000,
+        due_ns=execution.due_ms * 1_000_000,
+        execution=names.execution_name(execution.customer, execution.job_id, spell(execution.id)),
+        customer=execution.customer,
+        image=image_reference(spec.image, execution.customer, "image"),
+        command=spec.command,
+        args=spec.args,
+        env=dict(spec.env),
+        working_dir=spec.working_dir,
+        payload=execution.payload,
+        memory_bytes=spec.memory_bytes,
+        cpu_millis=spec.cpu_millis,
+        scratch_bytes=spec.scratch_bytes,
+        pids=spec.pids,
+        timeout_ms=spec.timeout_ms,
+        grace_ms=spec.grace_ms,
+        attempt_number=attempt.number,
+    )

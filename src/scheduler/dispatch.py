@@ -1,0 +1,392 @@
+"""Gives attempts to executors and hears what becomes of them. A leader has one, for its term.
+
+What is durable is in the state; here are only soft facts: who is attached, what room they have,
+what they say of the attempts that they hold. All of it is rebuilt from the state and the executors'
+own inventories when another replica takes the lead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ..mesh import telemetry
+from ..mesh.clock import Clock
+from ..mesh.errors import Overloaded
+from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from .convert import work_message
+from .core.commands import Assign, EndAttempts, Outcome, Placement
+from .core.ids import attempt_id, split_attempt_id
+from .core.model import Attempt, Execution, ExecutionState, Reason
+from .proposals import Proposals
+from .store.queries import Queries
+
+ASSIGN_MAX = 500
+"""Waiting executions assigned in one command."""
+
+OUTBOX_MAX = 100_000
+"""Messages that wait for one executor's stream: more than it could ever hold work for."""
+
+LEASE_CHECK_S = 1.0
+
+OVERLOADED_PAUSE_S = 0.1
+"""Before asking again where the queue of commands is full: a tenth of what clearing it takes."""
+
+log = telemetry.logger(__name__)
+
+
+class Link:
+    """An executor's stream."""
+
+    def __init__(self, hello: shard_pb2.Hello) -> None:
+        self.executor_id = hello.executor_id
+        self.incarnation = hello.incarnation
+        self.address = hello.address
+        self.slot_count = hello.slot_count
+        self.runtime = hello.runtime
+        self.outbox: deque[shard_pb2.ShardMessage] = deque()
+        self.ready = asyncio.Event()
+        self.closed = False
+
+    def send(self, message: shard_pb2.ShardMessage) -> None:
+        """Queue a message; a stream that takes nothing is closed, and comes back."""
+        if len(self.outbox) >= OUTBOX_MAX:
+            self.close()
+            return
+        self.outbox.append(message)
+        self.ready.set()
+
+    def close(self) -> None:
+        """End the stream."""
+        self.closed = True
+        self.ready.set()
+
+
+class Dispatcher:
+    """Executors and active executions, as the leader of one term sees them."""
+
+    def __init__(
+        self,
+        term: int,
+        queries: Queries,
+        proposals: Proposals,
+        clock: Clock,
+        lease_ms: int,
+        tell: Callable[[Execution], None],
+    ) -> None:
+        """tell: called when a soft fact of an execution changed."""
+        self.term = term
+        self._queries = queries
+        self._proposals = proposals
+        self._clock = clock
+        self._lease_ns = lease_ms * 1_000_000
+        self._tell = tell
+        self._started_ns = clock.monotonic_ns()
+        self.links: dict[str, Link] = {}
+        self._heard_ns: dict[str, int] = {}
+        self.active: dict[bytes, Execution] = {}
+        """By execution id, which is unique for ever."""
+        self._used: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
+        self._waiting: list[tuple[int, bytes]] = []
+        self._assigning: set[bytes] = set()
+        self._ending: set[str] = set()
+        self.soft: dict[str, shard_pb2.AttemptReport] = {}
+        self._pump_wake = asyncio.Event()
+        for execution in queries.active():
+            self._take(execution)
+
+    # -- executors -----------------------------------------------------------------------------
+
+    def attach(self, link: Link) -> None:
+        """An executor's stream is open; it will send its inventory."""
+        earlier = self.links.get(link.executor_id)
+        if earlier is not None:
+            earlier.close()
+        self.links[link.executor_id] = link
+        self.heard(link)
+
+    def detach(self, link: Link) -> None:
+        """The stream has ended. What the executor holds goes on until its lease is over."""
+        if self.links.get(link.executor_id) is link:
+            del self.links[link.executor_id]
+
+    def heard(self, link: Link) -> None:
+        """The executor is alive."""
+        self._heard_ns[link.executor_id] = self._clock.monotonic_ns()
+
+    def used(self, executor_id: str) -> int:
+        """Slots taken."""
+        return self._used.get(executor_id, 0)
+
+    def place(self) -> Placement | None:
+        """Reserve a slot where there is most room; None if there is none. See `release`."""
+        best: Link | None = None
+        best_free = 0
+        for link in self.links.values():
+            free = link.slot_count - self.used(link.executor_id)
+            free -= self._reserved.get(link.executor_id, 0)
+            if free > best_free:
+                best, best_free = link, free
+        if best is None:
+            return None
+        self._reserved[best.executor_id] = self._reserved.get(best.executor_id, 0) + 1
+        return Placement(best.executor_id, best.incarnation)
+
+    def release(self, placements: Iterable[Placement | None]) -> None:
+        """The proposals that these slots were reserved for have been decided."""
+        for placement in placements:
+            if placement is not None:
+                self._reserved[placement.executor] -= 1
+
+    # -- what was committed --------------------------------------------------------------------
+
+    def committed(self, executions: Iterable[Execution]) -> None:
+        """Executions were made or changed."""
+        work: dict[str, list[shard_pb2.Work]] = {}
+        for execution in executions:
+            earlier = self.active.get(execution.id)
+            fresh = self._take(execution)
+            if execution.state is not ExecutionState.ASSIGNED:
+                continue
+            attempt = execution.attempts[-1]
+            if fresh:
+                work.setdefault(attempt.executor, []).append(self._work(execution))
+            elif execution.stop is not (earlier.stop if earlier else Reason.NONE):
+                self._send_stop(execution)
+        for executor_id, batch in work.items():
+            link = self.links.get(executor_id)
+            if link is not None:
+                self._send_work(link, batch)
+
+    def _take(self, execution: Execution) -> bool:
+        """Follow an execution's durable state; whether an attempt was newly assigned."""
+        key = execution.id
+        earlier = self.active.get(key)
+        was_assigned = earlier is not None and earlier.state is ExecutionState.ASSIGNED
+        if execution.state is ExecutionState.PENDING:
+            self.active[key] = execution
+            if earlier is None:
+                heapq.heappush(self._waiting, (execution.due_ms, key))
+                self._pump_wake.set()
+            return False
+        if execution.state is ExecutionState.ASSIGNED:
+            self.active[key] = execution
+            self._assigning.discard(key)
+            if was_assigned:
+                return False
+            executor_id = execution.attempts[-1].executor
+            self._used[executor_id] = self.used(executor_id) + 1
+            return True
+        self.active.pop(key, None)
+        self._assigning.discard(key)
+        if was_assigned:
+            attempt = execution.attempts[-1]
+            self._used[attempt.executor] -= 1
+            self._forget(attempt.executor, attempt_id(execution.id, attempt.number))
+            self._pump_wake.set()
+        return False
+
+    def _forget(self, executor_id: str, attempt: str) -> None:
+        self.soft.pop(attempt, None)
+        self._ending.discard(attempt)
+        link = self.links.get(executor_id)
+        if link is not None:
+            acknowledgement = shard_pb2.Acknowledgement(attempt_ids=[attempt])
+            link.send(shard_pb2.ShardMessage(acknowledgement=acknowledgement))
+
+    def _work(self, execution: Execution) -> shard_pb2.Work:
+        job = self._queries.job(execution.customer, execution.job_id)
+        spec = self._queries.spec(job, execution.job_uid, execution.revision)
+        assert spec is not None, "the revision of an active execution is always kept"
+        return work_message(execution, spec)
+
+    def _send_work(self, link: Link, batch: list[shard_pb2.Work]) -> None:
+        link.send(shard_pb2.ShardMessage(work=shard_pb2.WorkBatch(work=batch, term=self.term)))
+
+    def _send_stop(self, execution: Execution) -> None:
+        attempt = execution.attempts[-1]
+        link = self.links.get(attempt.executor)
+        if link is not None:
+            stop = shard_pb2.Stop(
+                attempt_id=attempt_id(execution.id, attempt.number), reason=execution.stop.value
+            )
+            batch = shard_pb2.StopBatch(stops=[stop], term=self.term)
+            link.send(shard_pb2.ShardMessage(stop=batch))
+
+    # -- what executors say --------------------------------------------------------------------
+
+    def inventory(self, link: Link, inventory: shard_pb2.Inventory) -> None:
+        """Bring an executor and the state together: see the cases in the code."""
+        if inventory.term != self.term:
+            return
+        held = {report.attempt_id: report for report in inventory.attempts}
+        work: list[shard_pb2.Work] = []
+        for execution in list(self.active.values()):
+            if execution.state is not ExecutionState.ASSIGNED:
+                continue
+            attempt = execution.attempts[-1]
+            if attempt.executor != link.executor_id:
+                continue
+            if attempt_id(execution.id, attempt.number) in held:
+                if execution.stop:
+                    self._send_stop(execution)
+            elif attempt.incarnation != link.incarnation:
+                # Its process was restarted since, and has not found it again: it may have run.
+                self._end(execution, Reason.EXECUTOR_LOST, "the executor restarted and lost it")
+            elif execution.stop:
+                self._end(execution, execution.stop, "")
+            else:
+                # The same process never had it: it cannot have run. (It passes over doubles.)
+                work.append(self._work(execution))
+        if work:
+            self._send_work(link, work)
+        self.reports(link, inventory.attempts)
+
+    def reports(self, link: Link, reports: Iterable[shard_pb2.AttemptReport]) -> None:
+        """Attempts changed on an executor."""
+        ends: list[tuple[bytes, bytes, Attempt]] = []
+        for report in reports:
+            found = self._find(report.attempt_id)
+            if found is None:
+                self._unknown(link, report)
+                continue
+            if report.phase == shard_pb2.ATTEMPT_PHASE_ENDED:
+                if report.attempt_id not in self._ending:
+                    self._ending.add(report.attempt_id)
+                    ends.append((found.job_uid, found.id, ended_attempt(found, report)))
+            else:
+                earlier = self.soft.get(report.attempt_id)
+                self.soft[report.attempt_id] = report
+                if report.started_ns and (earlier is None or not earlier.started_ns):
+                    self._tell(found)
+        if ends:
+            self._submit_ends(ends)
+
+    def _find(self, attempt: str) -> Execution | None:
+        parts = split_attempt_id(attempt)
+        if parts is None:
+            return None
+        identity, number = parts
+        execution = self.active.get(identity)
+        if execution is None or not execution.attempts:
+            return None
+        return execution if execution.attempts[-1].number == number else None
+
+    def _unknown(self, link: Link, report: shard_pb2.AttemptReport) -> None:
+        """An attempt that is not active (any more): its end is history, its life must end."""
+        if report.phase == shard_pb2.ATTEMPT_PHASE_ENDED:
+            acknowledgement = shard_pb2.Acknowledgement(attempt_ids=[report.attempt_id])
+            link.send(shard_pb2.ShardMessage(acknowledgement=acknowledgement))
+        else:
+            stop = shard_pb2.Stop(attempt_id=report.attempt_id, reason=Reason.CANCELLED.value)
+            batch = shard_pb2.StopBatch(stops=[stop], term=self.term)
+            link.send(shard_pb2.ShardMessage(stop=batch))
+
+    def _end(self, execution: Execution, reason: Reason, message: str) -> None:
+        attempt = execution.attempts[-1]
+        key = attempt_id(execution.id, attempt.number)
+        if key in self._ending:
+            return
+        self._ending.add(key)
+        soft = self.soft.get(key)
+        ended = Attempt(
+            number=attempt.number,
+            executor=attempt.executor,
+            incarnation=attempt.incarnation,
+            assign_ms=attempt.assign_ms,
+            prepared_ns=soft.prepared_ns if soft else 0,
+            started_ns=soft.started_ns if soft else 0,
+            ended_ns=self._clock.now_ns(),
+            reason=reason,
+            message=message,
+        )
+        self._submit_ends([(execution.job_uid, execution.id, ended)])
+
+    def _submit_ends(self, ends: list[tuple[bytes, bytes, Attempt]]) -> None:
+        future = self._proposals.submit(EndAttempts(ends), weight=len(ends))
+
+        def decided(done: asyncio.Future[Outcome]) -> None:
+            if not done.cancelled() and done.exception() is not None:
+                # Not committed here: the executor still has them and reports them to whoever leads.
+                for _, identity, attempt in ends:
+                    self._ending.discard(attempt_id(identity, attempt.number))
+
+        future.add_done_callback(decided)
+
+    # -- loops ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Assign what waits and watch leases, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pump())
+            group.create_task(self._watch_leases())
+
+    async def _pump(self) -> None:
+        while True:
+            await self._pump_wake.wait()
+            self._pump_wake.clear()
+            while self._waiting:
+                assignments: list[tuple[bytes, bytes, Placement]] = []
+                while self._waiting and len(assignments) < ASSIGN_MAX:
+                    _, key = self._waiting[0]
+                    execution = self.active.get(key)
+                    if execution is None or execution.state is not ExecutionState.PENDING:
+                        heapq.heappop(self._waiting)
+                        continue
+                    placement = self.place()
+                    if placement is None:
+                        break
+                    heapq.heappop(self._waiting)
+                    assignments.append((execution.job_uid, key, placement))
+                if not assignments:
+                    break
+                try:
+                    await self._proposals.submit(Assign(assignments), weight=len(assignments))
+                except Overloaded:
+                    for _, key, _ in assignments:
+                        heapq.heappush(self._waiting, (self.active[key].due_ms, key))
+                    await asyncio.sleep(OVERLOADED_PAUSE_S)
+                finally:
+                    self.release(placement for _, _, placement in assignments)
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_CHECK_S)
+            now_ns = self._clock.monotonic_ns()
+            for execution in list(self.active.values()):
+                if execution.state is not ExecutionState.ASSIGNED:
+                    continue
+                executor_id = execution.attempts[-1].executor
+                heard_ns = self._heard_ns.get(executor_id, self._started_ns)
+                # Twice: the executor itself starts nothing more after one lease without us.
+                if now_ns - heard_ns > 2 * self._lease_ns:
+                    self._end(
+                        execution,
+                        Reason.EXECUTOR_LOST,
+                        f"executor {executor_id} has not been heard of for "
+                        f"{(now_ns - heard_ns) / 1e9:.0f} s; the process may or may not have run",
+                    )
+
+
+def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport) -> Attempt:
+    """The durable record of an attempt's end."""
+    attempt = execution.attempts[-1]
+    return Attempt(
+        number=attempt.number,
+        executor=attempt.executor,
+        incarnation=attempt.incarnation,
+        assign_ms=attempt.assign_ms,
+        prepared_ns=report.prepared_ns,
+        started_ns=report.started_ns,
+        ended_ns=report.ended_ns,
+        exit_code=report.exit_code if report.has_exit_code else -1,
+        signal=report.signal,
+        reason=Reason(report.reason),
+        message=report.message[:STATUS_MESSAGE_CHARACTERS_MAX],
+        peak_memory_bytes=report.peak_memory_bytes,
+        cpu_ns=report.cpu_ns,
+    )

@@ -1,0 +1,113 @@
+"""Group commit: many commands in one Raft entry.
+
+One entry is in flight at a time; whatever is submitted meanwhile goes into the next. So the cost of
+a commit (an fsync on a majority) is shared by all who wait, and the entry grows with the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from ..mesh.clock import Clock
+from ..mesh.errors import NoLeader, Overloaded
+from .core.commands import AnyCommand, Outcome
+from .raft.errors import NotLeader
+from .store.state import Applied, State, encode_entry
+
+COMMANDS_MAX = 512
+"""Commands in one entry: bounds how long applying it keeps others waiting."""
+
+WEIGHT_MAX = 4_000
+"""Items (schedules, executions, ...) in one entry, about 40 ms of applying. One command may have
+more by itself."""
+
+QUEUE_MAX = 20_000
+"""Commands that wait: a few seconds' work. Beyond it callers are told to come back."""
+
+RETRY_AFTER_MS = 500
+"""What they are told: about what half of the queue takes."""
+
+
+class Log(Protocol):
+    """What proposals need of a replica: raft.replica.Replica."""
+
+    async def propose(self, payload: bytes) -> object: ...
+
+
+class Proposals:
+    """The queue of commands of a shard's leader."""
+
+    def __init__(self, log: Log, state: State, clock: Clock) -> None:
+        self._log = log
+        self._state = state
+        self._clock = clock
+        self._queue: deque[tuple[AnyCommand, int, asyncio.Future[Outcome]]] = deque()
+        self._wake = asyncio.Event()
+
+    def submit(self, command: AnyCommand, weight: int = 1) -> asyncio.Future[Outcome]:
+        """What will come of a command. Raises Overloaded; the future raises RaftError."""
+        if len(self._queue) >= QUEUE_MAX:
+            raise Overloaded(
+                f"the shard has {QUEUE_MAX} commands waiting: try again later",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append((command, weight, future))
+        self._wake.set()
+        return future
+
+    async def run(self) -> None:
+        """Propose until cancelled."""
+        while True:
+            await self._wake.wait()
+            # Let everything that is ready to submit do so: it shares this entry.
+            await asyncio.sleep(0)
+            batch = self._take()
+            if not self._queue:
+                self._wake.clear()
+            if batch:
+                await self._propose(batch)
+
+    def _take(self) -> list[tuple[AnyCommand, asyncio.Future[Outcome]]]:
+        batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]] = []
+        total = 0
+        while self._queue and len(batch) < COMMANDS_MAX:
+            command, weight, future = self._queue[0]
+            if batch and total + weight > WEIGHT_MAX:
+                break
+            self._queue.popleft()
+            if not future.cancelled():
+                batch.append((command, future))
+                total += weight
+        return batch
+
+    async def _propose(self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]]) -> None:
+        now_ms = max(self._clock.now_ns() // 1_000_000, self._state.meta.time_ms)
+        payload = encode_entry(now_ms, [command for command, _ in batch])
+        try:
+            applied = await self._log.propose(payload)
+        except asyncio.CancelledError:
+            self._fail(batch, NoLeader("the replica is stopping"))
+            raise
+        except Exception as error:
+            self._fail(batch, error)
+            if isinstance(error, NotLeader):
+                self._fail_queue(error)
+            return
+        assert isinstance(applied, Applied)
+        for (_, future), outcome in zip(batch, applied.outcomes, strict=True):
+            if not future.done():
+                future.set_result(outcome)
+
+    def _fail_queue(self, error: Exception) -> None:
+        waiting = [(command, future) for command, _, future in self._queue]
+        self._queue.clear()
+        self._fail(waiting, error)
+
+    @staticmethod
+    def _fail(batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]], error: Exception) -> None:
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)

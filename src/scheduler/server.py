@@ -1,0 +1,111 @@
+"""One scheduler replica's process: opens the state, joins the group, serves, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from ..mesh import process, telemetry, tls
+from ..mesh.clock import SystemClock
+from ..mesh.config import Config, ConfigError
+from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
+from ..proto.tickmesh.internal.v1 import shard_pb2_grpc
+from .raft.config import ReplicaConfig
+from .raft.grpc_transport import GrpcTransport
+from .raft.replica import Replica
+from .service import ShardService
+from .shard import Shard
+from .store.rocksdb import RocksBackend
+from .store.state import State
+
+log = telemetry.logger(__name__)
+
+
+async def serve(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises what made the replica fail."""
+    settings = config.scheduler
+    assert settings is not None
+    members = {peer.replica_id: peer.address for peer in settings.shard.replicas}
+    if settings.replica_id not in members:
+        raise ConfigError(f"scheduler.replica_id {settings.replica_id!r} is not in its shard")
+    clock = SystemClock()
+    directory = Path(settings.data_directory)
+    (directory / "raft").mkdir(parents=True, exist_ok=True)
+    backend = RocksBackend(directory / "state")
+    state = State(backend, settings.execution_retention_s * 1_000)
+    shard = Shard(
+        state,
+        clock,
+        arm_ahead_ms=settings.arm_ahead_ms,
+        executor_lease_ms=settings.executor_lease_ms,
+    )
+    state.observe(shard.observe)
+    transport = GrpcTransport(
+        settings.replica_id,
+        {name: address for name, address in members.items() if name != settings.replica_id},
+        tls.channel_credentials(settings.tls),
+        tls.CHANNEL_OPTIONS,
+    )
+    low_ms, high_ms = settings.election_timeout_ms
+    replica = Replica(
+        ReplicaConfig(
+            group_id=settings.shard.shard_id,
+            replica_id=settings.replica_id,
+            peers=tuple(sorted(set(members) - {settings.replica_id})),
+            directory=directory / "raft",
+            bootstrap=settings.bootstrap,
+            election_timeout_min_s=low_ms / 1_000,
+            election_timeout_max_s=high_ms / 1_000,
+        ),
+        state,
+        transport,
+    )
+    shard.bind(replica)
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+        )
+    )
+    service = ShardService(shard, clock, settings.shard.shard_id, settings.replica_id)
+    shard_pb2_grpc.add_ShardServiceServicer_to_server(service, server)
+    transport.add_to_server(server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    address = members[settings.replica_id]
+    server.add_secure_port(address, tls.server_credentials(settings.tls))
+    await replica.start()
+    shard.changes.begin(state.applied[0])
+    await server.start()
+    await process.serving(health)
+    process.announce(settings.ready_file, address)
+    try:
+        await _until_ended(shard, replica, stop)
+    finally:
+        await health.enter_graceful_shutdown()
+        await replica.stop()
+        await server.stop(process.STOP_GRACE_S)
+        backend.close()
+
+
+async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> None:
+    tasks = [
+        asyncio.create_task(shard.run()),
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(replica.failed.wait()),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+    if replica.failure is not None:
+        log.error("the replica has failed; the process ends", error=str(replica.failure))
+        raise replica.failure

@@ -1,0 +1,377 @@
+"""ShardService: the adapter between gRPC and the shard, and which role may call what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from ..mesh import names, telemetry
+from ..mesh.clock import Clock
+from ..mesh.errors import (
+    CursorExpired,
+    InternalError,
+    NoLeader,
+    NotBuilt,
+    OutcomeUnknown,
+    TickmeshError,
+    Unavailable,
+    invalid,
+    to_status,
+)
+from ..mesh.tls import require_role
+from ..proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
+from ..proto.tickmesh.v1 import cluster_pb2, execution_pb2
+from . import convert
+from .calls import Calls, Write
+from .core.ids import attempt_id
+from .core.model import ACTIVE_STATES, Execution
+from .dispatch import Dispatcher, Link
+from .raft.errors import NotLeader, RaftError
+from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
+from .shard import Shard
+from .watch import Change
+
+CALLS_MAX = 1_024
+"""Calls in one CallRequest: as the gateway sends them."""
+
+WATCH_BATCH_MAX = 100
+"""Executions in one message of a stream: about 50 KiB."""
+
+log = telemetry.logger(__name__)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def refuse(context: Context, error: TickmeshError) -> None:
+    """End a call with an error's status."""
+    status = to_status(error)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(error.code, error.message)
+
+
+def explain(error: Exception) -> TickmeshError:
+    """An exception as what the client is told."""
+    match error:
+        case TickmeshError():
+            return error
+        case NotLeader():
+            return NoLeader("the shard has no leader now; nothing was changed")
+        case RaftOutcomeUnknown():
+            return OutcomeUnknown(
+                "the shard lost its leader before the commit was known: repeat with the same "
+                "request_id, or read"
+            )
+        case RaftError():
+            return Unavailable(f"the shard's replica cannot go on: {error}")
+        case DecodeError():
+            return invalid("request", "is not a message of its type")
+    log.error("a call failed", exc_info=error)
+    return InternalError(f"a bug of ours: {type(error).__name__}")
+
+
+class ShardService(shard_pb2_grpc.ShardServiceServicer):
+    """See shard.proto."""
+
+    def __init__(self, shard: Shard, clock: Clock, shard_id: str, replica_id: str) -> None:
+        self._shard = shard
+        self._calls = Calls(shard)
+        self._clock = clock
+        self._shard_id = shard_id
+        self._replica_id = replica_id
+        self._attached: set[Link] = set()
+        shard.on_leadership(self._announce)
+
+    # -- gateways ------------------------------------------------------------------------------
+
+    async def Call(
+        self, request: shard_pb2.CallRequest, context: Context
+    ) -> shard_pb2.CallResponse:
+        """See shard.proto."""
+        await self._admit(context, "gateway")
+        if len(request.calls) > CALLS_MAX:
+            await refuse(context, invalid("calls", f"are more than {CALLS_MAX}"))
+        replica = self._shard.replica
+        if self._shard.leading is None or not replica.is_leader:
+            return shard_pb2.CallResponse(not_leader=True, leader_id=replica.leader_id or "")
+        replies = await self._answer(request.calls, self._shard.leading)
+        return shard_pb2.CallResponse(replies=replies)
+
+    async def _answer(self, calls: Any, leading: Dispatcher) -> list[shard_pb2.Reply]:
+        """Submit every write, then read, then take the writes' outcomes."""
+        answers: list[Any] = [None] * len(calls)
+        reads: list[tuple[int, Any, Any]] = []
+        steps: list[tuple[int, asyncio.Task[Any]]] = []
+        for index, call in enumerate(calls):
+            try:
+                if call.method in self._calls.writes:
+                    kind, write = self._calls.writes[call.method]
+                    answers[index] = write(kind.FromString(call.request))
+                elif call.method in self._calls.reads:
+                    kind, read = self._calls.reads[call.method]
+                    reads.append((index, read, kind.FromString(call.request)))
+                elif call.method in self._calls.steps:
+                    kind, step = self._calls.steps[call.method]
+                    coroutine: Any = step(kind.FromString(call.request))
+                    steps.append((index, asyncio.create_task(coroutine)))
+                else:
+                    raise NotBuilt(f"{call.method} is not built yet")
+            except Exception as error:
+                answers[index] = explain(error)
+        if reads:
+            await self._read(reads, answers)
+        for index, task in steps:
+            try:
+                answers[index] = await task
+            except Exception as error:
+                answers[index] = explain(error)
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Write):
+                answers[index] = await self._written(answer, leading)
+        return [self._reply(answer) for answer in answers]
+
+    async def _read(self, reads: list[tuple[int, Any, Any]], answers: list[Any]) -> None:
+        try:
+            await self._shard.replica.read_barrier()
+        except Exception as error:
+            for index, _, _ in reads:
+                answers[index] = explain(error)
+            return
+        for index, read, request in reads:
+            try:
+                answers[index] = read(request)
+            except Exception as error:
+                answers[index] = explain(error)
+
+    @staticmethod
+    async def _written(write: Write, leading: Dispatcher) -> Any:
+        try:
+            return write.respond(await write.outcome)
+        except Exception as error:
+            return explain(error)
+        finally:
+            leading.release(write.placements)
+
+    @staticmethod
+    def _reply(answer: Any) -> shard_pb2.Reply:
+        if isinstance(answer, TickmeshError):
+            return shard_pb2.Reply(status=to_status(answer).SerializeToString())
+        return shard_pb2.Reply(response=answer.SerializeToString())
+
+    async def Watch(
+        self, request: shard_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[shard_pb2.WatchResponse]:
+        """See shard.proto."""
+        await self._admit(context, "gateway")
+        try:
+            asked = execution_pb2.WatchExecutionsRequest.FromString(request.request)
+            await self._shard.replica.read_barrier()
+            async for response in self._watch(asked):
+                yield shard_pb2.WatchResponse(response=response.SerializeToString())
+        except Exception as error:
+            await refuse(context, explain(error))
+
+    async def _watch(
+        self, asked: execution_pb2.WatchExecutionsRequest
+    ) -> AsyncIterator[execution_pb2.WatchExecutionsResponse]:
+        changes = self._shard.changes
+        one: Execution | None = None
+        if "/executions/" in asked.parent:
+            one = self._calls.execution(asked.parent)
+            customer, job_id = one.customer, one.job_id
+        else:
+            customer, job_id = names.parse_job(asked.parent, "parent")
+        schedule_id = ""
+        if asked.schedule:
+            schedule_id = names.parse_schedule(asked.schedule, "schedule").schedule
+
+        def wanted(execution: Execution) -> bool:
+            if one is not None:
+                return execution.id == one.id
+            return (
+                execution.customer == customer
+                and job_id in (execution.job_id, names.ANY_JOB)
+                and (not schedule_id or execution.schedule_id == schedule_id)
+            )
+
+        stream = changes.open(wanted)
+        try:
+            first = [] if one is None else [Change(changes.index, one)]
+            if asked.cursor:
+                first = self._since(asked.cursor, wanted) or first
+            # The first message comes at once: it carries the cursor to go on from.
+            yield self._batch(first, changes.index)
+            while True:
+                if one is not None and self._is_over(one):
+                    return
+                for batch in _batches(await stream.take()):
+                    yield self._batch(batch, batch[-1].at)
+                if one is not None:
+                    one = self._shard.queries.execution(one.job_uid, one.id) or one
+        finally:
+            changes.forget(stream)
+
+    def _since(self, cursor: str, wanted: Any) -> list[Change]:
+        if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
+            raise CursorExpired("the cursor is not one that was given out")
+        found = []
+        for index, job_uid, identity in self._shard.changes.since(int(cursor)):
+            execution = self._shard.queries.execution(job_uid, identity)
+            if execution is not None and wanted(execution):
+                found.append(Change(index, execution))
+        return found
+
+    @staticmethod
+    def _is_over(execution: Execution) -> bool:
+        return execution.state not in ACTIVE_STATES
+
+    def _batch(self, changes: list[Change], index: int) -> execution_pb2.WatchExecutionsResponse:
+        return execution_pb2.WatchExecutionsResponse(
+            executions=[
+                convert.execution_message(change.execution, self._shard.soft(change.execution))
+                for change in changes
+            ],
+            cursor=str(index),
+        )
+
+    async def GetStatus(
+        self, request: shard_pb2.GetStatusRequest, context: Context
+    ) -> shard_pb2.GetStatusResponse:
+        """See shard.proto."""
+        await self._admit(context, "gateway")
+        status = self._shard.replica.status()
+        meta = self._shard.state.meta
+        replica = cluster_pb2.Replica(
+            replica_id=self._replica_id,
+            reachable=True,
+            leader=status.is_leader,
+            term=status.term,
+            applied_index=status.applied_index,
+            commit_index=status.commit_index,
+            schedule_count=meta.schedule_count,
+            active_execution_count=meta.active_count,
+            resident_memory_bytes=resident_memory_bytes(),
+        )
+        leading = self._shard.leading
+        executors = []
+        if leading is not None:
+            for link in leading.links.values():
+                executor = cluster_pb2.Executor(
+                    executor_id=link.executor_id,
+                    address=link.address,
+                    slot_count=link.slot_count,
+                    used_slot_count=leading.used(link.executor_id),
+                    runtime=link.runtime,
+                )
+                executors.append(executor.SerializeToString())
+        return shard_pb2.GetStatusResponse(replica=replica.SerializeToString(), executors=executors)
+
+    async def LocateExecution(
+        self, request: shard_pb2.LocateExecutionRequest, context: Context
+    ) -> shard_pb2.LocateExecutionResponse:
+        """See shard.proto."""
+        await self._admit(context, "gateway")
+        response = shard_pb2.LocateExecutionResponse()
+        try:
+            await self._shard.replica.read_barrier()
+            execution = self._calls.execution(request.name)
+            response.final = execution.state not in ACTIVE_STATES
+            number = request.attempt or len(execution.attempts)
+            if number > len(execution.attempts):
+                raise invalid("attempt", f"there have been {len(execution.attempts)} attempts")
+            if number:
+                attempt = execution.attempts[number - 1]
+                response.attempt_id = attempt_id(execution.id, number)
+                response.executor_id = attempt.executor
+                leading = self._shard.leading
+                link = None if leading is None else leading.links.get(attempt.executor)
+                response.address = "" if link is None else link.address
+        except Exception as error:
+            await refuse(context, explain(error))
+        return response
+
+    # -- executors -----------------------------------------------------------------------------
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[shard_pb2.ExecutorMessage], context: Context
+    ) -> AsyncIterator[shard_pb2.ShardMessage]:
+        """See shard.proto."""
+        name = await self._admit(context, "executor")
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("hello") or first.hello.executor_id != name:
+            await refuse(context, invalid("hello", f"must come first, from {name} itself"))
+            return
+        link = Link(first.hello)
+        self._attached.add(link)
+        reader = asyncio.create_task(self._hear(link, request_iterator))
+        reader.add_done_callback(lambda _: link.close())
+        try:
+            if self._shard.leading is not None:
+                self._shard.leading.attach(link)
+            link.send(self._leadership())
+            while not link.closed:
+                await link.ready.wait()
+                link.ready.clear()
+                while link.outbox:
+                    yield link.outbox.popleft()
+        finally:
+            reader.cancel()
+            self._attached.discard(link)
+            if self._shard.leading is not None:
+                self._shard.leading.detach(link)
+
+    async def _hear(self, link: Link, messages: AsyncIterator[shard_pb2.ExecutorMessage]) -> None:
+        async for message in messages:
+            leading = self._shard.leading
+            if leading is not None:
+                leading.heard(link)
+            if message.HasField("heartbeat"):
+                reply = shard_pb2.HeartbeatReply(
+                    sent_ns=message.heartbeat.sent_ns, replied_ns=self._clock.now_ns()
+                )
+                link.send(shard_pb2.ShardMessage(heartbeat_reply=reply))
+            elif leading is None:
+                continue
+            elif message.HasField("inventory"):
+                leading.inventory(link, message.inventory)
+            elif message.HasField("reports"):
+                leading.reports(link, message.reports.reports)
+
+    def _leadership(self) -> shard_pb2.ShardMessage:
+        leading = self._shard.leading
+        return shard_pb2.ShardMessage(
+            leadership=shard_pb2.Leadership(
+                leader=leading is not None,
+                term=self._shard.replica.term if leading is None else leading.term,
+                shard_id=self._shard_id,
+            )
+        )
+
+    def _announce(self) -> None:
+        """Leadership has changed: tell every executor that is attached."""
+        for link in list(self._attached):
+            if self._shard.leading is not None and not link.closed:
+                self._shard.leading.attach(link)
+            link.send(self._leadership())
+
+    async def _admit(self, context: Context, role: str) -> str:
+        try:
+            return require_role(context, role)
+        except TickmeshError as error:
+            await refuse(context, error)
+            raise
+
+
+def _batches(changes: list[Change]) -> list[list[Change]]:
+    return [
+        changes[start : start + WATCH_BATCH_MAX]
+        for start in range(0, len(changes), WATCH_BATCH_MAX)
+    ]
+
+
+def resident_memory_bytes() -> int:
+    """Of this process, from /proc."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

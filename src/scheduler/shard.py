@@ -1,0 +1,192 @@
+"""One replica of a shard: the state, the Raft replica, and, while it leads, timers and dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..mesh import telemetry
+from ..mesh.clock import Clock
+from ..mesh.errors import Overloaded
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from .core.commands import AnyCommand, DueFire, Fire, Placement, Purge
+from .core.ids import attempt_id
+from .core.model import Execution, Timer, TimerKind
+from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
+from .proposals import Proposals
+from .raft.errors import RaftError
+from .raft.replica import Replica
+from .store.queries import Queries
+from .store.state import Applied, State
+from .timers import Window
+from .watch import Change, Changes
+
+FIRE_MAX = 1_000
+"""Timers in one command: about 30 ms of applying."""
+
+log = telemetry.logger(__name__)
+
+
+class Shard:
+    """What the service stands on. `leading` is the dispatcher of this replica's term, or None."""
+
+    def __init__(
+        self, state: State, clock: Clock, *, arm_ahead_ms: int, executor_lease_ms: int
+    ) -> None:
+        """Call `bind` with the replica before anything else."""
+        self.state = state
+        self.queries = Queries(state.backend)
+        self.changes = Changes()
+        self.changes.begin(state.applied[0])
+        self.leading: Dispatcher | None = None
+        self._clock = clock
+        self._arm_ahead_ms = arm_ahead_ms
+        self._lease_ms = executor_lease_ms
+        self._window: Window | None = None
+        self._timer_wake = asyncio.Event()
+        self._term: int | None = None
+        self._term_wake = asyncio.Event()
+        self._watchers: list[Callable[[], None]] = []
+
+    def bind(self, replica: Replica) -> None:
+        """The replica that applies to our state."""
+        self.replica = replica
+        self.proposals = Proposals(replica, self.state, self._clock)
+        replica.subscribe(self._leadership)
+
+    def now_ms(self) -> int:
+        """The time at which a command that is proposed now would happen."""
+        return max(self._clock.now_ns() // 1_000_000, self.state.meta.time_ms)
+
+    def on_leadership(self, callback: Callable[[], None]) -> None:
+        """Call back whenever `leading` has changed."""
+        self._watchers.append(callback)
+
+    def observe(self, applied: Applied) -> None:
+        """An entry was applied to the state: called by it, on leaders and followers."""
+        if self._window is not None:
+            self._window.add(applied.timers)
+            self._timer_wake.set()
+        if self.leading is not None:
+            self.leading.committed(applied.executions)
+        self.changes.note(applied.index, applied.executions)
+
+    def soft(self, execution: Execution) -> shard_pb2.AttemptReport | None:
+        """What the executor says of an execution's last attempt."""
+        if self.leading is None or not execution.attempts:
+            return None
+        last = attempt_id(execution.id, execution.attempts[-1].number)
+        return self.leading.soft.get(last)
+
+    def place(self) -> Placement | None:
+        """Reserve a slot for an execution that is about to be proposed; `release` it after."""
+        return None if self.leading is None else self.leading.place()
+
+    # -- leading -------------------------------------------------------------------------------
+
+    def _leadership(self, term: int | None) -> None:
+        self._term = term
+        self._term_wake.set()
+
+    async def run(self) -> None:
+        """Lead whenever the replica does, until cancelled or the replica has failed."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.proposals.run())
+            group.create_task(self._lead_when_asked())
+
+    async def _lead_when_asked(self) -> None:
+        while True:
+            await self._term_wake.wait()
+            self._term_wake.clear()
+            term = self._term
+            if term is None:
+                continue
+            leading = asyncio.create_task(self._lead(term))
+            ended = asyncio.create_task(self._term_wake.wait())
+            try:
+                await asyncio.wait((leading, ended), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                leading.cancel()
+                results = await asyncio.gather(leading, return_exceptions=True)
+                self._resign()
+            error = results[0]
+            if isinstance(error, BaseExceptionGroup):
+                _, other = error.split((RaftError, asyncio.CancelledError))
+                if other is not None:
+                    raise other
+            elif isinstance(error, Exception) and not isinstance(error, RaftError):
+                raise error
+            if isinstance(error, BaseException) and self._term == term:
+                # A proposal failed, but the term goes on: begin it again from the state.
+                self._term_wake.set()
+
+    def _resign(self) -> None:
+        if self.leading is not None:
+            for link in list(self.leading.links.values()):
+                link.close()
+        self.leading = None
+        self._window = None
+        self.changes.close_all("the shard has another leader: go on from the last cursor")
+        for watcher in self._watchers:
+            watcher()
+
+    async def _lead(self, term: int) -> None:
+        self.leading = Dispatcher(
+            term, self.queries, self.proposals, self._clock, self._lease_ms, self._tell
+        )
+        self._window = Window(self.queries, self.state.meta.floor_ms)
+        log.info("leading", term=term, active=len(self.leading.active))
+        for watcher in self._watchers:
+            watcher()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.leading.run())
+            group.create_task(self._fire(self.leading, self._window))
+
+    def _tell(self, execution: Execution) -> None:
+        self.changes.tell(Change(self.changes.index, execution))
+
+    async def _fire(self, dispatcher: Dispatcher, window: Window) -> None:
+        """Arm what is due within `arm_ahead`, and purge what is over, as time goes on."""
+        while True:
+            now_ms = self.now_ms()
+            window.extend(now_ms)
+            floor_ms = min(now_ms, self.state.meta.time_ms)
+            due = window.pop(now_ms + self._arm_ahead_ms, FIRE_MAX)
+            if due:
+                await self._fire_now(dispatcher, due, min(floor_ms, due[0].due_ms))
+                continue
+            self._timer_wake.clear()
+            next_ms = window.next_ms()
+            wait_ms = 1_000 if next_ms is None else next_ms - self._arm_ahead_ms - now_ms
+            try:
+                async with asyncio.timeout(max(1, min(wait_ms, 1_000)) / 1_000):
+                    await self._timer_wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _fire_now(self, dispatcher: Dispatcher, due: list[Timer], floor_ms: int) -> None:
+        fires = [
+            DueFire(timer.job_uid, timer.id.decode(), timer.due_ms, dispatcher.place())
+            for timer in due
+            if timer.kind is TimerKind.FIRE
+        ]
+        purges = [(t.job_uid, t.id, t.due_ms) for t in due if t.kind is TimerKind.PURGE]
+        batch: list[AnyCommand] = []
+        if fires:
+            batch.append(Fire(fires, floor_ms))
+        if purges:
+            batch.append(Purge(purges, floor_ms))
+        try:
+            for command in batch:
+                await self._insist(command, len(due))
+        finally:
+            dispatcher.release(fire.placement for fire in fires)
+
+    async def _insist(self, command: AnyCommand, weight: int) -> None:
+        while True:
+            try:
+                await self.proposals.submit(command, weight)
+                return
+            except Overloaded:
+                await asyncio.sleep(OVERLOADED_PAUSE_S)

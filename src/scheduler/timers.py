@@ -1,0 +1,82 @@
+"""The near horizon: the timers of the next minute, in memory, soonest first.
+
+Everything further away stays in the time-ordered index on disk, so memory does not grow with the
+number of schedules. The leader has one; it is made anew from the index with each term.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Protocol
+
+from .core.model import Timer
+
+HORIZON_MS = 60_000
+"""How far ahead timers are held in memory: a minute's fires of a busy shard are some megabytes."""
+
+REFILL_MS = 30_000
+"""The window is extended when less than this is left of it."""
+
+LOAD_MAX = 200_000
+"""Timers loaded at one time: a scan of 0.2 s. A fuller minute is loaded in several."""
+
+
+class Index(Protocol):
+    """Where all timers are: store.queries.Queries."""
+
+    def timers(self, from_ms: int, until_ms: int, count: int) -> list[Timer]: ...
+
+
+class Window:
+    """Timers that are due before `until_ms`, and not popped yet."""
+
+    def __init__(self, index: Index, floor_ms: int) -> None:
+        """floor_ms: no timer is due before it."""
+        self._index = index
+        self._heap: list[Timer] = []
+        self._present: set[Timer] = set()
+        self.until_ms = floor_ms
+        """Everything due before this has been loaded."""
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, timers: Iterable[Timer]) -> None:
+        """Timers that were just made: those beyond the window will be found in the index."""
+        for timer in timers:
+            if timer.due_ms < self.until_ms and timer not in self._present:
+                self._present.add(timer)
+                heapq.heappush(self._heap, timer)
+
+    def extend(self, now_ms: int) -> None:
+        """Load what the window should hold by now."""
+        goal_ms = now_ms + HORIZON_MS
+        if self.until_ms - now_ms > REFILL_MS:
+            return
+        found = self._index.timers(self.until_ms, goal_ms, LOAD_MAX)
+        if len(found) == LOAD_MAX:
+            # Stop at a whole instant: those that share the last one come with the next load, unless
+            # there is but one instant, which is then taken as it is.
+            last_ms = found[-1].due_ms
+            whole = [timer for timer in found if timer.due_ms < last_ms]
+            if whole:
+                found, goal_ms = whole, last_ms
+            else:
+                found = self._index.timers(last_ms, last_ms + 1, 1 << 40)
+                goal_ms = last_ms + 1
+        self.until_ms = goal_ms
+        self.add(found)
+
+    def pop(self, until_ms: int, count: int) -> list[Timer]:
+        """Take the first `count` timers that are due at or before an instant."""
+        popped: list[Timer] = []
+        while self._heap and self._heap[0].due_ms <= until_ms and len(popped) < count:
+            timer = heapq.heappop(self._heap)
+            self._present.discard(timer)
+            popped.append(timer)
+        return popped
+
+    def next_ms(self) -> int | None:
+        """When the first timer is due."""
+        return self._heap[0].due_ms if self._heap else None

@@ -1,0 +1,135 @@
+"""Changes of executions, for WatchExecutions: a short memory on every replica, and live streams.
+
+A change is known by the index of the log entry that made it, the same on every replica; that index
+is the cursor. Every replica remembers which executions the last entries changed, so a stream goes
+on at a new leader from the cursor that it had at the old one. Soft facts (running) have no index of
+their own: they are told live, and again with the execution's state when a stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ..mesh.errors import CursorExpired, Unavailable
+from .core.model import Execution
+
+REMEMBERED_MAX = 50_000
+"""Changes that a stream can go on behind: about 100 bytes each."""
+
+STREAM_QUEUE_MAX = 10_000
+"""Changes that wait for one stream; a slower reader is cut off and goes on by its cursor."""
+
+STREAMS_MAX = 1_000
+"""Streams on one replica: each costs a queue."""
+
+
+class Change(NamedTuple):
+    """An execution, as of an entry."""
+
+    at: int
+    """Index of the entry: the cursor."""
+    execution: Execution
+
+
+class Stream:
+    """One reader's queue."""
+
+    def __init__(self, wanted: Callable[[Execution], bool]) -> None:
+        self.wanted = wanted
+        self.queue: deque[Change] = deque()
+        self.ready = asyncio.Event()
+        self.closed = ""
+        """Why the stream ends, if it does."""
+
+    def put(self, change: Change) -> None:
+        """Add a change, or give up on a reader that is too slow."""
+        if len(self.queue) >= STREAM_QUEUE_MAX:
+            self.close("the stream is read too slowly: go on from the last cursor")
+        else:
+            self.queue.append(change)
+            self.ready.set()
+
+    def close(self, why: str) -> None:
+        """End the stream."""
+        self.closed = why
+        self.ready.set()
+
+    async def take(self) -> list[Change]:
+        """The changes that came since the last call; waits for one. Raises Unavailable."""
+        await self.ready.wait()
+        self.ready.clear()
+        taken = list(self.queue)
+        self.queue.clear()
+        if not taken and self.closed:
+            raise Unavailable(self.closed)
+        if self.closed:
+            self.ready.set()
+        return taken
+
+
+class Changes:
+    """What changed lately, and who wants to know."""
+
+    def __init__(self) -> None:
+        self._remembered: deque[tuple[int, bytes, bytes]] = deque(maxlen=REMEMBERED_MAX)
+        self._streams: set[Stream] = set()
+        self._start: int | None = None
+        self.index = 0
+        """Of the last entry that was applied."""
+
+    def begin(self, index: int) -> None:
+        """Remember from an index on: what came before (a restart, a snapshot) is not known."""
+        self._remembered.clear()
+        self._start = index
+        self.index = index
+
+    def note(self, index: int, executions: Iterable[Execution]) -> None:
+        """An entry changed these executions."""
+        self.index = index
+        for execution in executions:
+            self._remembered.append((index, execution.job_uid, execution.id))
+            self.tell(Change(index, execution))
+
+    def tell(self, change: Change) -> None:
+        """Tell the streams that want it."""
+        for stream in self._streams:
+            if stream.wanted(change.execution):
+                stream.put(change)
+
+    def since(self, cursor: int) -> list[tuple[int, bytes, bytes]]:
+        """(index, job uid, id) of what changed after a cursor, oldest first.
+
+        Raises CursorExpired if that is not known any more, or not yet.
+        """
+        if cursor > self.index:
+            raise CursorExpired("the cursor is from the future: list, then watch without a cursor")
+        full = len(self._remembered) == REMEMBERED_MAX
+        oldest = self._remembered[0][0] if full else self._start
+        if oldest is None or cursor < oldest:
+            raise CursorExpired("the cursor is too old: list, then watch without a cursor")
+        latest: dict[tuple[bytes, bytes], int] = {}
+        for index, job_uid, identity in self._remembered:
+            if index > cursor:
+                latest.pop((job_uid, identity), None)
+                latest[(job_uid, identity)] = index
+        return [(index, *key) for key, index in latest.items()]
+
+    def open(self, wanted: Callable[[Execution], bool]) -> Stream:
+        """A stream of the changes from now on. Raises Unavailable."""
+        if len(self._streams) >= STREAMS_MAX:
+            raise Unavailable(f"{STREAMS_MAX} streams are open on this replica")
+        stream = Stream(wanted)
+        self._streams.add(stream)
+        return stream
+
+    def forget(self, stream: Stream) -> None:
+        """The reader has gone."""
+        self._streams.discard(stream)
+
+    def close_all(self, why: str) -> None:
+        """End every stream."""
+        for stream in self._streams:
+            stream.close(why)

@@ -1,0 +1,306 @@
+"""What a shard decides: jobs, schedules, fires, executions."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World
+from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.core.commands import Refused, Why
+from tickmesh.scheduler.core.model import (
+    Attempt,
+    Execution,
+    ExecutionState,
+    Reason,
+    ScheduleState,
+)
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.job()
+    return made
+
+
+def refused(outcome: object) -> Why:
+    assert isinstance(outcome, Refused), outcome
+    return outcome.why
+
+
+def end(
+    world: World, execution: Execution, reason: Reason = Reason.NONE, exit_code: int = 0
+) -> Execution:
+    ended = Attempt(
+        number=1,
+        executor="whoever",
+        incarnation="whatever",
+        assign_ms=0,
+        started_ns=world.now_ms * 1_000_000,
+        ended_ns=world.now_ms * 1_000_000 + 5,
+        exit_code=exit_code,
+        reason=reason,
+    )
+    world.do(commands.EndAttempts([(execution.job_uid, execution.id, ended)]))
+    return world.execution(execution)
+
+
+class TestJobs:
+    def test_a_taken_id_is_refused_and_nothing_changes(self, world: World) -> None:
+        before = world.everything()
+        new = commands.NewJob("hello", world.next_uid(), "other", (), SPEC)
+        assert refused(world.do(commands.CreateJobs("acme", [new], b""))) is Why.ALREADY_EXISTS
+        after = world.everything()
+        assert {k: v for k, v in after.items() if k != b"m"} == {
+            k: v for k, v in before.items() if k != b"m"
+        }
+
+    def test_the_same_request_answers_the_same_job(self, world: World) -> None:
+        first = world.job("again", request=b"r")
+        second = world.job("again", request=b"r")
+        assert first == second
+
+    def test_one_bad_item_refuses_the_whole_batch(self, world: World) -> None:
+        new = [commands.NewJob(i, world.next_uid(), "", (), SPEC) for i in ("fresh", "hello")]
+        outcome = world.do(commands.CreateJobs("acme", new, b""))
+        assert refused(outcome) is Why.ALREADY_EXISTS
+        assert isinstance(outcome, Refused) and outcome.index == 1
+        assert world.queries.job("acme", "fresh") is None
+
+    def test_a_new_spec_makes_a_revision_and_keeps_the_old_one(self, world: World) -> None:
+        job = world.queries.job("acme", "hello")
+        assert job is not None
+        new = replace(SPEC, image="other")
+        world.do(commands.UpdateJob("acme", "hello", 1, "", (), new))
+        changed = world.queries.job("acme", "hello")
+        assert changed is not None
+        assert (changed.revision, changed.version) == (2, 2)
+        assert world.queries.spec(changed, job.uid, 1) == SPEC
+        assert world.queries.spec(changed, job.uid, 2) == new
+
+    def test_labels_alone_make_no_revision(self, world: World) -> None:
+        world.do(commands.UpdateJob("acme", "hello", 0, "", (("a", "b"),), SPEC))
+        job = world.queries.job("acme", "hello")
+        assert job is not None and (job.revision, job.version) == (1, 2)
+
+    def test_a_stale_version_is_refused(self, world: World) -> None:
+        command = commands.UpdateJob("acme", "hello", 7, "", (), SPEC)
+        assert refused(world.do(command)) is Why.VERSION_MISMATCH
+
+    def test_a_job_with_schedules_is_not_deleted(self, world: World) -> None:
+        world.schedule()
+        assert refused(world.do(commands.DeleteJob("acme", "hello", 0))) is Why.HAS_SCHEDULES
+        world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+        world.do(commands.DeleteJob("acme", "hello", 0))
+        assert world.queries.job("acme", "hello") is None
+
+    def test_another_customer_does_not_see_it(self, world: World) -> None:
+        assert refused(world.do(commands.DeleteJob("rival", "hello", 0))) is Why.NOT_FOUND
+
+
+class TestSchedules:
+    def test_it_has_one_timer_at_its_next_instant(self, world: World) -> None:
+        schedule = world.schedule(every=((10_000, 3_000),))
+        assert schedule.next_ms == START_MS + 3_000
+        assert [t.due_ms for t in world.timers()] == [START_MS + 3_000]
+
+    def test_one_that_never_fires_is_refused(self, world: World) -> None:
+        new = world.new_schedule("late", at_ms=(START_MS - 1,))
+        command = commands.CreateSchedules("acme", "hello", [new], b"")
+        assert refused(world.do(command)) is Why.NEVER_FIRES
+        assert world.timers() == []
+
+    def test_a_schedule_of_no_job_is_refused(self, world: World) -> None:
+        command = commands.CreateSchedules("acme", "nobody", [world.new_schedule("s")], b"")
+        assert refused(world.do(command)) is Why.NOT_FOUND
+
+    def test_pausing_takes_back_what_is_armed_and_not_due(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        assert armed.state is ExecutionState.ASSIGNED
+        world.do(commands.PauseSchedule("acme", "hello", "often", "maintenance"))
+        assert world.execution(armed).stop is Reason.REVOKED
+        assert world.timers() == []
+        assert end(world, armed, Reason.REVOKED).state is ExecutionState.REVOKED
+
+    def test_a_start_that_won_against_the_revocation_is_recorded_as_a_run(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        assert end(world, armed).state is ExecutionState.SUCCEEDED
+
+    def test_an_armed_fire_that_waits_for_an_executor_is_revoked_at_once(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule, placement=None)
+        world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+        assert world.execution(armed).state is ExecutionState.REVOKED
+
+    def test_a_fire_that_is_due_is_not_taken_back(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms
+        (due,) = world.fire(schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        assert world.execution(due).stop is Reason.NONE
+
+    def test_resuming_goes_on_from_now(self, world: World) -> None:
+        schedule = world.schedule()
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        world.now_ms += 3_600_500
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        resumed = world.stored(schedule)
+        assert resumed.state is ScheduleState.ACTIVE
+        assert resumed.next_ms == START_MS + 3_610_000
+        assert resumed.missed_count == 0
+
+    def test_resuming_what_is_not_paused_is_refused(self, world: World) -> None:
+        world.schedule()
+        assert refused(world.do(commands.ResumeSchedule("acme", "hello", "often"))) is (
+            Why.NOT_PAUSED
+        )
+
+    def test_a_once_only_schedule_is_finished_after_its_fire(self, world: World) -> None:
+        schedule = world.schedule(at_ms=(START_MS + 5_000,))
+        world.now_ms = schedule.due_ms - 1_000
+        world.fire(schedule)
+        done = world.stored(schedule)
+        assert done.state is ScheduleState.FINISHED
+        assert (done.due_ms, done.fire_count) == (0, 1)
+        assert world.timers() == []
+
+    def test_creating_counts_and_deleting_uncounts(self, world: World) -> None:
+        world.schedule("a")
+        world.schedule("b")
+        assert world.state.meta.schedule_count == 2
+        world.do(commands.DeleteSchedules("acme", "hello", ["a"], 0, False))
+        assert world.state.meta.schedule_count == 1
+
+
+class TestFires:
+    def test_an_instant_fires_once_however_often_its_timer_comes_up(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        assert len(world.fire(schedule)) == 1
+        assert world.fire(schedule) == []
+
+    def test_the_next_timer_is_the_next_instant(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (fired,) = world.fire(schedule)
+        assert fired.due_ms == START_MS + 10_000
+        assert [t.due_ms for t in world.timers()] == [START_MS + 20_000]
+
+    def test_of_missed_instants_the_latest_fires_and_says_for_how_many(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = START_MS + 65_000
+        (fired,) = world.fire(schedule)
+        assert fired.due_ms == START_MS + 60_000
+        assert fired.missed == 5
+        after = world.stored(schedule)
+        assert (after.fire_count, after.missed_count) == (1, 5)
+        assert after.next_ms == START_MS + 70_000
+
+    def test_a_fire_that_is_only_late_keeps_its_instant(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms + 9_999
+        (fired,) = world.fire(schedule)
+        assert (fired.due_ms, fired.missed) == (START_MS + 10_000, 0)
+
+    def test_the_timer_of_a_deleted_schedule_is_stale(self, world: World) -> None:
+        schedule = world.schedule()
+        world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+        assert world.fire(schedule) == []
+
+    def test_a_new_timer_below_the_floor_lowers_it(self, world: World) -> None:
+        world.do(commands.Fire([], START_MS + 50_000))
+        assert world.state.meta.floor_ms == START_MS + 50_000
+        world.schedule()
+        assert world.state.meta.floor_ms == START_MS + 10_000
+
+
+class TestExecutions:
+    def test_the_same_request_executes_once(self, world: World) -> None:
+        first = world.execute(request=b"r", count=2)
+        second = world.execute(request=b"r", count=2)
+        assert first == second
+        assert world.state.meta.active_count == 2
+
+    def test_the_first_end_stands(self, world: World) -> None:
+        (execution,) = world.execute()
+        assert end(world, execution, exit_code=0).state is ExecutionState.SUCCEEDED
+        again = end(world, execution, Reason.EXECUTOR_LOST)
+        assert again.state is ExecutionState.SUCCEEDED
+
+    def test_an_end_keeps_who_ran_it(self, world: World) -> None:
+        (execution,) = world.execute()
+        assert end(world, execution).attempts[0].executor == HERE.executor
+
+    def test_cancelling_what_waits_ends_it(self, world: World) -> None:
+        new = commands.NewExecution("hello", world.next_uid(), b"", None)
+        (execution,) = world.do(commands.ExecuteJobs("acme", [new], b""))  # type: ignore[misc]
+        world.do(commands.Cancel(execution.job_uid, execution.id))
+        assert world.execution(execution).state is ExecutionState.CANCELLED
+
+    def test_cancelling_what_is_assigned_asks_for_it(self, world: World) -> None:
+        (execution,) = world.execute()
+        world.do(commands.Cancel(execution.job_uid, execution.id))
+        asked = world.execution(execution)
+        assert (asked.state, asked.stop) == (ExecutionState.ASSIGNED, Reason.CANCELLED)
+        assert end(world, execution, Reason.CANCELLED).state is ExecutionState.CANCELLED
+
+    def test_cancelling_what_has_ended_changes_nothing(self, world: World) -> None:
+        (execution,) = world.execute()
+        before = end(world, execution)
+        world.do(commands.Cancel(execution.job_uid, execution.id))
+        assert world.execution(execution) == before
+
+    def test_what_waits_is_assigned_once(self, world: World) -> None:
+        new = commands.NewExecution("hello", world.next_uid(), b"", None)
+        (execution,) = world.do(commands.ExecuteJobs("acme", [new], b""))  # type: ignore[misc]
+        command = commands.Assign([(execution.job_uid, execution.id, HERE)])
+        world.do(command)
+        world.do(command)
+        assert len(world.execution(execution).attempts) == 1
+
+    def test_after_its_retention_nothing_is_left_of_it(self, world: World) -> None:
+        before = set(world.everything())
+        (execution,) = world.execute(request=b"r")
+        end(world, execution)
+        (timer,) = world.timers()
+        world.do(commands.Purge([(timer.job_uid, timer.id, timer.due_ms)], 0))
+        assert set(world.everything()) == before
+
+    def test_active_executions_are_those_that_have_not_ended(self, world: World) -> None:
+        first, second = world.execute(count=2)
+        end(world, first)
+        assert [e.id for e in world.queries.active()] == [second.id]
+
+    def test_listing_is_newest_first(self, world: World) -> None:
+        made = []
+        for _ in range(3):
+            made += world.execute()
+            world.now_ms += 1_000
+        job = world.queries.job("acme", "hello")
+        assert job is not None
+        for owner in (job.uid, None):
+            found, following = world.queries.executions("acme", owner, b"", 2, lambda _: True, 100)
+            assert [e.id for e in found] == [made[2].id, made[1].id]
+            rest, end_ = world.queries.executions("acme", owner, following, 2, lambda _: True, 9)
+            assert [e.id for e in rest] == [made[0].id]
+            assert end_ == b""
+
+
+def test_time_never_runs_backwards_in_the_log(world: World) -> None:
+    schedule = world.schedule()
+    world.now_ms = START_MS + 30_000
+    world.do(commands.Fire([], 0))
+    world.now_ms = START_MS
+    (fired,) = world.fire(schedule)
+    assert fired.create_ms == START_MS + 30_000

@@ -1,0 +1,116 @@
+"""A shard's state in memory, driven by commands: the small world that core tests play in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tickmesh.scheduler.core import commands, recurrence
+from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Placement
+from tickmesh.scheduler.core.ids import UID_BYTES
+from tickmesh.scheduler.core.model import Execution, Job, JobSpec, Schedule
+from tickmesh.scheduler.store import keys
+from tickmesh.scheduler.store.backend import MemoryBackend
+from tickmesh.scheduler.store.queries import Queries
+from tickmesh.scheduler.store.state import Applied, State, encode_entry
+
+START_MS = 1_800_000_000_000  # 2027-01-15T08:00:00Z
+HERE = Placement("executor-0", "first")
+
+SPEC = JobSpec(
+    image="hello",
+    command=("true",),
+    args=(),
+    env=(),
+    working_dir="",
+    memory_bytes=1 << 28,
+    cpu_millis=1_000,
+    scratch_bytes=1 << 26,
+    pids=128,
+    timeout_ms=3_600_000,
+    grace_ms=10_000,
+    at_most_once=False,
+)
+
+
+def uid(number: int) -> bytes:
+    """A uid for tests."""
+    return number.to_bytes(UID_BYTES, "big")
+
+
+class World:
+    """Applies commands at a time that only the test moves."""
+
+    def __init__(self, backend: Any = None) -> None:
+        self.backend = backend or MemoryBackend()
+        self.state = State(self.backend, retention_ms=60_000)
+        self.queries = Queries(self.backend)
+        self.now_ms = START_MS
+        self.last: Applied | None = None
+        self._uids = 0
+
+    def do(self, *batch: AnyCommand) -> Outcome:
+        """Apply one entry; the outcome of its last command."""
+        index = self.state.applied[0] + 1
+        self.last = self.state.apply(index, 1, encode_entry(self.now_ms, list(batch)))
+        return self.last.outcomes[-1]
+
+    def next_uid(self) -> bytes:
+        """A new uid."""
+        self._uids += 1
+        return uid(self._uids)
+
+    def job(self, job_id: str = "hello", request: bytes = b"", spec: JobSpec = SPEC) -> Job:
+        """Create a job."""
+        new = commands.NewJob(job_id, self.next_uid(), "", (), spec)
+        made = self.do(commands.CreateJobs("acme", [new], request))
+        assert isinstance(made, list)
+        assert isinstance(made[0], Job)
+        return made[0]
+
+    def new_schedule(self, schedule_id: str, **spec: Any) -> commands.NewSchedule:
+        """A schedule to create."""
+        recur = recurrence.Spec(**(spec or {"every": ((10_000, 0),)}))
+        return commands.NewSchedule(schedule_id, self.next_uid(), (), recur, b"payload")
+
+    def schedule(self, schedule_id: str = "often", job_id: str = "hello", **spec: Any) -> Schedule:
+        """Create a schedule: every 10 seconds unless told otherwise."""
+        new = self.new_schedule(schedule_id, **spec)
+        made = self.do(commands.CreateSchedules("acme", job_id, [new], b""))
+        assert isinstance(made, list), made
+        assert isinstance(made[0], Schedule)
+        return made[0]
+
+    def stored(self, schedule: Schedule) -> Schedule:
+        """A schedule as it stands now."""
+        found = self.queries.schedule(schedule.job_uid, schedule.schedule_id)
+        assert found is not None
+        return found
+
+    def fire(self, schedule: Schedule, placement: Placement | None = HERE) -> list[Execution]:
+        """Fire the schedule's timer."""
+        due = commands.DueFire(schedule.job_uid, schedule.schedule_id, schedule.due_ms, placement)
+        made = self.do(commands.Fire([due], 0))
+        assert isinstance(made, list)
+        return made  # type: ignore[return-value]
+
+    def execute(self, job_id: str = "hello", request: bytes = b"", count: int = 1) -> Any:
+        """Execute a job."""
+        new = [commands.NewExecution(job_id, self.next_uid(), b"", HERE) for _ in range(count)]
+        return self.do(commands.ExecuteJobs("acme", new, request))
+
+    def execution(self, execution: Execution) -> Execution:
+        """An execution as it stands now."""
+        found = self.queries.execution(execution.job_uid, execution.id)
+        assert found is not None
+        return found
+
+    def timers(self) -> list[Any]:
+        """All timers."""
+        return self.queries.timers(0, 1 << 62, 1 << 30)
+
+    def everything(self) -> dict[bytes, bytes]:
+        """All that is stored."""
+        found = dict(self.backend.scan(b"", keys.TIMERS))
+        found |= dict(self.backend.scan(keys.TIMERS, b"u"))
+        found |= dict(self.backend.scan(b"u", b"\xff"))
+        return found

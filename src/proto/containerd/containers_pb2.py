@@ -27,7 +27,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontainerd/containers.proto\x12!containerd.services.containers.v1\x1a\x19google/protobuf/any.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x03\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12H\n\x06labels\x18\x02 \x03(\x0b\x32\x38.containerd.services.containers.v1.Container.LabelsEntry\x12\r\n\x05image\x18\x03 \x01(\t\x12\x45\n\x07runtime\x18\x04 \x01(\x0b\x32\x34.containerd.services.containers.v1.Container.Runtime\x12\"\n\x04spec\x18\x05 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x13\n\x0bsnapshotter\x18\x06 \x01(\t\x12\x14\n\x0csnapshot_key\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a>\n\x07Runtime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x07options\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x13GetContainerRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x14GetContainerResponse\x12?\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.Container\"(\n\x15ListContainersRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"Z\n\x16ListContainersResponse\x12@\n\ncontainers\x18\x01 \x03(\x0b\x32,.containerd.services.containers.v1.Container\"Y\n\x16\x43reateContainerRequest\x12?\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.Container\"Z\n\x17\x43reateContainerResponse\x12?\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.Container\"$\n\x16\x44\x65leteContainerRequest\x12\n\n\x02id\x18\x01 \x01(\t2\xdf\x03\n\nContainers\x12v\n\x03Get\x12\x36.containerd.services.containers.v1.GetContainerRequest\x1a\x37.containerd.services.containers.v1.GetContainerResponse\x12{\n\x04List\x12\x38.containerd.services.containers.v1.ListContainersRequest\x1a\x39.containerd.services.containers.v1.ListContainersResponse\x12\x7f\n\x06\x43reate\x12\x39.containerd.services.containers.v1.CreateContainerRequest\x1a:.containerd.services.containers.v1.CreateContainerResponse\x12[\n\x06\x44\x65lete\x12\x39.containerd.services.containers.v1.DeleteContainerRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontainerd/containers.proto\x12!containerd.services.containers.v1\x1a\x19google/protobuf/any.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x04\n\tContainer\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12R\n\x06labels\x18\x02 \x03(\x0b\x32\x38.containerd.services.containers.v1.Container.LabelsEntryB\x00R\x06labels\x12\x16\n\x05image\x18\x03 \x01(\tB\x00R\x05image\x12P\n\x07runtime\x18\x04 \x01(\x0b\x32\x34.containerd.services.containers.v1.Container.RuntimeB\x00R\x07runtime\x12*\n\x04spec\x18\x05 \x01(\x0b\x32\x14.google.protobuf.AnyB\x00R\x04spec\x12\"\n\x0bsnapshotter\x18\x06 \x01(\tB\x00R\x0bsnapshotter\x12#\n\x0csnapshot_key\x18\x07 \x01(\tB\x00R\x0bsnapshotKey\x12;\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tcreatedAt\x12;\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x1aS\n\x07Runtime\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x30\n\x07options\x18\x02 \x01(\x0b\x32\x14.google.protobuf.AnyB\x00R\x07options:\x00\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\")\n\x13GetContainerRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id:\x00\"f\n\x14GetContainerResponse\x12L\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.ContainerB\x00R\tcontainer:\x00\"5\n\x15ListContainersRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"j\n\x16ListContainersResponse\x12N\n\ncontainers\x18\x01 \x03(\x0b\x32,.containerd.services.containers.v1.ContainerB\x00R\ncontainers:\x00\"h\n\x16\x43reateContainerRequest\x12L\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.ContainerB\x00R\tcontainer:\x00\"i\n\x17\x43reateContainerResponse\x12L\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.ContainerB\x00R\tcontainer:\x00\",\n\x16\x44\x65leteContainerRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id:\x00\x32\xea\x03\n\nContainers\x12x\n\x03Get\x12\x36.containerd.services.containers.v1.GetContainerRequest\x1a\x37.containerd.services.containers.v1.GetContainerResponse\"\x00\x12}\n\x04List\x12\x38.containerd.services.containers.v1.ListContainersRequest\x1a\x39.containerd.services.containers.v1.ListContainersResponse\"\x00\x12\x81\x01\n\x06\x43reate\x12\x39.containerd.services.containers.v1.CreateContainerRequest\x1a:.containerd.services.containers.v1.CreateContainerResponse\"\x00\x12]\n\x06\x44\x65lete\x12\x39.containerd.services.containers.v1.DeleteContainerRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTAINER_LABELSENTRY']._loaded_options = None
   _globals['_CONTAINER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CONTAINER']._serialized_start=156
-  _globals['_CONTAINER']._serialized_end=625
-  _globals['_CONTAINER_RUNTIME']._serialized_start=516
-  _globals['_CONTAINER_RUNTIME']._serialized_end=578
-  _globals['_CONTAINER_LABELSENTRY']._serialized_start=580
-  _globals['_CONTAINER_LABELSENTRY']._serialized_end=625
-  _globals['_GETCONTAINERREQUEST']._serialized_start=627
-  _globals['_GETCONTAINERREQUEST']._serialized_end=660
-  _globals['_GETCONTAINERRESPONSE']._serialized_start=662
-  _globals['_GETCONTAINERRESPONSE']._serialized_end=749
-  _globals['_LISTCONTAINERSREQUEST']._serialized_start=751
-  _globals['_LISTCONTAINERSREQUEST']._serialized_end=791
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=793
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=883
-  _globals['_CREATECONTAINERREQUEST']._serialized_start=885
-  _globals['_CREATECONTAINERREQUEST']._serialized_end=974
-  _globals['_CREATECONTAINERRESPONSE']._serialized_start=976
-  _globals['_CREATECONTAINERRESPONSE']._serialized_end=1066
-  _globals['_DELETECONTAINERREQUEST']._serialized_start=1068
-  _globals['_DELETECONTAINERREQUEST']._serialized_end=1104
-  _globals['_CONTAINERS']._serialized_start=1107
-  _globals['_CONTAINERS']._serialized_end=1586
+  _globals['_CONTAINER']._serialized_end=764
+  _globals['_CONTAINER_RUNTIME']._serialized_start=616
+  _globals['_CONTAINER_RUNTIME']._serialized_end=699
+  _globals['_CONTAINER_LABELSENTRY']._serialized_start=701
+  _globals['_CONTAINER_LABELSENTRY']._serialized_end=762
+  _globals['_GETCONTAINERREQUEST']._serialized_start=766
+  _globals['_GETCONTAINERREQUEST']._serialized_end=807
+  _globals['_GETCONTAINERRESPONSE']._serialized_start=809
+  _globals['_GETCONTAINERRESPONSE']._serialized_end=911
+  _globals['_LISTCONTAINERSREQUEST']._serialized_start=913
+  _globals['_LISTCONTAINERSREQUEST']._serialized_end=966
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=968
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=1074
+  _globals['_CREATECONTAINERREQUEST']._serialized_start=1076
+  _globals['_CREATECONTAINERREQUEST']._serialized_end=1180
+  _globals['_CREATECONTAINERRESPONSE']._serialized_start=1182
+  _globals['_CREATECONTAINERRESPONSE']._serialized_end=1287
+  _globals['_DELETECONTAINERREQUEST']._serialized_start=1289
+  _globals['_DELETECONTAINERREQUEST']._serialized_end=1333
+  _globals['_CONTAINERS']._serialized_start=1336
+  _globals['_CONTAINERS']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

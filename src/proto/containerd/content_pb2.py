@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ontainerd/content.proto\x12\x1e\x63ontainerd.services.content.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x01\n\x04Info\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x06labels\x18\x05 \x03(\x0b\x32\x30.containerd.services.content.v1.Info.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\x0bInfoRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"B\n\x0cInfoResponse\x12\x32\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.Info\"t\n\rUpdateRequest\x12\x32\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.Info\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"D\n\x0eUpdateResponse\x12\x32\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.Info\"%\n\x12ListContentRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"I\n\x13ListContentResponse\x12\x32\n\x04info\x18\x01 \x03(\x0b\x32$.containerd.services.content.v1.Info\"B\n\x12ReadContentRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\"3\n\x13ReadContentResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1b\n\x0c\x41\x62ortRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"\xa6\x01\n\x06Status\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03ref\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05total\x18\x05 \x01(\x03\x12\x10\n\x08\x65xpected\x18\x06 \x01(\t\"&\n\x13ListStatusesRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"P\n\x14ListStatusesResponse\x12\x38\n\x08statuses\x18\x01 \x03(\x0b\x32&.containerd.services.content.v1.Status\"\x9e\x02\n\x13WriteContentRequest\x12;\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32+.containerd.services.content.v1.WriteAction\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12O\n\x06labels\x18\x07 \x03(\x0b\x32?.containerd.services.content.v1.WriteContentRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x14WriteContentResponse\x12;\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32+.containerd.services.content.v1.WriteAction\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\r\n\x05total\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t*.\n\x0bWriteAction\x12\x08\n\x04STAT\x10\x00\x12\t\n\x05WRITE\x10\x01\x12\n\n\x06\x43OMMIT\x10\x02\x32\xfd\x05\n\x07\x43ontent\x12\x61\n\x04Info\x12+.containerd.services.content.v1.InfoRequest\x1a,.containerd.services.content.v1.InfoResponse\x12g\n\x06Update\x12-.containerd.services.content.v1.UpdateRequest\x1a..containerd.services.content.v1.UpdateResponse\x12q\n\x04List\x12\x32.containerd.services.content.v1.ListContentRequest\x1a\x33.containerd.services.content.v1.ListContentResponse0\x01\x12y\n\x0cListStatuses\x12\x33.containerd.services.content.v1.ListStatusesRequest\x1a\x34.containerd.services.content.v1.ListStatusesResponse\x12q\n\x04Read\x12\x32.containerd.services.content.v1.ReadContentRequest\x1a\x33.containerd.services.content.v1.ReadContentResponse0\x01\x12v\n\x05Write\x12\x33.containerd.services.content.v1.WriteContentRequest\x1a\x34.containerd.services.content.v1.WriteContentResponse(\x01\x30\x01\x12M\n\x05\x41\x62ort\x12,.containerd.services.content.v1.AbortRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ontainerd/content.proto\x12\x1e\x63ontainerd.services.content.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x02\n\x04Info\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest\x12\x14\n\x04size\x18\x02 \x01(\x03\x42\x00R\x04size\x12;\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tcreatedAt\x12;\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x12J\n\x06labels\x18\x05 \x03(\x0b\x32\x30.containerd.services.content.v1.Info.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\")\n\x0bInfoRequest\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest:\x00\"L\n\x0cInfoResponse\x12:\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.InfoB\x00R\x04info:\x00\"\x8c\x01\n\rUpdateRequest\x12:\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.InfoB\x00R\x04info\x12=\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x00R\nupdateMask:\x00\"N\n\x0eUpdateResponse\x12:\n\x04info\x18\x01 \x01(\x0b\x32$.containerd.services.content.v1.InfoB\x00R\x04info:\x00\"2\n\x12ListContentRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"S\n\x13ListContentResponse\x12:\n\x04info\x18\x01 \x03(\x0b\x32$.containerd.services.content.v1.InfoB\x00R\x04info:\x00\"`\n\x12ReadContentRequest\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest\x12\x18\n\x06offset\x18\x02 \x01(\x03\x42\x00R\x06offset\x12\x14\n\x04size\x18\x03 \x01(\x03\x42\x00R\x04size:\x00\"G\n\x13ReadContentResponse\x12\x18\n\x06offset\x18\x01 \x01(\x03\x42\x00R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x00R\x04\x64\x61ta:\x00\"$\n\x0c\x41\x62ortRequest\x12\x12\n\x03ref\x18\x01 \x01(\tB\x00R\x03ref:\x00\"\xe8\x01\n\x06Status\x12;\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tstartedAt\x12;\n\nupdated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x12\x12\n\x03ref\x18\x03 \x01(\tB\x00R\x03ref\x12\x18\n\x06offset\x18\x04 \x01(\x03\x42\x00R\x06offset\x12\x16\n\x05total\x18\x05 \x01(\x03\x42\x00R\x05total\x12\x1c\n\x08\x65xpected\x18\x06 \x01(\tB\x00R\x08\x65xpected:\x00\"3\n\x13ListStatusesRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"^\n\x14ListStatusesResponse\x12\x44\n\x08statuses\x18\x01 \x03(\x0b\x32&.containerd.services.content.v1.StatusB\x00R\x08statuses:\x00\"\xf2\x02\n\x13WriteContentRequest\x12\x45\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32+.containerd.services.content.v1.WriteActionB\x00R\x06\x61\x63tion\x12\x12\n\x03ref\x18\x02 \x01(\tB\x00R\x03ref\x12\x16\n\x05total\x18\x03 \x01(\x03\x42\x00R\x05total\x12\x1c\n\x08\x65xpected\x18\x04 \x01(\tB\x00R\x08\x65xpected\x12\x18\n\x06offset\x18\x05 \x01(\x03\x42\x00R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x42\x00R\x04\x64\x61ta\x12Y\n\x06labels\x18\x07 \x03(\x0b\x32?.containerd.services.content.v1.WriteContentRequest.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\xa5\x02\n\x14WriteContentResponse\x12\x45\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32+.containerd.services.content.v1.WriteActionB\x00R\x06\x61\x63tion\x12;\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tstartedAt\x12;\n\nupdated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x12\x18\n\x06offset\x18\x04 \x01(\x03\x42\x00R\x06offset\x12\x16\n\x05total\x18\x05 \x01(\x03\x42\x00R\x05total\x12\x18\n\x06\x64igest\x18\x06 \x01(\tB\x00R\x06\x64igest:\x00*6\n\x0bWriteAction\x12\n\n\x04STAT\x10\x00\x1a\x00\x12\x0b\n\x05WRITE\x10\x01\x1a\x00\x12\x0c\n\x06\x43OMMIT\x10\x02\x1a\x00\x1a\x00\x32\x8d\x06\n\x07\x43ontent\x12\x63\n\x04Info\x12+.containerd.services.content.v1.InfoRequest\x1a,.containerd.services.content.v1.InfoResponse\"\x00\x12i\n\x06Update\x12-.containerd.services.content.v1.UpdateRequest\x1a..containerd.services.content.v1.UpdateResponse\"\x00\x12s\n\x04List\x12\x32.containerd.services.content.v1.ListContentRequest\x1a\x33.containerd.services.content.v1.ListContentResponse\"\x00\x30\x01\x12{\n\x0cListStatuses\x12\x33.containerd.services.content.v1.ListStatusesRequest\x1a\x34.containerd.services.content.v1.ListStatusesResponse\"\x00\x12s\n\x04Read\x12\x32.containerd.services.content.v1.ReadContentRequest\x1a\x33.containerd.services.content.v1.ReadContentResponse\"\x00\x30\x01\x12x\n\x05Write\x12\x33.containerd.services.content.v1.WriteContentRequest\x1a\x34.containerd.services.content.v1.WriteContentResponse\"\x00(\x01\x30\x01\x12O\n\x05\x41\x62ort\x12,.containerd.services.content.v1.AbortRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,42 +38,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFO_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WRITECONTENTREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_WRITECONTENTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WRITEACTION']._serialized_start=1764
-  _globals['_WRITEACTION']._serialized_end=1810
+  _globals['_WRITEACTION']._serialized_start=2219
+  _globals['_WRITEACTION']._serialized_end=2273
   _globals['_INFO']._serialized_start=157
-  _globals['_INFO']._serialized_end=402
-  _globals['_INFO_LABELSENTRY']._serialized_start=357
-  _globals['_INFO_LABELSENTRY']._serialized_end=402
-  _globals['_INFOREQUEST']._serialized_start=404
-  _globals['_INFOREQUEST']._serialized_end=433
-  _globals['_INFORESPONSE']._serialized_start=435
-  _globals['_INFORESPONSE']._serialized_end=501
-  _globals['_UPDATEREQUEST']._serialized_start=503
-  _globals['_UPDATEREQUEST']._serialized_end=619
-  _globals['_UPDATERESPONSE']._serialized_start=621
-  _globals['_UPDATERESPONSE']._serialized_end=689
-  _globals['_LISTCONTENTREQUEST']._serialized_start=691
-  _globals['_LISTCONTENTREQUEST']._serialized_end=728
-  _globals['_LISTCONTENTRESPONSE']._serialized_start=730
-  _globals['_LISTCONTENTRESPONSE']._serialized_end=803
-  _globals['_READCONTENTREQUEST']._serialized_start=805
-  _globals['_READCONTENTREQUEST']._serialized_end=871
-  _globals['_READCONTENTRESPONSE']._serialized_start=873
-  _globals['_READCONTENTRESPONSE']._serialized_end=924
-  _globals['_ABORTREQUEST']._serialized_start=926
-  _globals['_ABORTREQUEST']._serialized_end=953
-  _globals['_STATUS']._serialized_start=956
-  _globals['_STATUS']._serialized_end=1122
-  _globals['_LISTSTATUSESREQUEST']._serialized_start=1124
-  _globals['_LISTSTATUSESREQUEST']._serialized_end=1162
-  _globals['_LISTSTATUSESRESPONSE']._serialized_start=1164
-  _globals['_LISTSTATUSESRESPONSE']._serialized_end=1244
-  _globals['_WRITECONTENTREQUEST']._serialized_start=1247
-  _globals['_WRITECONTENTREQUEST']._serialized_end=1533
-  _globals['_WRITECONTENTREQUEST_LABELSENTRY']._serialized_start=357
-  _globals['_WRITECONTENTREQUEST_LABELSENTRY']._serialized_end=402
-  _globals['_WRITECONTENTRESPONSE']._serialized_start=1536
-  _globals['_WRITECONTENTRESPONSE']._serialized_end=1762
-  _globals['_CONTENT']._serialized_start=1813
-  _globals['_CONTENT']._serialized_end=2578
+  _globals['_INFO']._serialized_end=474
+  _globals['_INFO_LABELSENTRY']._serialized_start=411
+  _globals['_INFO_LABELSENTRY']._serialized_end=472
+  _globals['_INFOREQUEST']._serialized_start=476
+  _globals['_INFOREQUEST']._serialized_end=517
+  _globals['_INFORESPONSE']._serialized_start=519
+  _globals['_INFORESPONSE']._serialized_end=595
+  _globals['_UPDATEREQUEST']._serialized_start=598
+  _globals['_UPDATEREQUEST']._serialized_end=738
+  _globals['_UPDATERESPONSE']._serialized_start=740
+  _globals['_UPDATERESPONSE']._serialized_end=818
+  _globals['_LISTCONTENTREQUEST']._serialized_start=820
+  _globals['_LISTCONTENTREQUEST']._serialized_end=870
+  _globals['_LISTCONTENTRESPONSE']._serialized_start=872
+  _globals['_LISTCONTENTRESPONSE']._serialized_end=955
+  _globals['_READCONTENTREQUEST']._serialized_start=957
+  _globals['_READCONTENTREQUEST']._serialized_end=1053
+  _globals['_READCONTENTRESPONSE']._serialized_start=1055
+  _globals['_READCONTENTRESPONSE']._serialized_end=1126
+  _globals['_ABORTREQUEST']._serialized_start=1128
+  _globals['_ABORTREQUEST']._serialized_end=1164
+  _globals['_STATUS']._serialized_start=1167
+  _globals['_STATUS']._serialized_end=1399
+  _globals['_LISTSTATUSESREQUEST']._serialized_start=1401
+  _globals['_LISTSTATUSESREQUEST']._serialized_end=1452
+  _globals['_LISTSTATUSESRESPONSE']._serialized_start=1454
+  _globals['_LISTSTATUSESRESPONSE']._serialized_end=1548
+  _globals['_WRITECONTENTREQUEST']._serialized_start=1551
+  _globals['_WRITECONTENTREQUEST']._serialized_end=1921
+  _globals['_WRITECONTENTREQUEST_LABELSENTRY']._serialized_start=411
+  _globals['_WRITECONTENTREQUEST_LABELSENTRY']._serialized_end=472
+  _globals['_WRITECONTENTRESPONSE']._serialized_start=1924
+  _globals['_WRITECONTENTRESPONSE']._serialized_end=2217
+  _globals['_CONTENT']._serialized_start=2276
+  _globals['_CONTENT']._serialized_end=3057
 # @@protoc_insertion_point(module_scope)

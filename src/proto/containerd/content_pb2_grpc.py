@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from . import content_pb2 as containerd_dot_content__pb2
+from ..containerd import content_pb2 as containerd_dot_content__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'

@@ -22,10 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63ontainerd/diff.proto\x12\x1b\x63ontainerd.services.diff.v1\x1a\x16\x63ontainerd/types.proto\"c\n\x0c\x41pplyRequest\x12*\n\x04\x64iff\x18\x01 \x01(\x0b\x32\x1c.containerd.types.Descriptor\x12\'\n\x06mounts\x18\x02 \x03(\x0b\x32\x17.containerd.types.Mount\">\n\rApplyResponse\x12-\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x1c.containerd.types.Descriptor2f\n\x04\x44iff\x12^\n\x05\x41pply\x12).containerd.services.diff.v1.ApplyRequest\x1a*.containerd.services.diff.v1.ApplyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63ontainerd/diff.proto\x12\x1b\x63ontainerd.services.diff.v1\x1a\x16\x63ontainerd/types.proto\"w\n\x0c\x41pplyRequest\x12\x32\n\x04\x64iff\x18\x01 \x01(\x0b\x32\x1c.containerd.types.DescriptorB\x00R\x04\x64iff\x12\x31\n\x06mounts\x18\x02 \x03(\x0b\x32\x17.containerd.types.MountB\x00R\x06mounts:\x00\"K\n\rApplyResponse\x12\x38\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x1c.containerd.types.DescriptorB\x00R\x07\x61pplied:\x00\x32j\n\x04\x44iff\x12`\n\x05\x41pply\x12).containerd.services.diff.v1.ApplyRequest\x1a*.containerd.services.diff.v1.ApplyResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.diff_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APPLYREQUEST']._serialized_start=78
-  _globals['_APPLYREQUEST']._serialized_end=177
-  _globals['_APPLYRESPONSE']._serialized_start=179
-  _globals['_APPLYRESPONSE']._serialized_end=241
-  _globals['_DIFF']._serialized_start=243
-  _globals['_DIFF']._serialized_end=345
+  _globals['_APPLYREQUEST']._serialized_end=197
+  _globals['_APPLYRESPONSE']._serialized_start=199
+  _globals['_APPLYRESPONSE']._serialized_end=274
+  _globals['_DIFF']._serialized_start=276
+  _globals['_DIFF']._serialized_end=382
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ the package names and field numbers of containerd 1.6 to 2.x. Unlisted fields ar
 """
 
 from collections import abc as _abc
-from . import types_pb2 as _types_pb2
+from ..containerd import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from . import diff_pb2 as containerd_dot_diff__pb2
+from ..containerd import diff_pb2 as containerd_dot_diff__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__

@@ -22,10 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/events.proto\x12\x1d\x63ontainerd.services.events.v1\x1a\x16\x63ontainerd/types.proto\"#\n\x10SubscribeRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t2d\n\x06\x45vents\x12Z\n\tSubscribe\x12/.containerd.services.events.v1.SubscribeRequest\x1a\x1a.containerd.types.Envelope0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/events.proto\x12\x1d\x63ontainerd.services.events.v1\x1a\x16\x63ontainerd/types.proto\"0\n\x10SubscribeRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\x32h\n\x06\x45vents\x12\\\n\tSubscribe\x12/.containerd.services.events.v1.SubscribeRequest\x1a\x1a.containerd.types.Envelope\"\x00\x30\x01\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.events_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBSCRIBEREQUEST']._serialized_start=82
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=117
-  _globals['_EVENTS']._serialized_start=119
-  _globals['_EVENTS']._serialized_end=219
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=130
+  _globals['_EVENTS']._serialized_start=132
+  _globals['_EVENTS']._serialized_end=236
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,8 @@
 import grpc
 import warnings
 
-from . import events_pb2 as containerd_dot_events__pb2
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import events_pb2 as containerd_dot_events__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__

@@ -6,8 +6,8 @@ the package names and field numbers of containerd 1.6 to 2.x. Unlisted fields ar
 """
 
 from collections import abc as _abc
-from . import events_pb2 as _events_pb2
-from . import types_pb2 as _types_pb2
+from ..containerd import events_pb2 as _events_pb2
+from ..containerd import types_pb2 as _types_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc

@@ -22,12 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/images.proto\x12\x1d\x63ontainerd.services.images.v1\x1a\x16\x63ontainerd/types.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12@\n\x06labels\x18\x02 \x03(\x0b\x32\x30.containerd.services.images.v1.Image.LabelsEntry\x12,\n\x06target\x18\x03 \x01(\x0b\x32\x1c.containerd.types.Descriptor\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x10GetImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"I\n\x12\x43reateImageRequest\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"J\n\x13\x43reateImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"I\n\x12UpdateImageRequest\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"J\n\x13UpdateImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"$\n\x11ListImagesRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"J\n\x12ListImagesResponse\x12\x34\n\x06images\x18\x01 \x03(\x0b\x32$.containerd.services.images.v1.Image\"0\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04sync\x18\x02 \x01(\x08\x32\x94\x04\n\x06Images\x12\x66\n\x03Get\x12..containerd.services.images.v1.GetImageRequest\x1a/.containerd.services.images.v1.GetImageResponse\x12k\n\x04List\x12\x30.containerd.services.images.v1.ListImagesRequest\x1a\x31.containerd.services.images.v1.ListImagesResponse\x12o\n\x06\x43reate\x12\x31.containerd.services.images.v1.CreateImageRequest\x1a\x32.containerd.services.images.v1.CreateImageResponse\x12o\n\x06Update\x12\x31.containerd.services.images.v1.UpdateImageRequest\x1a\x32.containerd.services.images.v1.UpdateImageResponse\x12S\n\x06\x44\x65lete\x12\x31.containerd.services.images.v1.DeleteImageRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/images.proto\x12\x1d\x63ontainerd.services.images.v1\x1a\x16\x63ontainerd/types.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x02\n\x05Image\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12J\n\x06labels\x18\x02 \x03(\x0b\x32\x30.containerd.services.images.v1.Image.LabelsEntryB\x00R\x06labels\x12\x36\n\x06target\x18\x03 \x01(\x0b\x32\x1c.containerd.types.DescriptorB\x00R\x06target\x12;\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tcreatedAt\x12;\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\")\n\x0fGetImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"R\n\x10GetImageResponse\x12<\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x05image:\x00\"T\n\x12\x43reateImageRequest\x12<\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x05image:\x00\"U\n\x13\x43reateImageResponse\x12<\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x05image:\x00\"T\n\x12UpdateImageRequest\x12<\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x05image:\x00\"U\n\x13UpdateImageResponse\x12<\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x05image:\x00\"1\n\x11ListImagesRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"V\n\x12ListImagesResponse\x12>\n\x06images\x18\x01 \x03(\x0b\x32$.containerd.services.images.v1.ImageB\x00R\x06images:\x00\"B\n\x12\x44\x65leteImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04sync\x18\x02 \x01(\x08\x42\x00R\x04sync:\x00\x32\xa0\x04\n\x06Images\x12h\n\x03Get\x12..containerd.services.images.v1.GetImageRequest\x1a/.containerd.services.images.v1.GetImageResponse\"\x00\x12m\n\x04List\x12\x30.containerd.services.images.v1.ListImagesRequest\x1a\x31.containerd.services.images.v1.ListImagesResponse\"\x00\x12q\n\x06\x43reate\x12\x31.containerd.services.images.v1.CreateImageRequest\x1a\x32.containerd.services.images.v1.CreateImageResponse\"\x00\x12q\n\x06Update\x12\x31.containerd.services.images.v1.UpdateImageRequest\x1a\x32.containerd.services.images.v1.UpdateImageResponse\"\x00\x12U\n\x06\x44\x65lete\x12\x31.containerd.services.images.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE_LABELSENTRY']._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_IMAGE']._serialized_start=145
-  _globals['_IMAGE']._serialized_end=421
-  _globals['_IMAGE_LABELSENTRY']._serialized_start=376
-  _globals['_IMAGE_LABELSENTRY']._serialized_end=421
-  _globals['_GETIMAGEREQUEST']._serialized_start=423
-  _globals['_GETIMAGEREQUEST']._serialized_end=454
-  _globals['_GETIMAGERESPONSE']._serialized_start=456
-  _globals['_GETIMAGERESPONSE']._serialized_end=527
-  _globals['_CREATEIMAGEREQUEST']._serialized_start=529
-  _globals['_CREATEIMAGEREQUEST']._serialized_end=602
-  _globals['_CREATEIMAGERESPONSE']._serialized_start=604
-  _globals['_CREATEIMAGERESPONSE']._serialized_end=678
-  _globals['_UPDATEIMAGEREQUEST']._serialized_start=680
-  _globals['_UPDATEIMAGEREQUEST']._serialized_end=753
-  _globals['_UPDATEIMAGERESPONSE']._serialized_start=755
-  _globals['_UPDATEIMAGERESPONSE']._serialized_end=829
-  _globals['_LISTIMAGESREQUEST']._serialized_start=831
-  _globals['_LISTIMAGESREQUEST']._serialized_end=867
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=869
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=943
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=945
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=993
-  _globals['_IMAGES']._serialized_start=996
-  _globals['_IMAGES']._serialized_end=1528
+  _globals['_IMAGE']._serialized_end=493
+  _globals['_IMAGE_LABELSENTRY']._serialized_start=430
+  _globals['_IMAGE_LABELSENTRY']._serialized_end=491
+  _globals['_GETIMAGEREQUEST']._serialized_start=495
+  _globals['_GETIMAGEREQUEST']._serialized_end=536
+  _globals['_GETIMAGERESPONSE']._serialized_start=538
+  _globals['_GETIMAGERESPONSE']._serialized_end=620
+  _globals['_CREATEIMAGEREQUEST']._serialized_start=622
+  _globals['_CREATEIMAGEREQUEST']._serialized_end=706
+  _globals['_CREATEIMAGERESPONSE']._serialized_start=708
+  _globals['_CREATEIMAGERESPONSE']._serialized_end=793
+  _globals['_UPDATEIMAGEREQUEST']._serialized_start=795
+  _globals['_UPDATEIMAGEREQUEST']._serialized_end=879
+  _globals['_UPDATEIMAGERESPONSE']._serialized_start=881
+  _globals['_UPDATEIMAGERESPONSE']._serialized_end=966
+  _globals['_LISTIMAGESREQUEST']._serialized_start=968
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1017
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1019
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1105
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1107
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1173
+  _globals['_IMAGES']._serialized_start=1176
+  _globals['_IMAGES']._serialized_end=1720
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontainerd/introspection.proto\x12$containerd.services.introspection.v1\"*\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"e\n\x06Plugin\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x41\n\x08init_err\x18\x07 \x01(\x0b\x32/.containerd.services.introspection.v1.RpcStatus\"!\n\x0ePluginsRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"P\n\x0fPluginsResponse\x12=\n\x07plugins\x18\x01 \x03(\x0b\x32,.containerd.services.introspection.v1.Plugin2\x87\x01\n\rIntrospection\x12v\n\x07Plugins\x12\x34.containerd.services.introspection.v1.PluginsRequest\x1a\x35.containerd.services.introspection.v1.PluginsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63ontainerd/introspection.proto\x12$containerd.services.introspection.v1\"?\n\tRpcStatus\x12\x14\n\x04\x63ode\x18\x01 \x01(\x05\x42\x00R\x04\x63ode\x12\x1a\n\x07message\x18\x02 \x01(\tB\x00R\x07message:\x00\"\x80\x01\n\x06Plugin\x12\x14\n\x04type\x18\x01 \x01(\tB\x00R\x04type\x12\x10\n\x02id\x18\x02 \x01(\tB\x00R\x02id\x12L\n\x08init_err\x18\x07 \x01(\x0b\x32/.containerd.services.introspection.v1.RpcStatusB\x00R\x07initErr:\x00\".\n\x0ePluginsRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"]\n\x0fPluginsResponse\x12H\n\x07plugins\x18\x01 \x03(\x0b\x32,.containerd.services.introspection.v1.PluginB\x00R\x07plugins:\x00\x32\x8b\x01\n\rIntrospection\x12x\n\x07Plugins\x12\x34.containerd.services.introspection.v1.PluginsRequest\x1a\x35.containerd.services.introspection.v1.PluginsResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.introspection_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RPCSTATUS']._serialized_start=72
-  _globals['_RPCSTATUS']._serialized_end=114
-  _globals['_PLUGIN']._serialized_start=116
-  _globals['_PLUGIN']._serialized_end=217
-  _globals['_PLUGINSREQUEST']._serialized_start=219
-  _globals['_PLUGINSREQUEST']._serialized_end=252
-  _globals['_PLUGINSRESPONSE']._serialized_start=254
-  _globals['_PLUGINSRESPONSE']._serialized_end=334
-  _globals['_INTROSPECTION']._serialized_start=337
-  _globals['_INTROSPECTION']._serialized_end=472
+  _globals['_RPCSTATUS']._serialized_end=135
+  _globals['_PLUGIN']._serialized_start=138
+  _globals['_PLUGIN']._serialized_end=266
+  _globals['_PLUGINSREQUEST']._serialized_start=268
+  _globals['_PLUGINSREQUEST']._serialized_end=314
+  _globals['_PLUGINSRESPONSE']._serialized_start=316
+  _globals['_PLUGINSRESPONSE']._serialized_end=409
+  _globals['_INTROSPECTION']._serialized_start=412
+  _globals['_INTROSPECTION']._serialized_end=551
 # @@protoc_insertion_point(module_scope)

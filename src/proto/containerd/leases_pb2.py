@@ -26,7 +26,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/leases.proto\x12\x1d\x63ontainerd.services.leases.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12@\n\x06labels\x18\x03 \x03(\x0b\x32\x30.containerd.services.leases.v1.Lease.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x94\x01\n\rCreateRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12H\n\x06labels\x18\x03 \x03(\x0b\x32\x38.containerd.services.leases.v1.CreateRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0e\x43reateResponse\x12\x33\n\x05lease\x18\x01 \x01(\x0b\x32$.containerd.services.leases.v1.Lease\")\n\rDeleteRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04sync\x18\x02 \x01(\x08\"\x1e\n\x0bListRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"D\n\x0cListResponse\x12\x34\n\x06leases\x18\x01 \x03(\x0b\x32$.containerd.services.leases.v1.Lease\"$\n\x08Resource\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"[\n\x12\x41\x64\x64ResourceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x39\n\x08resource\x18\x02 \x01(\x0b\x32\'.containerd.services.leases.v1.Resource2\xfa\x02\n\x06Leases\x12\x65\n\x06\x43reate\x12,.containerd.services.leases.v1.CreateRequest\x1a-.containerd.services.leases.v1.CreateResponse\x12N\n\x06\x44\x65lete\x12,.containerd.services.leases.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\x12_\n\x04List\x12*.containerd.services.leases.v1.ListRequest\x1a+.containerd.services.leases.v1.ListResponse\x12X\n\x0b\x41\x64\x64Resource\x12\x31.containerd.services.leases.v1.AddResourceRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/leases.proto\x12\x1d\x63ontainerd.services.leases.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x01\n\x05Lease\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12;\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tcreatedAt\x12J\n\x06labels\x18\x03 \x03(\x0b\x32\x30.containerd.services.leases.v1.Lease.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\xb6\x01\n\rCreateRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12R\n\x06labels\x18\x03 \x03(\x0b\x32\x38.containerd.services.leases.v1.CreateRequest.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"P\n\x0e\x43reateResponse\x12<\n\x05lease\x18\x01 \x01(\x0b\x32$.containerd.services.leases.v1.LeaseB\x00R\x05lease:\x00\"9\n\rDeleteRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x14\n\x04sync\x18\x02 \x01(\x08\x42\x00R\x04sync:\x00\"+\n\x0bListRequest\x12\x1a\n\x07\x66ilters\x18\x01 \x03(\tB\x00R\x07\x66ilters:\x00\"P\n\x0cListResponse\x12>\n\x06leases\x18\x01 \x03(\x0b\x32$.containerd.services.leases.v1.LeaseB\x00R\x06leases:\x00\"4\n\x08Resource\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x14\n\x04type\x18\x02 \x01(\tB\x00R\x04type:\x00\"o\n\x12\x41\x64\x64ResourceRequest\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x45\n\x08resource\x18\x02 \x01(\x0b\x32\'.containerd.services.leases.v1.ResourceB\x00R\x08resource:\x00\x32\x84\x03\n\x06Leases\x12g\n\x06\x43reate\x12,.containerd.services.leases.v1.CreateRequest\x1a-.containerd.services.leases.v1.CreateResponse\"\x00\x12P\n\x06\x44\x65lete\x12,.containerd.services.leases.v1.DeleteRequest\x1a\x16.google.protobuf.Empty\"\x00\x12\x61\n\x04List\x12*.containerd.services.leases.v1.ListRequest\x1a+.containerd.services.leases.v1.ListResponse\"\x00\x12Z\n\x0b\x41\x64\x64Resource\x12\x31.containerd.services.leases.v1.AddResourceRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LEASE']._serialized_start=121
-  _globals['_LEASE']._serialized_end=301
-  _globals['_LEASE_LABELSENTRY']._serialized_start=256
-  _globals['_LEASE_LABELSENTRY']._serialized_end=301
-  _globals['_CREATEREQUEST']._serialized_start=304
-  _globals['_CREATEREQUEST']._serialized_end=452
-  _globals['_CREATEREQUEST_LABELSENTRY']._serialized_start=256
-  _globals['_CREATEREQUEST_LABELSENTRY']._serialized_end=301
-  _globals['_CREATERESPONSE']._serialized_start=454
-  _globals['_CREATERESPONSE']._serialized_end=523
-  _globals['_DELETEREQUEST']._serialized_start=525
-  _globals['_DELETEREQUEST']._serialized_end=566
-  _globals['_LISTREQUEST']._serialized_start=568
-  _globals['_LISTREQUEST']._serialized_end=598
-  _globals['_LISTRESPONSE']._serialized_start=600
-  _globals['_LISTRESPONSE']._serialized_end=668
-  _globals['_RESOURCE']._serialized_start=670
-  _globals['_RESOURCE']._serialized_end=706
-  _globals['_ADDRESOURCEREQUEST']._serialized_start=708
-  _globals['_ADDRESOURCEREQUEST']._serialized_end=799
-  _globals['_LEASES']._serialized_start=802
-  _globals['_LEASES']._serialized_end=1180
+  _globals['_LEASE']._serialized_end=348
+  _globals['_LEASE_LABELSENTRY']._serialized_start=285
+  _globals['_LEASE_LABELSENTRY']._serialized_end=346
+  _globals['_CREATEREQUEST']._serialized_start=351
+  _globals['_CREATEREQUEST']._serialized_end=533
+  _globals['_CREATEREQUEST_LABELSENTRY']._serialized_start=285
+  _globals['_CREATEREQUEST_LABELSENTRY']._serialized_end=346
+  _globals['_CREATERESPONSE']._serialized_start=535
+  _globals['_CREATERESPONSE']._serialized_end=615
+  _globals['_DELETEREQUEST']._serialized_start=617
+  _globals['_DELETEREQUEST']._serialized_end=674
+  _globals['_LISTREQUEST']._serialized_start=676
+  _globals['_LISTREQUEST']._serialized_end=719
+  _globals['_LISTRESPONSE']._serialized_start=721
+  _globals['_LISTRESPONSE']._serialized_end=801
+  _globals['_RESOURCE']._serialized_start=803
+  _globals['_RESOURCE']._serialized_end=855
+  _globals['_ADDRESOURCEREQUEST']._serialized_start=857
+  _globals['_ADDRESOURCEREQUEST']._serialized_end=968
+  _globals['_LEASES']._serialized_start=971
+  _globals['_LEASES']._serialized_end=1359
 # @@protoc_insertion_point(module_scope)

@@ -22,12 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontainerd/snapshots.proto\x12 containerd.services.snapshots.v1\x1a\x16\x63ontainerd/types.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n\x16PrepareSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12T\n\x06labels\x18\x04 \x03(\x0b\x32\x44.containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x17PrepareSnapshotResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"\xc9\x01\n\x13ViewSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12Q\n\x06labels\x18\x04 \x03(\x0b\x32\x41.containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x14ViewSnapshotResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"1\n\rMountsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"9\n\x0eMountsResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"9\n\x15RemoveSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xcb\x01\n\x15\x43ommitSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12S\n\x06labels\x18\x04 \x03(\x0b\x32\x43.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x13StatSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xad\x02\n\x04Info\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.containerd.services.snapshots.v1.Kind\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.containerd.services.snapshots.v1.Info.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x14StatSnapshotResponse\x12\x34\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\"<\n\x14ListSnapshotsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\"M\n\x15ListSnapshotsResponse\x12\x34\n\x04info\x18\x01 \x03(\x0b\x32&.containerd.services.snapshots.v1.Info*8\n\x04Kind\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04VIEW\x10\x01\x12\n\n\x06\x41\x43TIVE\x10\x02\x12\r\n\tCOMMITTED\x10\x03\x32\x97\x06\n\tSnapshots\x12~\n\x07Prepare\x12\x38.containerd.services.snapshots.v1.PrepareSnapshotRequest\x1a\x39.containerd.services.snapshots.v1.PrepareSnapshotResponse\x12u\n\x04View\x12\x35.containerd.services.snapshots.v1.ViewSnapshotRequest\x1a\x36.containerd.services.snapshots.v1.ViewSnapshotResponse\x12k\n\x06Mounts\x12/.containerd.services.snapshots.v1.MountsRequest\x1a\x30.containerd.services.snapshots.v1.MountsResponse\x12Y\n\x06\x43ommit\x12\x37.containerd.services.snapshots.v1.CommitSnapshotRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x06Remove\x12\x37.containerd.services.snapshots.v1.RemoveSnapshotRequest\x1a\x16.google.protobuf.Empty\x12u\n\x04Stat\x12\x35.containerd.services.snapshots.v1.StatSnapshotRequest\x1a\x36.containerd.services.snapshots.v1.StatSnapshotResponse\x12y\n\x04List\x12\x36.containerd.services.snapshots.v1.ListSnapshotsRequest\x1a\x37.containerd.services.snapshots.v1.ListSnapshotsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontainerd/snapshots.proto\x12 containerd.services.snapshots.v1\x1a\x16\x63ontainerd/types.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x16PrepareSnapshotRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x12\n\x03key\x18\x02 \x01(\tB\x00R\x03key\x12\x18\n\x06parent\x18\x03 \x01(\tB\x00R\x06parent\x12^\n\x06labels\x18\x04 \x03(\x0b\x32\x44.containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"N\n\x17PrepareSnapshotResponse\x12\x31\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.MountB\x00R\x06mounts:\x00\"\x85\x02\n\x13ViewSnapshotRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x12\n\x03key\x18\x02 \x01(\tB\x00R\x03key\x12\x18\n\x06parent\x18\x03 \x01(\tB\x00R\x06parent\x12[\n\x06labels\x18\x04 \x03(\x0b\x32\x41.containerd.services.snapshots.v1.ViewSnapshotRequest.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"K\n\x14ViewSnapshotResponse\x12\x31\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.MountB\x00R\x06mounts:\x00\"I\n\rMountsRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x12\n\x03key\x18\x02 \x01(\tB\x00R\x03key:\x00\"E\n\x0eMountsResponse\x12\x31\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.MountB\x00R\x06mounts:\x00\"Q\n\x15RemoveSnapshotRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x12\n\x03key\x18\x02 \x01(\tB\x00R\x03key:\x00\"\x85\x02\n\x15\x43ommitSnapshotRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x14\n\x04name\x18\x02 \x01(\tB\x00R\x04name\x12\x12\n\x03key\x18\x03 \x01(\tB\x00R\x03key\x12]\n\x06labels\x18\x04 \x03(\x0b\x32\x43.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"O\n\x13StatSnapshotRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x12\n\x03key\x18\x02 \x01(\tB\x00R\x03key:\x00\"\xfd\x02\n\x04Info\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06parent\x18\x02 \x01(\tB\x00R\x06parent\x12<\n\x04kind\x18\x03 \x01(\x0e\x32&.containerd.services.snapshots.v1.KindB\x00R\x04kind\x12;\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tcreatedAt\x12;\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\tupdatedAt\x12L\n\x06labels\x18\x06 \x03(\x0b\x32\x32.containerd.services.snapshots.v1.Info.LabelsEntryB\x00R\x06labels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"V\n\x14StatSnapshotResponse\x12<\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.InfoB\x00R\x04info:\x00\"X\n\x14ListSnapshotsRequest\x12\"\n\x0bsnapshotter\x18\x01 \x01(\tB\x00R\x0bsnapshotter\x12\x1a\n\x07\x66ilters\x18\x02 \x03(\tB\x00R\x07\x66ilters:\x00\"W\n\x15ListSnapshotsResponse\x12<\n\x04info\x18\x01 \x03(\x0b\x32&.containerd.services.snapshots.v1.InfoB\x00R\x04info:\x00*B\n\x04Kind\x12\r\n\x07UNKNOWN\x10\x00\x1a\x00\x12\n\n\x04VIEW\x10\x01\x1a\x00\x12\x0c\n\x06\x41\x43TIVE\x10\x02\x1a\x00\x12\x0f\n\tCOMMITTED\x10\x03\x1a\x00\x1a\x00\x32\xa8\x06\n\tSnapshots\x12\x80\x01\n\x07Prepare\x12\x38.containerd.services.snapshots.v1.PrepareSnapshotRequest\x1a\x39.containerd.services.snapshots.v1.PrepareSnapshotResponse\"\x00\x12w\n\x04View\x12\x35.containerd.services.snapshots.v1.ViewSnapshotRequest\x1a\x36.containerd.services.snapshots.v1.ViewSnapshotResponse\"\x00\x12m\n\x06Mounts\x12/.containerd.services.snapshots.v1.MountsRequest\x1a\x30.containerd.services.snapshots.v1.MountsResponse\"\x00\x12[\n\x06\x43ommit\x12\x37.containerd.services.snapshots.v1.CommitSnapshotRequest\x1a\x16.google.protobuf.Empty\"\x00\x12[\n\x06Remove\x12\x37.containerd.services.snapshots.v1.RemoveSnapshotRequest\x1a\x16.google.protobuf.Empty\"\x00\x12w\n\x04Stat\x12\x35.containerd.services.snapshots.v1.StatSnapshotRequest\x1a\x36.containerd.services.snapshots.v1.StatSnapshotResponse\"\x00\x12{\n\x04List\x12\x36.containerd.services.snapshots.v1.ListSnapshotsRequest\x1a\x37.containerd.services.snapshots.v1.ListSnapshotsResponse\"\x00\x30\x01\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,42 +42,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INFO_LABELSENTRY']._loaded_options = None
   _globals['_INFO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_KIND']._serialized_start=1652
-  _globals['_KIND']._serialized_end=1708
+  _globals['_KIND']._serialized_start=2066
+  _globals['_KIND']._serialized_end=2132
   _globals['_PREPARESNAPSHOTREQUEST']._serialized_start=151
-  _globals['_PREPARESNAPSHOTREQUEST']._serialized_end=358
-  _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_start=313
-  _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=358
-  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=360
-  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=426
-  _globals['_VIEWSNAPSHOTREQUEST']._serialized_start=429
-  _globals['_VIEWSNAPSHOTREQUEST']._serialized_end=630
-  _globals['_VIEWSNAPSHOTREQUEST_LABELSENTRY']._serialized_start=313
-  _globals['_VIEWSNAPSHOTREQUEST_LABELSENTRY']._serialized_end=358
-  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_start=632
-  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_end=695
-  _globals['_MOUNTSREQUEST']._serialized_start=697
-  _globals['_MOUNTSREQUEST']._serialized_end=746
-  _globals['_MOUNTSRESPONSE']._serialized_start=748
-  _globals['_MOUNTSRESPONSE']._serialized_end=805
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=807
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=864
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=867
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=1070
-  _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_start=313
-  _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_end=358
-  _globals['_STATSNAPSHOTREQUEST']._serialized_start=1072
-  _globals['_STATSNAPSHOTREQUEST']._serialized_end=1127
-  _globals['_INFO']._serialized_start=1130
-  _globals['_INFO']._serialized_end=1431
-  _globals['_INFO_LABELSENTRY']._serialized_start=313
-  _globals['_INFO_LABELSENTRY']._serialized_end=358
-  _globals['_STATSNAPSHOTRESPONSE']._serialized_start=1433
-  _globals['_STATSNAPSHOTRESPONSE']._serialized_end=1509
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1511
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1571
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1573
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1650
-  _globals['_SNAPSHOTS']._serialized_start=1711
-  _globals['_SNAPSHOTS']._serialized_end=2502
+  _globals['_PREPARESNAPSHOTREQUEST']._serialized_end=418
+  _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_start=355
+  _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=416
+  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=420
+  _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=498
+  _globals['_VIEWSNAPSHOTREQUEST']._serialized_start=501
+  _globals['_VIEWSNAPSHOTREQUEST']._serialized_end=762
+  _globals['_VIEWSNAPSHOTREQUEST_LABELSENTRY']._serialized_start=355
+  _globals['_VIEWSNAPSHOTREQUEST_LABELSENTRY']._serialized_end=416
+  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_start=764
+  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_end=839
+  _globals['_MOUNTSREQUEST']._serialized_start=841
+  _globals['_MOUNTSREQUEST']._serialized_end=914
+  _globals['_MOUNTSRESPONSE']._serialized_start=916
+  _globals['_MOUNTSRESPONSE']._serialized_end=985
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=987
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=1068
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=1071
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=1332
+  _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_start=355
+  _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_end=416
+  _globals['_STATSNAPSHOTREQUEST']._serialized_start=1334
+  _globals['_STATSNAPSHOTREQUEST']._serialized_end=1413
+  _globals['_INFO']._serialized_start=1416
+  _globals['_INFO']._serialized_end=1797
+  _globals['_INFO_LABELSENTRY']._serialized_start=355
+  _globals['_INFO_LABELSENTRY']._serialized_end=416
+  _globals['_STATSNAPSHOTRESPONSE']._serialized_start=1799
+  _globals['_STATSNAPSHOTRESPONSE']._serialized_end=1885
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1887
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1975
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1977
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=2064
+  _globals['_SNAPSHOTS']._serialized_start=2135
+  _globals['_SNAPSHOTS']._serialized_end=2943
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ the package names and field numbers of containerd 1.6 to 2.x. Unlisted fields ar
 """
 
 from collections import abc as _abc
-from . import snapshots_pb2 as _snapshots_pb2
+from ..containerd import snapshots_pb2 as _snapshots_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 import abc as _abc_1

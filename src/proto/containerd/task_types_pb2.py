@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontainerd/task_types.proto\x12\x13\x63ontainerd.v1.types\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x01\n\x07Process\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.containerd.v1.types.Status\x12\r\n\x05stdin\x18\x05 \x01(\t\x12\x0e\n\x06stdout\x18\x06 \x01(\t\x12\x0e\n\x06stderr\x18\x07 \x01(\t\x12\x10\n\x08terminal\x18\x08 \x01(\x08\x12\x13\n\x0b\x65xit_status\x18\t \x01(\r\x12-\n\texited_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp*U\n\x06Status\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0b\n\x07STOPPED\x10\x03\x12\n\n\x06PAUSED\x10\x04\x12\x0b\n\x07PAUSING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontainerd/task_types.proto\x12\x13\x63ontainerd.v1.types\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x02\n\x07Process\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x10\n\x02id\x18\x02 \x01(\tB\x00R\x02id\x12\x12\n\x03pid\x18\x03 \x01(\rB\x00R\x03pid\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32\x1b.containerd.v1.types.StatusB\x00R\x06status\x12\x16\n\x05stdin\x18\x05 \x01(\tB\x00R\x05stdin\x12\x18\n\x06stdout\x18\x06 \x01(\tB\x00R\x06stdout\x12\x18\n\x06stderr\x18\x07 \x01(\tB\x00R\x06stderr\x12\x1c\n\x08terminal\x18\x08 \x01(\x08\x42\x00R\x08terminal\x12!\n\x0b\x65xit_status\x18\t \x01(\rB\x00R\nexitStatus\x12\x39\n\texited_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\x08\x65xitedAt:\x00*c\n\x06Status\x12\r\n\x07UNKNOWN\x10\x00\x1a\x00\x12\r\n\x07\x43REATED\x10\x01\x1a\x00\x12\r\n\x07RUNNING\x10\x02\x1a\x00\x12\r\n\x07STOPPED\x10\x03\x1a\x00\x12\x0c\n\x06PAUSED\x10\x04\x1a\x00\x12\r\n\x07PAUSING\x10\x05\x1a\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.task_types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=322
-  _globals['_STATUS']._serialized_end=407
+  _globals['_STATUS']._serialized_start=429
+  _globals['_STATUS']._serialized_end=528
   _globals['_PROCESS']._serialized_start=86
-  _globals['_PROCESS']._serialized_end=320
+  _globals['_PROCESS']._serialized_end=427
 # @@protoc_insertion_point(module_scope)

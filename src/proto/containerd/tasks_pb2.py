@@ -22,14 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from . import task_types_pb2 as containerd_dot_task__types__pb2
-from . import types_pb2 as containerd_dot_types__pb2
+from ..containerd import task_types_pb2 as containerd_dot_task__types__pb2
+from ..containerd import types_pb2 as containerd_dot_types__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ontainerd/tasks.proto\x12\x1c\x63ontainerd.services.tasks.v1\x1a\x1b\x63ontainerd/task_types.proto\x1a\x16\x63ontainerd/types.proto\x1a\x19google/protobuf/any.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\x11\x43reateTaskRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\'\n\x06rootfs\x18\x03 \x03(\x0b\x32\x17.containerd.types.Mount\x12\r\n\x05stdin\x18\x04 \x01(\t\x12\x0e\n\x06stdout\x18\x05 \x01(\t\x12\x0e\n\x06stderr\x18\x06 \x01(\t\x12\x10\n\x08terminal\x18\x07 \x01(\x08\x12%\n\x07options\x18\t \x01(\x0b\x32\x14.google.protobuf.Any\"7\n\x12\x43reateTaskResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\"5\n\x0cStartRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\"\x1c\n\rStartResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\")\n\x11\x44\x65leteTaskRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"m\n\x0e\x44\x65leteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x13\n\x0b\x65xit_status\x18\x03 \x01(\r\x12-\n\texited_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\nGetRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\"<\n\x0bGetResponse\x12-\n\x07process\x18\x01 \x01(\x0b\x32\x1c.containerd.v1.types.Process\"\"\n\x10ListTasksRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\"@\n\x11ListTasksResponse\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.containerd.v1.types.Process\"Q\n\x0bKillRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0e\n\x06signal\x18\x03 \x01(\r\x12\x0b\n\x03\x61ll\x18\x04 \x01(\x08\"4\n\x0bWaitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\"R\n\x0cWaitResponse\x12\x13\n\x0b\x65xit_status\x18\x01 \x01(\r\x12-\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xae\x05\n\x05Tasks\x12k\n\x06\x43reate\x12/.containerd.services.tasks.v1.CreateTaskRequest\x1a\x30.containerd.services.tasks.v1.CreateTaskResponse\x12`\n\x05Start\x12*.containerd.services.tasks.v1.StartRequest\x1a+.containerd.services.tasks.v1.StartResponse\x12g\n\x06\x44\x65lete\x12/.containerd.services.tasks.v1.DeleteTaskRequest\x1a,.containerd.services.tasks.v1.DeleteResponse\x12Z\n\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\x12g\n\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponse\x12I\n\x04Kill\x12).containerd.services.tasks.v1.KillRequest\x1a\x16.google.protobuf.Empty\x12]\n\x04Wait\x12).containerd.services.tasks.v1.WaitRequest\x1a*.containerd.services.tasks.v1.WaitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ontainerd/tasks.proto\x12\x1c\x63ontainerd.services.tasks.v1\x1a\x1b\x63ontainerd/task_types.proto\x1a\x16\x63ontainerd/types.proto\x1a\x19google/protobuf/any.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x11\x43reateTaskRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x31\n\x06rootfs\x18\x03 \x03(\x0b\x32\x17.containerd.types.MountB\x00R\x06rootfs\x12\x16\n\x05stdin\x18\x04 \x01(\tB\x00R\x05stdin\x12\x18\n\x06stdout\x18\x05 \x01(\tB\x00R\x06stdout\x12\x18\n\x06stderr\x18\x06 \x01(\tB\x00R\x06stderr\x12\x1c\n\x08terminal\x18\x07 \x01(\x08\x42\x00R\x08terminal\x12\x30\n\x07options\x18\t \x01(\x0b\x32\x14.google.protobuf.AnyB\x00R\x07options:\x00\"O\n\x12\x43reateTaskResponse\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x12\n\x03pid\x18\x02 \x01(\rB\x00R\x03pid:\x00\"P\n\x0cStartRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x19\n\x07\x65xec_id\x18\x02 \x01(\tB\x00R\x06\x65xecId:\x00\"%\n\rStartResponse\x12\x12\n\x03pid\x18\x01 \x01(\rB\x00R\x03pid:\x00\":\n\x11\x44\x65leteTaskRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId:\x00\"\x96\x01\n\x0e\x44\x65leteResponse\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x12\n\x03pid\x18\x02 \x01(\rB\x00R\x03pid\x12!\n\x0b\x65xit_status\x18\x03 \x01(\rB\x00R\nexitStatus\x12\x39\n\texited_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\x08\x65xitedAt:\x00\"N\n\nGetRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x19\n\x07\x65xec_id\x18\x02 \x01(\tB\x00R\x06\x65xecId:\x00\"I\n\x0bGetResponse\x12\x38\n\x07process\x18\x01 \x01(\x0b\x32\x1c.containerd.v1.types.ProcessB\x00R\x07process:\x00\".\n\x10ListTasksRequest\x12\x18\n\x06\x66ilter\x18\x01 \x01(\tB\x00R\x06\x66ilter:\x00\"K\n\x11ListTasksResponse\x12\x34\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.containerd.v1.types.ProcessB\x00R\x05tasks:\x00\"}\n\x0bKillRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x19\n\x07\x65xec_id\x18\x02 \x01(\tB\x00R\x06\x65xecId\x12\x18\n\x06signal\x18\x03 \x01(\rB\x00R\x06signal\x12\x12\n\x03\x61ll\x18\x04 \x01(\x08\x42\x00R\x03\x61ll:\x00\"O\n\x0bWaitRequest\x12#\n\x0c\x63ontainer_id\x18\x01 \x01(\tB\x00R\x0b\x63ontainerId\x12\x19\n\x07\x65xec_id\x18\x02 \x01(\tB\x00R\x06\x65xecId:\x00\"n\n\x0cWaitResponse\x12!\n\x0b\x65xit_status\x18\x01 \x01(\rB\x00R\nexitStatus\x12\x39\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\x08\x65xitedAt:\x00\x32\xbe\x05\n\x05Tasks\x12m\n\x06\x43reate\x12/.containerd.services.tasks.v1.CreateTaskRequest\x1a\x30.containerd.services.tasks.v1.CreateTaskResponse\"\x00\x12\x62\n\x05Start\x12*.containerd.services.tasks.v1.StartRequest\x1a+.containerd.services.tasks.v1.StartResponse\"\x00\x12i\n\x06\x44\x65lete\x12/.containerd.services.tasks.v1.DeleteTaskRequest\x1a,.containerd.services.tasks.v1.DeleteResponse\"\x00\x12\\\n\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\"\x00\x12i\n\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponse\"\x00\x12K\n\x04Kill\x12).containerd.services.tasks.v1.KillRequest\x1a\x16.google.protobuf.Empty\"\x00\x12_\n\x04Wait\x12).containerd.services.tasks.v1.WaitRequest\x1a*.containerd.services.tasks.v1.WaitResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.tasks_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATETASKREQUEST']._serialized_start=199
-  _globals['_CREATETASKREQUEST']._serialized_end=385
-  _globals['_CREATETASKRESPONSE']._serialized_start=387
-  _globals['_CREATETASKRESPONSE']._serialized_end=442
-  _globals['_STARTREQUEST']._serialized_start=444
-  _globals['_STARTREQUEST']._serialized_end=497
-  _globals['_STARTRESPONSE']._serialized_start=499
-  _globals['_STARTRESPONSE']._serialized_end=527
-  _globals['_DELETETASKREQUEST']._serialized_start=529
-  _globals['_DELETETASKREQUEST']._serialized_end=570
-  _globals['_DELETERESPONSE']._serialized_start=572
-  _globals['_DELETERESPONSE']._serialized_end=681
-  _globals['_GETREQUEST']._serialized_start=683
-  _globals['_GETREQUEST']._serialized_end=734
-  _globals['_GETRESPONSE']._serialized_start=736
-  _globals['_GETRESPONSE']._serialized_end=796
-  _globals['_LISTTASKSREQUEST']._serialized_start=798
-  _globals['_LISTTASKSREQUEST']._serialized_end=832
-  _globals['_LISTTASKSRESPONSE']._serialized_start=834
-  _globals['_LISTTASKSRESPONSE']._serialized_end=898
-  _globals['_KILLREQUEST']._serialized_start=900
-  _globals['_KILLREQUEST']._serialized_end=981
-  _globals['_WAITREQUEST']._serialized_start=983
-  _globals['_WAITREQUEST']._serialized_end=1035
-  _globals['_WAITRESPONSE']._serialized_start=1037
-  _globals['_WAITRESPONSE']._serialized_end=1119
-  _globals['_TASKS']._serialized_start=1122
-  _globals['_TASKS']._serialized_end=1808
+  _globals['_CREATETASKREQUEST']._serialized_end=464
+  _globals['_CREATETASKRESPONSE']._serialized_start=466
+  _globals['_CREATETASKRESPONSE']._serialized_end=545
+  _globals['_STARTREQUEST']._serialized_start=547
+  _globals['_STARTREQUEST']._serialized_end=627
+  _globals['_STARTRESPONSE']._serialized_start=629
+  _globals['_STARTRESPONSE']._serialized_end=666
+  _globals['_DELETETASKREQUEST']._serialized_start=668
+  _globals['_DELETETASKREQUEST']._serialized_end=726
+  _globals['_DELETERESPONSE']._serialized_start=729
+  _globals['_DELETERESPONSE']._serialized_end=879
+  _globals['_GETREQUEST']._serialized_start=881
+  _globals['_GETREQUEST']._serialized_end=959
+  _globals['_GETRESPONSE']._serialized_start=961
+  _globals['_GETRESPONSE']._serialized_end=1034
+  _globals['_LISTTASKSREQUEST']._serialized_start=1036
+  _globals['_LISTTASKSREQUEST']._serialized_end=1082
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1084
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1159
+  _globals['_KILLREQUEST']._serialized_start=1161
+  _globals['_KILLREQUEST']._serialized_end=1286
+  _globals['_WAITREQUEST']._serialized_start=1288
+  _globals['_WAITREQUEST']._serialized_end=1367
+  _globals['_WAITRESPONSE']._serialized_start=1369
+  _globals['_WAITRESPONSE']._serialized_end=1479
+  _globals['_TASKS']._serialized_start=1482
+  _globals['_TASKS']._serialized_end=2184
 # @@protoc_insertion_point(module_scope)

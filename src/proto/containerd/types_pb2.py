@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ontainerd/types.proto\x12\x10\x63ontainerd.types\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"F\n\x05Mount\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x03(\t\"\xb6\x01\n\nDescriptor\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x42\n\x0b\x61nnotations\x18\x05 \x03(\x0b\x32-.containerd.types.Descriptor.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x08Platform\x12\n\n\x02os\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\"\x80\x01\n\x08\x45nvelope\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12#\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Anyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ontainerd/types.proto\x12\x10\x63ontainerd.types\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"o\n\x05Mount\x12\x14\n\x04type\x18\x01 \x01(\tB\x00R\x04type\x12\x18\n\x06source\x18\x02 \x01(\tB\x00R\x06source\x12\x18\n\x06target\x18\x03 \x01(\tB\x00R\x06target\x12\x1a\n\x07options\x18\x04 \x03(\tB\x00R\x07options:\x00\"\xf6\x01\n\nDescriptor\x12\x1f\n\nmedia_type\x18\x01 \x01(\tB\x00R\tmediaType\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x00R\x06\x64igest\x12\x14\n\x04size\x18\x03 \x01(\x03\x42\x00R\x04size\x12Q\n\x0b\x61nnotations\x18\x05 \x03(\x0b\x32-.containerd.types.Descriptor.AnnotationsEntryB\x00R\x0b\x61nnotations\x1a\x42\n\x10\x41nnotationsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"`\n\x08Platform\x12\x10\n\x02os\x18\x01 \x01(\tB\x00R\x02os\x12$\n\x0c\x61rchitecture\x18\x02 \x01(\tB\x00R\x0c\x61rchitecture\x12\x1a\n\x07variant\x18\x03 \x01(\tB\x00R\x07variant:\x00\"\xae\x01\n\x08\x45nvelope\x12:\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ttimestamp\x12\x1e\n\tnamespace\x18\x02 \x01(\tB\x00R\tnamespace\x12\x16\n\x05topic\x18\x03 \x01(\tB\x00R\x05topic\x12,\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyB\x00R\x05\x65vent:\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._loaded_options = None
   _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._serialized_options = b'8\001'
   _globals['_MOUNT']._serialized_start=104
-  _globals['_MOUNT']._serialized_end=174
-  _globals['_DESCRIPTOR']._serialized_start=177
-  _globals['_DESCRIPTOR']._serialized_end=359
-  _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._serialized_start=309
-  _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._serialized_end=359
-  _globals['_PLATFORM']._serialized_start=361
-  _globals['_PLATFORM']._serialized_end=422
-  _globals['_ENVELOPE']._serialized_start=425
-  _globals['_ENVELOPE']._serialized_end=553
+  _globals['_MOUNT']._serialized_end=215
+  _globals['_DESCRIPTOR']._serialized_start=218
+  _globals['_DESCRIPTOR']._serialized_end=464
+  _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._serialized_start=396
+  _globals['_DESCRIPTOR_ANNOTATIONSENTRY']._serialized_end=462
+  _globals['_PLATFORM']._serialized_start=466
+  _globals['_PLATFORM']._serialized_end=562
+  _globals['_ENVELOPE']._serialized_start=565
+  _globals['_ENVELOPE']._serialized_end=739
 # @@protoc_insertion_point(module_scope)

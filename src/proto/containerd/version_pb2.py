@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ontainerd/version.proto\x12\x1e\x63ontainerd.services.version.v1\x1a\x1bgoogle/protobuf/empty.proto\"4\n\x0fVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t2]\n\x07Version\x12R\n\x07Version\x12\x16.google.protobuf.Empty\x1a/.containerd.services.version.v1.VersionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ontainerd/version.proto\x12\x1e\x63ontainerd.services.version.v1\x1a\x1bgoogle/protobuf/empty.proto\"M\n\x0fVersionResponse\x12\x1a\n\x07version\x18\x01 \x01(\tB\x00R\x07version\x12\x1c\n\x08revision\x18\x02 \x01(\tB\x00R\x08revision:\x00\x32\x61\n\x07Version\x12T\n\x07Version\x12\x16.google.protobuf.Empty\x1a/.containerd.services.version.v1.VersionResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.version_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VERSIONRESPONSE']._serialized_start=89
-  _globals['_VERSIONRESPONSE']._serialized_end=141
-  _globals['_VERSION']._serialized_start=143
-  _globals['_VERSION']._serialized_end=236
+  _globals['_VERSIONRESPONSE']._serialized_end=166
+  _globals['_VERSION']._serialized_start=168
+  _globals['_VERSION']._serialized_end=265
 # @@protoc_insertion_point(module_scope)

@@ -169,7 +169,9 @@ class Dispatcher:
         was_assigned = earlier is not None and earlier.state is ExecutionState.ASSIGNED
         if execution.state is ExecutionState.PENDING:
             self.active[key] = execution
-            if earlier is None:
+            if was_assigned and earlier is not None:
+                self._release(earlier)
+            if earlier is None or was_assigned:
                 heapq.heappush(self._waiting, (execution.due_ms, key))
                 self._pump_wake.set()
             return False
@@ -183,12 +185,16 @@ class Dispatcher:
             return True
         self.active.pop(key, None)
         self._assigning.discard(key)
-        if was_assigned:
-            attempt = execution.attempts[-1]
-            self._used[attempt.executor] -= 1
-            self._forget(attempt.executor, attempt_id(execution.id, attempt.number))
-            self._pump_wake.set()
+        if was_assigned and earlier is not None:
+            self._release(earlier)
         return False
+
+    def _release(self, assigned: Execution) -> None:
+        """The attempt has ended: its slot is free, and its executor may forget it."""
+        attempt = assigned.attempts[-1]
+        self._used[attempt.executor] -= 1
+        self._forget(attempt.executor, attempt_id(assigned.id, attempt.number))
+        self._pump_wake.set()
 
     def _forget(self, executor_id: str, attempt: str) -> None:
         self.soft.pop(attempt, None)

@@ -2,6 +2,7 @@
 
     PENDING ──assign──► ASSIGNED ──end──► SUCCEEDED · FAILED · CANCELLED · REVOKED
        └───────────stop──────────────────► CANCELLED · REVOKED
+    REVOKED ──fire again──► PENDING        (its schedule was changed or resumed, and fires then too)
 
 RUNNING is ASSIGNED with a process: a soft fact that is not stored until the end tells when it
 began. A stop of what is assigned is a request: the executor's end says what won.
@@ -76,6 +77,46 @@ def create(
     return execution
 
 
+def fire_again(
+    view: View,
+    job: Job,
+    execution: Execution,
+    payload: bytes,
+    placement: Placement | None,
+    now_ms: int,
+) -> Execution | None:
+    """The instant of an execution comes up anew, as its schedule was changed or resumed meanwhile.
+
+    What was taken back runs after all, with another attempt, as the schedule and the job say now.
+    What was not taken back stands: None.
+    """
+    if execution.state is ExecutionState.REVOKED:
+        fresh = _anew(execution, job, payload)
+        if placement is not None:
+            fresh = _assigned(fresh, placement, now_ms)
+        view.put_execution(fresh)
+        return fresh
+    if execution.state in ACTIVE_STATES and execution.stop is Reason.REVOKED:
+        execution = replace(execution, again=True)
+        view.put_execution(execution)
+        return execution
+    return None
+
+
+def _anew(execution: Execution, job: Job, payload: bytes) -> Execution:
+    return replace(
+        execution,
+        state=ExecutionState.PENDING,
+        revision=job.revision,
+        payload=payload,
+        stop=Reason.NONE,
+        reason=Reason.NONE,
+        message="",
+        end_ms=0,
+        again=False,
+    )
+
+
 def _assigned(execution: Execution, placement: Placement, now_ms: int) -> Execution:
     attempt = Attempt(
         number=len(execution.attempts) + 1,
@@ -142,7 +183,7 @@ def stop(view: View, execution: Execution, reason: Reason, now_ms: int) -> Execu
     if execution.state is ExecutionState.PENDING:
         return _finished(view, execution, reason, "", now_ms)
     if execution.state in ACTIVE_STATES and execution.stop is not Reason.CANCELLED:
-        execution = replace(execution, stop=reason)
+        execution = replace(execution, stop=reason, again=False)
         view.put_execution(execution)
     return execution
 
@@ -164,8 +205,20 @@ def end(view: View, command: EndAttempts, now_ms: int) -> list[Execution]:
             assign_ms=last.assign_ms,
         )
         execution = replace(execution, attempts=(*execution.attempts[:-1], ended))
-        changed.append(_finished(view, execution, attempt.reason, attempt.message, now_ms))
+        changed.append(_ended(view, execution, attempt, now_ms))
     return changed
+
+
+def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> Execution:
+    if attempt.reason is Reason.REVOKED and execution.again:
+        job = view.job(execution.customer, execution.job_id)
+        schedule = view.schedule(execution.job_uid, execution.schedule_id)
+        # A pause or a deletion meanwhile would have cleared `again`.
+        assert job is not None and schedule is not None
+        execution = _anew(execution, job, schedule.payload)
+        view.put_execution(execution)
+        return execution
+    return _finished(view, execution, attempt.reason, attempt.message, now_ms)
 
 
 def _finished(

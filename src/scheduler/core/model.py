@@ -171,6 +171,9 @@ class Execution(Record, frozen=True):
     message: str = ""
     end_ms: int = 0
     request: bytes = b""
+    again: bool = False
+    """Its instant came up anew while its revocation was under way: once that is confirmed, it
+    waits for an executor again."""
 
 
 class TimerKind(enum.IntEnum):

@@ -3,6 +3,10 @@
 A schedule that can fire has one timer, at its `due_ms`. Firing creates the execution of that
 instant and moves the timer to the next; both are one commit, so an instant fires once or not yet.
 
+An instant has one execution, for ever. A fire that was armed and is taken back by a change or a
+pause leaves a REVOKED one; if its instant comes up again before it is due (the schedule was changed
+to something that has it too, or was resumed), that same execution goes on with a further attempt.
+
 An instant that passed while no leader could fire it is a missed fire: of all missed instants the
 latest fires, once, and its execution says for how many others it stands (`missed`).
 """
@@ -241,20 +245,24 @@ def _fire(view: View, due: DueFire, now_ms: int) -> Execution | None:
             due_ms = recurrence.due_ms(schedule.spec, nominal_ms, hash_key=key)
     next_ms, next_due_ms = _next(schedule.spec, schedule.uid, nominal_ms)
     view.delete_timer(timer(schedule))
+    identity = execution_id(nominal_ms, schedule.uid)
+    earlier = view.execution(job.uid, identity)
     changed = replace(
         schedule,
         state=schedule.state if next_ms else ScheduleState.FINISHED,
         next_ms=next_ms,
         due_ms=next_due_ms,
         last_ms=nominal_ms,
-        fire_count=schedule.fire_count + 1,
+        fire_count=schedule.fire_count + (earlier is None),
         missed_count=schedule.missed_count + missed,
     )
     _put(view, changed)
+    if earlier is not None:
+        return executions.fire_again(view, job, earlier, schedule.payload, due.placement, now_ms)
     return executions.create(
         view,
         job,
-        execution_id(nominal_ms, schedule.uid),
+        identity,
         due_ms=due_ms,
         now_ms=now_ms,
         payload=schedule.payload,

@@ -46,6 +46,12 @@ def end(
     return world.execution(execution)
 
 
+def update(world: World, payload: bytes) -> None:
+    """Change the payload of the schedule that World.schedule makes, and nothing else."""
+    spec = world.new_schedule("unused").spec
+    world.do(commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, payload))
+
+
 class TestJobs:
     def test_a_taken_id_is_refused_and_nothing_changes(self, world: World) -> None:
         before = world.everything()
@@ -142,6 +148,67 @@ class TestSchedules:
         (armed,) = world.fire(schedule, placement=None)
         world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
         assert world.execution(armed).state is ExecutionState.REVOKED
+
+    def test_an_instant_armed_before_a_change_and_after_it_has_one_execution_with_two_attempts(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        update(world, payload=b"new")
+        changed = world.stored(schedule)
+        assert changed.due_ms == schedule.due_ms
+        (again,) = world.fire(changed)
+        assert again.id == armed.id
+        # The first attempt may have started in spite of the revocation: nothing is given out yet.
+        assert (again.state, again.stop) == (ExecutionState.ASSIGNED, Reason.REVOKED)
+        assert len(again.attempts) == 1
+        waiting = end(world, armed, Reason.REVOKED)
+        assert (waiting.state, waiting.payload) == (ExecutionState.PENDING, b"new")
+        world.do(commands.Assign([(waiting.job_uid, waiting.id, HERE)]))
+        assert [a.number for a in world.execution(armed).attempts] == [1, 2]
+        assert world.stored(schedule).fire_count == 1
+
+    def test_a_start_that_won_is_not_followed_by_another(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        update(world, payload=b"new")
+        world.fire(world.stored(schedule))
+        assert end(world, armed).state is ExecutionState.SUCCEEDED
+
+    def test_a_pause_after_a_change_leaves_the_instant_revoked(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        update(world, payload=b"new")
+        world.fire(world.stored(schedule))
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        assert end(world, armed, Reason.REVOKED).state is ExecutionState.REVOKED
+
+    def test_a_fire_revoked_for_good_runs_after_all_when_its_schedule_is_resumed_in_time(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        end(world, armed, Reason.REVOKED)
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        (again,) = world.fire(world.stored(schedule))
+        assert again.id == armed.id
+        assert [a.number for a in again.attempts] == [1, 2]
+        assert again.end_ms == 0
+
+    def test_an_instant_that_was_cancelled_stays_so(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.do(commands.Cancel(armed.job_uid, armed.id))
+        end(world, armed, Reason.CANCELLED)
+        update(world, payload=b"new")
+        assert world.fire(world.stored(schedule)) == []
+        assert world.execution(armed).state is ExecutionState.CANCELLED
 
     def test_a_fire_that_is_due_is_not_taken_back(self, world: World) -> None:
         schedule = world.schedule()

@@ -11,7 +11,10 @@ _ORDINALS = ("", "1st", "2nd", "3rd", "4th", "5th")
 
 
 def describe(spec: Spec, *, hash_key: str = "") -> str:
-    """Returns what a spec says. A cron that cannot be read is quoted as it stands."""
+    """Returns what a valid spec says, or at least quotes a cron that cannot be read.
+
+    Raises UnknownZone where an instant would have to be shown in one.
+    """
     parts = [_cron(cron, hash_key) for cron in spec.crons]
     parts += [_every(period_ms, phase_ms) for period_ms, phase_ms in spec.every]
     if spec.at_ms:

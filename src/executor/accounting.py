@@ -1,0 +1,69 @@
+"""What a sandbox used, and whether the kernel killed in it for want of memory: from its cgroup."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counters at the end of a sandbox; zeros when the cgroup is gone."""
+
+    oom_kills: int = 0
+    peak_memory_bytes: int = 0
+    cpu_ns: int = 0
+
+
+def unified() -> bool:
+    """Whether this host has only cgroup version 2."""
+    return (ROOT / "cgroup.controllers").exists()
+
+
+def swap_accounting() -> bool:
+    """Whether the kernel can limit swap."""
+    return unified() or (ROOT / "memory/memory.memsw.limit_in_bytes").exists()
+
+
+def read(cgroup_path: str) -> Usage:
+    """Reads a sandbox's counters; they vanish when its task is deleted."""
+    relative = cgroup_path.lstrip("/")
+    if unified():
+        group = ROOT / relative
+        return Usage(
+            oom_kills=_named(group / "memory.events", "oom_kill"),
+            peak_memory_bytes=_number(group / "memory.peak"),  # Linux 5.19 and later
+            cpu_ns=_named(group / "cpu.stat", "usage_usec") * 1000,
+        )
+    memory = ROOT / "memory" / relative
+    return Usage(
+        oom_kills=_named(memory / "memory.oom_control", "oom_kill"),
+        peak_memory_bytes=_number(memory / "memory.max_usage_in_bytes"),
+        cpu_ns=_number(ROOT / "cpuacct" / relative / "cpuacct.usage"),
+    )
+
+
+def remove_parent(cgroup_path: str) -> None:
+    """Removes the cgroup that held all sandboxes of an executor, where it is empty."""
+    relative = cgroup_path.lstrip("/")
+    groups = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
+    for group in groups:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _named(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    return 0

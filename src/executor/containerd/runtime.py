@@ -1,0 +1,441 @@
+"""The real runtime: sandboxes in containerd."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import platform
+import shutil
+import tempfile
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from ...mesh.clock import Clock, SystemClock
+from ...proto.containerd import containers_pb2
+from .. import accounting, archive, gate, limits, users
+from ..errors import (
+    ContainerdError,
+    ContainerdNotFound,
+    ContainerdUnavailable,
+    ExecutorError,
+    HostUnfit,
+    ImageError,
+    ImageReason,
+    SandboxError,
+)
+from ..gate.exchange import Exchange
+from ..sandbox import ATTEMPT_ID, Exit, Work
+from ..spec import SandboxSpec, build
+from ..watch import Watcher
+from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
+from .daemon import Daemon
+from .images import Image, ImageStore
+from .sandbox import ContainerdSandbox, Paths, Record
+
+log = structlog.get_logger(__name__)
+
+NAMESPACE = "tickmesh"
+LABEL_OWNER = "tickmesh.io/owner"
+LABEL_CUSTOMER = "tickmesh.io/customer"
+PROBE_IMAGE = "tickmesh.internal/probe"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROBE_DEADLINE_S = 30.0
+BINARIES = ("crun", "runc")  # the faster first
+
+
+class ContainerdRuntime:
+    """Implements sandbox.Runtime on a containerd that is there, or on a private one."""
+
+    def __init__(
+        self,
+        owner: str,
+        data_directory: Path,
+        containerd_socket: str = "",
+        runtime_binary: str = "auto",
+        insecure_registries: tuple[str, ...] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """`owner`: the executor's id; what it makes carries it, and it touches nothing else."""
+        self._owner = owner
+        self._data_directory = data_directory.absolute()
+        self._socket = containerd_socket
+        self._runtime_binary = runtime_binary
+        self._insecure_registries = insecure_registries
+        self._clock = clock or SystemClock()
+        self._cgroup_parent = f"/tickmesh-{owner}"
+        self._swap_accounting = accounting.swap_accounting()
+        self._creates = asyncio.Semaphore(limits.CREATES_AT_ONCE_MAX)
+        self._deletes = asyncio.Semaphore(limits.DELETES_AT_ONCE_MAX)
+        self._fetching: dict[str, asyncio.Task[Image]] = {}
+        self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
+        self._users: dict[tuple[str, str], tuple[int, int]] = {}
+        self.daemon: Daemon | None = None
+        """The private containerd; None when one was given."""
+        self._client: ContainerdClient
+        self._images: ImageStore
+        self._watcher: Watcher
+        self.binary = ""
+        """What runs containers: "crun" or "runc"."""
+
+    # Life.
+
+    async def start(self) -> None:
+        """See sandbox.Runtime. Sandboxes of an earlier process stay until `adopt` or `sweep`."""
+        if self._runtime_binary not in ("auto", *BINARIES):
+            raise HostUnfit([f"runtime_binary is {self._runtime_binary!r}, not auto, crun or runc"])
+        for name in ("sandboxes", "output"):
+            await asyncio.to_thread(
+                (self._data_directory / name).mkdir, mode=0o700, parents=True, exist_ok=True
+            )
+        if not self._socket:
+            self.daemon = Daemon(self._data_directory / "containerd")
+            await self.daemon.start()
+            self._socket = self.daemon.socket
+        self._client = ContainerdClient(self._socket, NAMESPACE)
+        self._images = ImageStore(self._client)
+        self._watcher = Watcher()
+        try:
+            await self._client.connected(limits.DAEMON_START_DEADLINE_S)
+            await self._choose_binary()
+        except ContainerdUnavailable as error:
+            raise HostUnfit([str(error)]) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """See sandbox.Runtime."""
+        with contextlib.suppress(ExecutorError):
+            await self.sweep(frozenset())
+        for task in list(self._fetching.values()):
+            task.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+        self._watcher.close()
+        await self._client.close()
+        if self.daemon is not None:
+            await self.daemon.close()
+        accounting.remove_parent(self._cgroup_parent)
+
+    async def detach(self) -> None:
+        """Ends this object and leaves everything running for the executor's next process."""
+        self._watcher.close()
+        await self._client.close()
+        if self.daemon is not None:
+            self.daemon.detach()
+
+    async def _choose_binary(self) -> None:
+        """Takes the first of crun and runc that really runs a sandbox, and remembers it."""
+        memory = self._data_directory / "runtime.json"
+        candidates = BINARIES if self._runtime_binary == "auto" else (self._runtime_binary,)
+        version = await self._client.version()
+        tested = await asyncio.to_thread(_remembered, memory, version)
+        if tested in candidates:
+            self.binary = tested
+            return
+        await self._install_probe()
+        trouble = []
+        for candidate in candidates:
+            self.binary = candidate
+            try:
+                ended = await self._probe()
+                if ended.exit_code == 0:
+                    await asyncio.to_thread(_remember, memory, version, candidate)
+                    return
+                trouble.append(f"{candidate} runs, but a sandbox exits with {ended.exit_code}")
+            except (ExecutorError, TimeoutError) as error:
+                trouble.append(f"{candidate} cannot run a sandbox: {error}")
+        raise HostUnfit(trouble)
+
+    async def _install_probe(self) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, "probe.tar")
+            process = archive.Process(command=(gate.PROGRAM, "probe"))
+            archive.files_image(path, {"/probe": archive.File(b"")}, process)
+            await self._images.install(PROBE_IMAGE, archive.ArchiveSource(path))
+
+    async def _probe(self) -> Exit:
+        name = f"probe-{self._clock.now_ns()}"
+        sandbox = await self.prepare(Work(attempt_id=name, customer="", image=PROBE_IMAGE))
+        try:
+            async with asyncio.timeout(PROBE_DEADLINE_S):
+                await sandbox.start()
+                return await sandbox.wait()
+        finally:
+            await sandbox.delete()
+            await self.discard_output(name)
+
+    # Images.
+
+    async def ensure_image(self, reference: str) -> Image:
+        """See sandbox.Runtime. Many who ask at once share one pull."""
+        cached = self._images.cached(reference)
+        if cached is not None:
+            return cached
+        return await self._shared(reference, functools.partial(self._fetch, reference))
+
+    async def import_image(self, reference: str, archive_path: Path) -> Image:
+        """See sandbox.Runtime."""
+        return await self._images.install(reference, archive.ArchiveSource(archive_path))
+
+    async def list_images(self) -> list[str]:
+        """See sandbox.Runtime."""
+        return [name for name in await self._images.list() if name != PROBE_IMAGE]
+
+    async def delete_image(self, reference: str) -> None:
+        """See sandbox.Runtime."""
+        await self._images.delete(reference)
+
+    async def _shared(self, reference: str, fetch: Callable[[], Awaitable[Image]]) -> Image:
+        task = self._fetching.get(reference)
+        if task is None:
+
+            async def limited() -> Image:
+                async with self._pulls:
+                    return await fetch()
+
+            task = asyncio.create_task(limited())
+            self._fetching[reference] = task
+            task.add_done_callback(lambda done: self._fetched(reference, done))
+        # One waiter that gives up must not take the others' pull with it.
+        return await asyncio.shield(task)
+
+    def _fetched(self, reference: str, task: asyncio.Task[Image]) -> None:
+        del self._fetching[reference]
+        if not task.cancelled():
+            task.exception()  # every waiter has it; without waiters nobody needs it
+
+    async def _fetch(self, reference: str) -> Image:
+        with contextlib.suppress(ImageError):
+            return await self._images.get(reference)
+        raise ImageError(ImageReason.NOT_FOUND, f"image {reference} is not on this executor")
+
+    # Sandboxes.
+
+    async def prepare(self, work: Work) -> ContainerdSandbox:
+        """See sandbox.Runtime."""
+        if not ATTEMPT_ID.fullmatch(work.attempt_id):
+            raise SandboxError(
+                f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
+            )
+        image = await self.ensure_image(work.image)
+        message = _message(work, image)
+        uid, gid = await self._user(work, image)
+        paths = self._paths(work.attempt_id)
+        record = Record(
+            attempt_id=work.attempt_id,
+            cgroup_path=f"{self._cgroup_parent}/{work.attempt_id}",
+            created_ns=self._clock.now_ns(),
+        )
+        exchange = Exchange(paths.exchange, self._clock)
+        sandbox = ContainerdSandbox(
+            self._client, self._watcher, self._deletes, paths, record, exchange, message
+        )
+        container = self._container(work, image, paths, record, uid, gid)
+        try:
+            async with self._creates:
+                await self._create(work, image, container, exchange, paths, record)
+            await exchange.waiting()
+        except (ContainerdError, OSError) as error:
+            await self._undo(sandbox, paths)
+            raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
+        except BaseException:
+            await asyncio.shield(self._undo(sandbox, paths))
+            raise
+        return sandbox
+
+    async def _create(
+        self,
+        work: Work,
+        image: Image,
+        container: containers_pb2.Container,
+        exchange: Exchange,
+        paths: Paths,
+        record: Record,
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.to_thread(_make_files, paths, exchange, record, work.payload))
+            group.create_task(self._client.create_container(container))
+        exchange.connect()
+        await self._client.create_task(
+            work.attempt_id,
+            image.mounts,
+            self._output_uri(paths.output, work.output_bytes_max),
+            container.runtime.options,
+        )
+        await self._client.start_task(work.attempt_id)
+
+    async def _undo(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
+        try:
+            await sandbox.delete()
+            await asyncio.to_thread(shutil.rmtree, paths.output, ignore_errors=True)
+        except ExecutorError as error:
+            log.warning("left for the sweeper", attempt=sandbox.attempt_id, error=str(error))
+
+    def _container(
+        self, work: Work, image: Image, paths: Paths, record: Record, uid: int, gid: int
+    ) -> containers_pb2.Container:
+        document = build(
+            SandboxSpec(
+                name=work.attempt_id,
+                architecture=platform.machine(),
+                cgroup_path=record.cgroup_path,
+                exchange_directory=str(paths.exchange),
+                uid=uid,
+                gid=gid,
+                memory_bytes=work.memory_bytes,
+                cpu_millis=work.cpu_millis,
+                pids=work.pids,
+                scratch_bytes=work.scratch_bytes,
+                swap_accounting=self._swap_accounting,
+            )
+        )
+        container = containers_pb2.Container(
+            id=work.attempt_id,
+            labels={LABEL_OWNER: self._owner, LABEL_CUSTOMER: work.customer},
+            image=image.reference,
+            runtime=containers_pb2.Container.Runtime(
+                name=RUNTIME, options=runc_options(self.binary)
+            ),
+            snapshotter=self._client.snapshotter,
+            snapshot_key=image.view,
+        )
+        container.spec.type_url = SPEC_TYPE
+        container.spec.value = document
+        return container
+
+    async def _user(self, work: Work, image: Image) -> tuple[int, int]:
+        user = work.user or image.config.user
+        key = (image.view, user)
+        if key not in self._users:
+            layers = [Path(path) for path in _lower_directories(image)]
+            if len(self._users) >= limits.IMAGE_CACHE_ENTRIES_MAX:
+                self._users.clear()
+            self._users[key] = await asyncio.to_thread(users.resolve, user, layers)
+        return self._users[key]
+
+    async def adopt(self, attempt_id: str) -> ContainerdSandbox | None:
+        """See sandbox.Runtime."""
+        paths = self._paths(attempt_id)
+        try:
+            record = msgspec.json.decode(
+                await asyncio.to_thread(paths.record.read_bytes), type=Record
+            )
+            opened = paths.opened.read_text()
+            await self._client.get_task(attempt_id)
+        except (OSError, msgspec.DecodeError, ContainerdNotFound):
+            return None  # never opened, or gone: its gate has exited by itself
+        # Opened, and the executor died before it heard of the exec: then is as good as it gets.
+        started_ns = int(opened) if opened else paths.opened.stat().st_mtime_ns
+        return ContainerdSandbox(
+            self._client, self._watcher, self._deletes, paths, record, None, b"", started_ns
+        )
+
+    async def sweep(self, claimed: frozenset[str]) -> int:
+        """See sandbox.Runtime."""
+        mine = await self._client.list_containers(LABEL_OWNER, self._owner)
+        directories = await asyncio.to_thread(os.listdir, self._data_directory / "sandboxes")
+        unclaimed = ({container.id for container in mine} | set(directories)) - claimed
+        async with asyncio.TaskGroup() as group:
+            for name in unclaimed:
+                record = Record(name, f"{self._cgroup_parent}/{name}", 0)
+                sandbox = ContainerdSandbox(
+                    self._client,
+                    self._watcher,
+                    self._deletes,
+                    self._paths(name),
+                    record,
+                    None,
+                    b"",
+                )
+                group.create_task(sandbox.delete())
+        return len(unclaimed)
+
+    def output_directory(self, attempt_id: str) -> Path:
+        """See sandbox.Runtime."""
+        return self._data_directory / "output" / attempt_id
+
+    async def discard_output(self, attempt_id: str) -> None:
+        """See sandbox.Runtime."""
+        await asyncio.to_thread(
+            shutil.rmtree, self.output_directory(attempt_id), ignore_errors=True
+        )
+
+    def _paths(self, attempt_id: str) -> Paths:
+        assert ATTEMPT_ID.fullmatch(attempt_id), "it becomes part of a path"
+        return Paths(
+            directory=self._data_directory / "sandboxes" / attempt_id,
+            output=self.output_directory(attempt_id),
+        )
+
+    @staticmethod
+    def _output_uri(directory: Path, bytes_max: int) -> str:
+        """The recorder with its arguments, as containerd's shim takes it: one key=value pair."""
+        program = urllib.parse.quote(str(gate.program("recorder")))
+        return f"binary://{program}?{urllib.parse.quote(str(directory))}={bytes_max}"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _remembered(memory: Path, version: str) -> str:
+    """The binary that ran a sandbox under this boot and this containerd; "" for none."""
+    try:
+        known = json.loads(memory.read_text())
+        if known["boot"] == _boot_id() and known["containerd"] == version:
+            return str(known["binary"]) if shutil.which(known["binary"]) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or damaged: the probe runs again
+    return ""
+
+
+def _remember(memory: Path, version: str, binary: str) -> None:
+    record = {"boot": _boot_id(), "containerd": version, "binary": binary}
+    memory.write_text(json.dumps(record))
+
+
+def _make_files(paths: Paths, exchange: Exchange, record: Record, payload: bytes) -> None:
+    paths.output.mkdir()
+    exchange.make(payload)
+    paths.record.write_bytes(msgspec.json.encode(record))
+
+
+def _message(work: Work, image: Image) -> bytes:
+    """The gate's message: the image's process with the work's own over it, as Docker does it."""
+    config = image.config
+    if work.command:
+        arguments = [*work.command, *work.args]
+    else:
+        arguments = [*config.entrypoint, *(work.args or config.command)]
+    if not arguments:
+        raise ImageError(
+            ImageReason.NO_COMMAND, f"image {work.image} names no command, and the job none either"
+        )
+    if len(work.payload) > limits.PAYLOAD_BYTES_MAX:
+        raise SandboxError(
+            f"payload of {len(work.payload)} bytes, at most {limits.PAYLOAD_BYTES_MAX}"
+        )
+    environment = {
+        "PATH": DEFAULT_PATH,
+        "HOME": "/tmp",
+        "HOSTNAME": work.attempt_id[:63],
+        **dict(config.environment),
+        **work.env,
+        "TICKMESH_PAYLOAD_FILE": gate.PAYLOAD,
+    }
+    directory = work.working_dir or config.working_directory or "/"
+    return gate.encode(arguments, environment, directory)
+
+
+def _lower_directories(image: Image) -> list[str]:
+    """The host's directories of an image's layers, topmost first, out of its mounts."""
+    mount = image.mounts[0]
+    for option in mount.options:
+        if option.startswith("lowerdir="):
+            return option.removeprefix("lowerdir=").split(":")
+    return [mount.source]

@@ -1,0 +1,82 @@
+"""Who a sandbox runs as: names of an image's own passwd and group files, made numbers.
+
+The files are the customer's: read below the image's layers only, no link followed.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import limits
+from .errors import ImageError, ImageReason
+
+NOBODY = 65534
+_ID_MAX = 2**31 - 1
+
+
+def resolve(user: str, layers: Sequence[Path]) -> tuple[int, int]:
+    """uid and gid of "name", "name:group", "uid" or "uid:gid"; "" is nobody.
+
+    `layers`: the image's directories on this host, topmost first. Blocks: call it in a thread.
+    Raises ImageError(USER_UNKNOWN).
+    """
+    if not user:
+        return NOBODY, NOBODY
+    name, _, group = user.partition(":")
+    passwd = None if name.isdigit() and group.isdigit() else _records(layers, "passwd", 4)
+    uid, gid = -1, -1
+    for fields in passwd or ():
+        if name in (fields[0], fields[2]):
+            uid, gid = int(fields[2]), int(fields[3])
+            break
+    if name.isdigit():
+        uid, gid = int(name), max(gid, 0)
+    if uid < 0:
+        raise ImageError(ImageReason.USER_UNKNOWN, f"the image has no user {name!r}")
+    if group.isdigit():
+        gid = int(group)
+    elif group:
+        gids = [int(fields[2]) for fields in _records(layers, "group", 3) if fields[0] == group]
+        if not gids:
+            raise ImageError(ImageReason.USER_UNKNOWN, f"the image has no group {group!r}")
+        gid = gids[0]
+    if uid > _ID_MAX or gid > _ID_MAX:
+        raise ImageError(ImageReason.USER_UNKNOWN, f"user {user!r} is out of range")
+    return uid, gid
+
+
+def _records(layers: Sequence[Path], file: str, numbers: int) -> list[list[str]]:
+    """The well-formed lines of /etc/passwd or /etc/group, cut at the colons."""
+    for layer in layers:
+        text = _read(layer, file)
+        if text is not None:
+            rows = (line.split(":") for line in text.splitlines())
+            return [
+                row
+                for row in rows
+                if len(row) >= numbers and all(value.isdigit() for value in row[2:numbers])
+            ]
+    return []
+
+
+def _read(layer: Path, file: str) -> str | None:
+    """A file of the layer's /etc; None when this layer does not say."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        directory = os.open(layer / "etc", flags | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        descriptor = os.open(file, flags | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+    with os.fdopen(descriptor, "rb") as opened:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISCHR(mode):
+            return ""  # overlayfs says so: deleted by this layer
+        if not stat.S_ISREG(mode):
+            return None
+        return opened.read(limits.PASSWD_BYTES_MAX).decode(errors="replace")

@@ -1,0 +1,129 @@
+"""Output files, read from a cursor, while a recorder writes them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor import limits, logs
+from tickmesh.executor.watch import Watcher
+
+
+@pytest.fixture
+async def watcher() -> AsyncIterator[Watcher]:
+    opened = Watcher()
+    yield opened
+    opened.close()
+
+
+def write_output(directory: Path, stdout: bytes, stderr: bytes, end: str | None) -> None:
+    (directory / "stdout").write_bytes(stdout)
+    (directory / "stderr").write_bytes(stderr)
+    if end is not None:
+        (directory / "end").write_text(end)
+
+
+async def all_chunks(
+    directory: Path, watcher: Watcher, cursor: str = "", follow: bool = False
+) -> list[logs.Chunk]:
+    return [chunk async for chunk in logs.read(directory, cursor, follow, watcher)]
+
+
+async def test_both_streams_come_whole_and_in_bounded_pieces(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    long = bytes(range(256)) * 1024
+    write_output(tmp_path, long, b"trouble\n", f"{len(long)} 8\n")
+    chunks = await all_chunks(tmp_path, watcher)
+    assert b"".join(c.data for c in chunks if c.stream == logs.STDOUT) == long
+    assert b"".join(c.data for c in chunks if c.stream == logs.STDERR) == b"trouble\n"
+    assert max(len(c.data) for c in chunks) == limits.LOG_CHUNK_BYTES_MAX
+    assert not any(c.truncated for c in chunks)
+    # The short stream does not wait for the long one's end.
+    assert [c.stream for c in chunks[:2]] == [logs.STDOUT, logs.STDERR]
+
+
+async def test_every_cursor_resumes_exactly_behind_its_chunk(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    write_output(tmp_path, b"o" * 150_000, b"e" * 70_000, "200000 70000\n")
+    chunks = await all_chunks(tmp_path, watcher)
+    for index, chunk in enumerate(chunks):
+        rest = await all_chunks(tmp_path, watcher, chunk.cursor)
+        expected = b"".join(c.data for c in chunks[index + 1 :])
+        assert sorted(b"".join(c.data for c in rest)) == sorted(expected)
+        assert sum(c.truncated for c in rest) == sum(c.truncated for c in chunks[index + 1 :])
+
+
+async def test_truncation_is_told_once_and_last(tmp_path: Path, watcher: Watcher) -> None:
+    write_output(tmp_path, b"kept", b"all", "9000 3\n")
+    chunks = await all_chunks(tmp_path, watcher, follow=True)
+    assert [(c.stream, c.data, c.truncated) for c in chunks] == [
+        (logs.STDOUT, b"kept", False),
+        (logs.STDERR, b"all", False),
+        (logs.STDOUT, b"", True),
+    ]
+    assert await all_chunks(tmp_path, watcher, chunks[-1].cursor, follow=True) == []
+
+
+async def test_without_follow_it_ends_at_what_is_there(tmp_path: Path, watcher: Watcher) -> None:
+    assert await all_chunks(tmp_path, watcher) == []
+    write_output(tmp_path, b"so far", b"", None)
+    (chunk,) = await all_chunks(tmp_path, watcher)
+    assert (chunk.data, chunk.truncated) == (b"so far", False)
+
+
+async def test_follow_gives_what_is_written_when_it_is_written(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    stream = logs.read(tmp_path, "", True, watcher)
+    first = asyncio.ensure_future(anext(stream))
+    with watcher.changes(tmp_path) as changed:
+        write_output(tmp_path, b"one", b"", None)
+        await changed.wait()
+    assert (await first).data == b"one"
+    second = asyncio.ensure_future(anext(stream))
+    with (tmp_path / "stdout").open("ab") as file:
+        file.write(b"two")
+    assert (await second).data == b"two"
+    with (tmp_path / "stderr").open("ab") as file:
+        file.write(b"late")
+    (tmp_path / "end.new").write_text("6 4\n")
+    (tmp_path / "end.new").rename(tmp_path / "end")
+    assert [c.data async for c in stream] == [b"late"]
+
+
+async def test_follow_ends_when_the_output_is_discarded(tmp_path: Path, watcher: Watcher) -> None:
+    directory = tmp_path / "attempt"
+    directory.mkdir()
+    write_output(directory, b"one", b"", None)
+    stream = logs.read(directory, "", True, watcher)
+    assert (await anext(stream)).data == b"one"
+    rest = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    for file in directory.iterdir():
+        file.unlink()
+    directory.rmdir()
+    assert await rest is None
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["x", "o1.1-.2", "o1.-1-.0-", "o1.1-.2-\n", "o2.1-.2-", "o1.1x.2-", "o1." + "9" * 40 + "-.0-"],
+)
+async def test_a_foreign_cursor_is_refused(tmp_path: Path, watcher: Watcher, cursor: str) -> None:
+    write_output(tmp_path, b"abc", b"def", "3 3\n")
+    with pytest.raises(ValueError, match="not a cursor"):
+        await all_chunks(tmp_path, watcher, cursor)
+
+
+async def test_a_cursor_beyond_the_end_is_refused(tmp_path: Path, watcher: Watcher) -> None:
+    write_output(tmp_path, b"abc", b"def", "3 3\n")
+    with pytest.raises(ValueError, match=r"beyond the end of stderr \(3 bytes\)"):
+        await all_chunks(tmp_path, watcher, "o1.3-.4-")
+
+
+async def test_no_output_at_all_is_said(tmp_path: Path, watcher: Watcher) -> None:
+    with pytest.raises(FileNotFoundError):
+        await all_chunks(tmp_path / "none", watcher)

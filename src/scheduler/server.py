@@ -45,6 +45,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     )
     state.observe(shard.observe)
     transport = GrpcTransport(
+        settings.shard.shard_id,
         settings.replica_id,
         {name: address for name, address in members.items() if name != settings.replica_id},
         tls.channel_credentials(settings.tls),

@@ -2,27 +2,37 @@
 
 `tickmesh dev`, the tests and the benchmarks stand on it. The processes are the real ones, started
 by `python -m`; nothing of them is imported here. They end with whoever started them, however that
-ends.
+ends. In the directory of a mesh:
+
+    lock            held (flock) by the one process that uses the directory
+    shape.json      how many replicas the shard has; written when it first had a leader
+    certificates/   new at each start
+    config/ logs/ run/          one file a process
+    shard-0-0/ executor-0/ ...  what each process stores
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import fcntl
+import json
 import os
+import random
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import msgspec
 
+from ..proto.tickmesh.v1 import cluster_pb2, cluster_pb2_grpc
+from . import launch
 from .config import (
     Config,
     ExecutorConfig,
@@ -45,8 +55,27 @@ END_GRACE_S = 15.0
 LOG_LINES_SHOWN = 12
 """Of a process that ended unasked: enough for a traceback's end."""
 
-_PR_SET_PDEATHSIG = 1
+WHOLE_POLL_S = 0.1
+"""Between questions whether the mesh is whole: an election takes 0.3 s and more."""
+
+LOG_BYTES_MAX = 64 * 1024 * 1024
+"""A process's log: looked at by people, and on a developer's disk."""
+
+LOG_KEEP_BYTES = 1024 * 1024
+"""What stays of the end of a log that reached its limit."""
+
+LOG_LOOK_S = 10.0
+"""Between looks at the sizes of logs."""
+
+PORT_FIRST, PORT_LAST = 20_000, 32_000
+"""Where free ports are looked for: below the range from which the kernel takes ports for outgoing
+connections, so that none is taken between our look and the service's own bind."""
+
+PORT_TRIES_MAX = 500
+"""Looks for free ports: a machine where this many random ones are taken has another problem."""
+
 SHARD_ID = "shard-0"
+HOST = "127.0.0.1"
 
 
 class MeshFailed(Exception):
@@ -84,9 +113,14 @@ class Child:
         self._config = directory / "config" / f"{name}.toml"
         for path in (self.log, self.ready, self._config):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._config.write_bytes(msgspec.toml.encode(_without_empty(settings)))
-        self._config.chmod(0o600)
+        self.configure(settings)
         self.process: asyncio.subprocess.Process | None = None
+
+    def configure(self, settings: Config) -> None:
+        """Write its configuration, for its next start."""
+        self.settings = settings
+        self._config.touch(mode=0o600)
+        self._config.write_bytes(msgspec.toml.encode(_without_empty(settings)))
 
     @property
     def pid(self) -> int:
@@ -97,14 +131,15 @@ class Child:
     async def spawn(self) -> None:
         """Start the process, without waiting until it serves."""
         self.ready.unlink(missing_ok=True)
+        program = (sys.executable, "-m", f"tickmesh.{self.service}", "--config", self._config)
+        launcher = (sys.executable, "-I", "-S", launch.__file__)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", f"tickmesh.{self.service}", "--config", self._config),
+                *(*launcher, str(os.getpid()), str(int(signal.SIGTERM)), *program),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in the right order
             )
 
     async def serving(self) -> None:
@@ -126,16 +161,26 @@ class Child:
         """What to say of a process that ended unasked."""
         assert self.process is not None
         code = self.process.returncode or 0
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
         return MeshFailed(
-            f"{self.name} ended with exit code {code}; its log, {self.log}, ends with:\n"
-            f"{self.last_words()}",
+            f"{self.name} {how}; its log, {self.log}, ends with:\n{self.last_words()}",
             code if code > 0 else 1,
         )
 
     def last_words(self) -> str:
         """The end of its log."""
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        lines = tail(self.log, 16 * 1024).splitlines()[-LOG_LINES_SHOWN:]
         return "\n".join(f"  {line[:400]}" for line in lines)
+
+    def trim_log(self) -> None:
+        """Keep the log under its limit: of one that reached it, the end stays."""
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
+            kept = tail(self.log, LOG_KEEP_BYTES)
+            with self.log.open("r+") as file:  # in place: the process appends to this very file
+                file.truncate(0)
+                file.write(f"... (older lines were dropped at {LOG_BYTES_MAX} bytes)\n{kept}")
 
     def signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
@@ -191,26 +236,124 @@ class LocalMesh:
         await self.stop()
 
     async def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Start everything and wait until it serves. Raises MeshFailed; then nothing runs."""
+        """Start everything and wait until the mesh is whole: its shard has a leader, its executors
+        are attached. `progress` hears what is waited for. Raises MeshFailed; then nothing runs.
+        """
         self._take_lock()
         try:
+            self._check_shape()
             self._configure()
             for child in self.children:
                 await child.spawn()
-            for child in self.children:
-                progress(f"waiting for {child.name}")
-                await child.serving()
+            await self._all_serve(progress)
+            if self.gateways:
+                await _first_failure_ends(self.ended_unasked(), self._whole(progress))
+            self._keep_shape()
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """End everything: the door first, so that nothing new comes in."""
-        for group in (self.gateways, self.replicas + self.executors):
+        """End everything: the door first, so that nothing new comes in; then the executors, which
+        report what they ended; then those to whom they report."""
+        for group in (self.gateways, self.executors, self.replicas):
             await asyncio.gather(*(child.end() for child in group))
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    async def ended_unasked(self) -> None:
+        """Wait until a process ends, which nobody should have asked to; raises its MeshFailed.
+        Looks after the logs meanwhile."""
+        children = {
+            asyncio.create_task(child.process.wait()): child
+            for child in self.children
+            if child.process is not None
+        }
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    children, timeout=LOG_LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if done:
+                    raise children[done.pop()].failed()
+                for child in children.values():
+                    child.trim_log()
+        finally:
+            for task in children:
+                task.cancel()
+
+    async def _all_serve(self, progress: Callable[[str], None]) -> None:
+        waiting = {asyncio.create_task(child.serving()): child for child in self.children}
+        try:
+            while waiting:
+                progress(f"waiting for {', '.join(c.name for c in waiting.values())}")
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                    del waiting[task]
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _whole(self, progress: Callable[[str], None]) -> None:
+        """Ask the gateway until every shard has a leader and every executor is attached."""
+        missing = "an answer of the gateway"
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    while True:
+                        progress(f"waiting for {missing}")
+                        try:
+                            seen = await cluster.GetCluster(
+                                cluster_pb2.GetClusterRequest(), timeout=READY_TIMEOUT_S
+                            )
+                            missing = self._missing(seen)
+                        except grpc.aio.AioRpcError as error:
+                            missing = f"the mesh ({error.details()})"
+                        if not missing:
+                            return
+                        await asyncio.sleep(WHOLE_POLL_S)
+            except TimeoutError:
+                raise MeshFailed(
+                    f"the mesh is not whole after {READY_TIMEOUT_S:.0f} s: it still waits for "
+                    f"{missing}; the logs are in {self.directory / 'logs'}"
+                ) from None
+
+    def _missing(self, seen: cluster_pb2.Cluster) -> str:
+        """What a mesh that is whole has, and this one has not yet; "" if nothing."""
+        for shard in seen.shards:
+            if not any(replica.leader for replica in shard.replicas):
+                return f"a leader of {shard.shard_id}"
+        attached = {executor.executor_id for executor in seen.executors}
+        absent = [child.name for child in self.executors if child.name not in attached]
+        return f"{', '.join(absent)} to attach" if absent else ""
+
+    @property
+    def _shape(self) -> Path:
+        return self.directory / "shape.json"
+
+    def _check_shape(self) -> None:
+        """Refuse another number of replicas than the data is of: it would be another shard."""
+        if self._shape.exists():
+            made = json.loads(self._shape.read_text())["replicas"]
+            if made != self.options.replicas:
+                raise MeshFailed(
+                    f"the data in {self.directory} is of a shard with {made} "
+                    f"replica{'s' if made != 1 else ''}, not {self.options.replicas}: ask for "
+                    f"{made}, or name another directory",
+                    2,
+                )
+
+    def _keep_shape(self) -> None:
+        """The shard has begun its life: from now on a replica without data must not vote."""
+        if not self._shape.exists():
+            write_whole(self._shape, {"replicas": self.options.replicas})
+        for child in self.replicas:
+            assert child.settings.scheduler is not None
+            settled = msgspec.structs.replace(child.settings.scheduler, bootstrap=False)
+            child.configure(Config(scheduler=settled))
 
     def _take_lock(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -231,8 +374,8 @@ class LocalMesh:
         authority = DevelopmentAuthority(certificates)
         ports = free_ports(options.replicas + options.executors + options.gateways)
         names = [f"{SHARD_ID}-{number}" for number in range(options.replicas)]
-        fresh = not any((self.directory / name).exists() for name in names)
-        peers = tuple(Peer(name, f"127.0.0.1:{ports.pop()}") for name in names)
+        fresh = not self._shape.exists()
+        peers = tuple(Peer(name, f"{HOST}:{ports.pop()}") for name in names)
         shard = ShardMembers(SHARD_ID, peers)
         self.replicas, self.executors, self.gateways, self.addresses = [], [], [], []
         for peer in peers:
@@ -252,7 +395,7 @@ class LocalMesh:
             name = f"executor-{number}"
             executor = ExecutorConfig(
                 executor_id=name,
-                listen=f"127.0.0.1:{ports.pop()}",
+                listen=f"{HOST}:{ports.pop()}",
                 shards=(shard,),
                 data_directory=str(self.directory / name),
                 tls=authority.issue("executor", name),
@@ -266,7 +409,7 @@ class LocalMesh:
         for number in range(options.gateways):
             name = f"gateway-{number}"
             port = ports.pop()
-            address = f"127.0.0.1:{options.port if options.port and not number else port}"
+            address = f"{HOST}:{options.port if options.port and not number else port}"
             gateway = GatewayConfig(
                 listen=address,
                 shards=(shard,),
@@ -277,20 +420,61 @@ class LocalMesh:
             self.addresses.append(address)
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a loopback port. (A plain bind also finds those who share it.)"""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            ports.append(listener.getsockname()[1])
-        return ports
+    """Different loopback ports that nobody listens on now. Raises MeshFailed."""
+    found: set[int] = set()
+    for _ in range(PORT_TRIES_MAX):
+        if len(found) == count:
+            return list(found)
+        port = random.randint(PORT_FIRST, PORT_LAST)
+        if is_free(port):
+            found.add(port)
+    raise MeshFailed(f"no {count} free ports between {PORT_FIRST} and {PORT_LAST} on {HOST}")
 
 
-def _end_with_parent() -> None:
-    """In the child, before exec: SIGTERM when the parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def tail(path: Path, size_bytes: int) -> str:
+    """The last bytes of a file, from the beginning of a line, as text; "" if there is none."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size_bytes)
+            file.seek(start)
+            content = file.read(size_bytes)
+    except OSError:
+        return ""
+    if start:
+        content = content.partition(b"\n")[2]
+    return content.decode("utf-8", "replace")
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Write JSON so that nobody ever reads half of it."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    scratch.rename(path)
+
+
+async def _first_failure_ends(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run until one of the parts has ended; raises what it raised."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _without_empty(settings: Config) -> Any:

@@ -60,11 +60,9 @@ def request_hash(request_id: str) -> bytes:
     return hashlib.blake2b(request_id.encode(), digest_size=12).digest() if request_id else b""
 
 
-def uid(request: bytes, index: int) -> bytes:
-    """A new uid: random, or drawn from the request, so that its repetition draws the same."""
-    if request:
-        return hashlib.blake2b(request + b"%d" % index, digest_size=UID_BYTES).digest()
-    return os.urandom(UID_BYTES)
+def request_uid(request: bytes, index: int) -> bytes:
+    """A uid drawn from a request, so that its repetition draws the same."""
+    return hashlib.blake2b(request + b"%d" % index, digest_size=UID_BYTES).digest()
 
 
 def made_id(prefix: str, raw: bytes) -> str:
@@ -98,8 +96,10 @@ def labels(message: Any) -> tuple[tuple[str, str], ...]:
 class Calls:
     """The methods of one shard's leader."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, draw: Callable[[int], bytes] = os.urandom) -> None:
+        """draw: so many bytes that nobody can guess."""
         self._shard = shard
+        self._draw = draw
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
             "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
             "tickmesh.v1.JobService/BatchCreateJobs": (
@@ -244,14 +244,19 @@ class Calls:
             field="jobs[].job_id",
         )
 
-    @staticmethod
     def _new_job(
-        job: job_pb2.Job, job_id: str, customer: str, hashed: bytes, index: int, field: str
+        self,
+        job: job_pb2.Job,
+        job_id: str,
+        customer: str,
+        hashed: bytes,
+        index: int,
+        field: str,
     ) -> commands.NewJob:
-        drawn = uid(hashed, index)
+        drawn = self._draw(UID_BYTES)
         return commands.NewJob(
-            job_id=job_id or made_id("job", drawn),
-            uid=drawn if not hashed else os.urandom(UID_BYTES),
+            job_id=job_id or made_id("job", request_uid(hashed, index) if hashed else drawn),
+            uid=drawn,
             display_name=job.display_name,
             labels=labels(job),
             spec=convert.job_spec(job, customer, field),
@@ -372,10 +377,10 @@ class Calls:
     ) -> commands.NewSchedule:
         convert.check_policies(schedule, field)
         spec = convert.spec_of(schedule.recurrence, self._shard.now_ms(), f"{field}.recurrence")
-        drawn = uid(hashed, index)
+        drawn = self._draw(UID_BYTES)
         return commands.NewSchedule(
-            schedule_id or made_id("schedule", drawn),
-            os.urandom(UID_BYTES) if hashed else drawn,
+            schedule_id or made_id("schedule", request_uid(hashed, index) if hashed else drawn),
+            drawn,
             labels(schedule),
             spec,
             schedule.payload,
@@ -467,7 +472,7 @@ class Calls:
             self._job(customer, job_id)
             return self._checked(execution_pb2.Execution())
         placement = self._shard.place()
-        new = commands.NewExecution(job_id, os.urandom(UID_BYTES), request.payload, placement)
+        new = commands.NewExecution(job_id, self._draw(UID_BYTES), request.payload, placement)
         return self._submit(
             commands.ExecuteJobs(customer, [new], request_hash(request.request_id)),
             lambda made: self._one(made[0]),
@@ -485,7 +490,7 @@ class Calls:
                 raise invalid(field, f"is not a job of {request.parent}")
             new.append(
                 commands.NewExecution(
-                    parts.job, os.urandom(UID_BYTES), item.payload, self._shard.place()
+                    parts.job, self._draw(UID_BYTES), item.payload, self._shard.place()
                 )
             )
         return self._submit(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,21 @@ def explain(error: Exception) -> TickmeshError:
 class ShardService(shard_pb2_grpc.ShardServiceServicer):
     """See shard.proto."""
 
-    def __init__(self, shard: Shard, clock: Clock, shard_id: str, replica_id: str) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        clock: Clock,
+        shard_id: str,
+        replica_id: str,
+        draw: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """draw: so many bytes that nobody can guess, for new ids."""
         self._shard = shard
-        self._calls = Calls(shard)
+        self._calls = Calls(shard, draw)
         self._clock = clock
         self._shard_id = shard_id
         self._replica_id = replica_id
-        self._attached: set[Link] = set()
+        self._attached: dict[Link, None] = {}  # in the order that they came
         shard.on_leadership(self._announce)
 
     # -- gateways ------------------------------------------------------------------------------
@@ -305,7 +314,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             await refuse(context, invalid("hello", f"must come first, from {name} itself"))
             return
         link = Link(first.hello)
-        self._attached.add(link)
+        self._attached[link] = None
         reader = asyncio.create_task(self._hear(link, request_iterator))
         reader.add_done_callback(lambda _: link.close())
         try:
@@ -319,7 +328,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     yield link.outbox.popleft()
         finally:
             reader.cancel()
-            self._attached.discard(link)
+            self._attached.pop(link, None)
             if self._shard.leading is not None:
                 self._shard.leading.detach(link)
 

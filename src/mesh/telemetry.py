@@ -54,5 +54,5 @@ def start(service: str, instance: str) -> None:
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger: `logger(__name__).info("what happened", key=value)`."""
-    bound: structlog.stdlib.BoundLogger = structlog.get_logger(logger=name)
+    bound: structlog.stdlib.BoundLogger = structlog.get_logger(module=name)
     return bound

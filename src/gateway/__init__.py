@@ -1,0 +1,1 @@
+"""The stateless front door: validate, route, forward. Runs as `python -m tickmesh.gateway`."""

@@ -1,0 +1,223 @@
+"""The public methods as gRPC handlers: bytes in, bytes out, one row of METHODS each.
+
+A handler needs a deadline, checks the request, has it answered, and ends with a google.rpc status
+if that raises. Nothing here knows what a method means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ..mesh.errors import DeadlineRequired, MessageTooLarge, NotBuilt, TickmeshError, invalid
+from ..mesh.limits import CALL_TIMEOUT_MAX_S, MESSAGE_BYTES_MAX, STREAM_SECONDS_MAX
+from ..proto.tickmesh.v1 import cluster_pb2
+from . import logs
+from .executors import Executors
+from .images import Images, first_message_needed
+from .methods import METHODS, REQUEST_ID_CHARACTERS, SERVICES, Kind, Method
+from .routing import shard_of, slot_of
+from .shards import Shard
+from .status import Context, refuse, unexpected
+from .validation import check
+
+Answerer = Callable[[Method, Any, bytes, float, Context], Awaitable[bytes]]
+
+
+class Door:
+    """Everything that the public API can do, over the shards of one mesh."""
+
+    def __init__(self, shards: tuple[Shard, ...], executors: Executors) -> None:
+        self._shards = shards
+        self._executors = executors
+        self._images = Images(executors)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """One a service, for grpc.aio's server."""
+        made = {name: self._handler(method) for name, method in METHODS.items()}
+        return [
+            grpc.method_handlers_generic_handler(
+                service,
+                {
+                    name.rpartition("/")[2]: handler
+                    for name, handler in made.items()
+                    if name.startswith(f"{service}/")
+                },
+            )
+            for service in SERVICES
+        ]
+
+    def _handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        make: Any
+        match method.kind:
+            case Kind.WATCH:
+                return grpc.unary_stream_rpc_method_handler(self._stream(method, self._watch))
+            case Kind.LOGS:
+                return grpc.unary_stream_rpc_method_handler(self._stream(method, self._logs))
+            case Kind.IMAGE_IMPORT:
+                return grpc.stream_unary_rpc_method_handler(self._import(method))
+            case Kind.SHARD:
+                make = self._forward
+            case Kind.IMAGE:
+                make = self._image
+            case Kind.CLUSTER:
+                make = self._cluster
+            case Kind.NOT_BUILT:
+                make = self._not_built
+        return grpc.unary_unary_rpc_method_handler(_unary(method, make))
+
+    def _shard(self, name: str) -> Shard:
+        """The shard of a resource name's customer. The name was validated."""
+        customer = name.split("/", 2)[1]
+        return self._shards[shard_of(slot_of(customer), len(self._shards))]
+
+    # -- one message in, one out -----------------------------------------------------------------
+
+    async def _forward(
+        self, method: Method, request: Any, data: bytes, timeout_s: float, context: Context
+    ) -> bytes:
+        """The customer's shard answers."""
+        if method.request_id_tag and not request.request_id:
+            # The same call may have to be sent again after a leader is lost.
+            made = os.urandom(REQUEST_ID_CHARACTERS // 2).hex().encode()
+            data = data + method.request_id_tag + made
+        shard = self._shard(method.read_name(request))
+        return await shard.call(method, data, timeout_s, _traceparent(context))
+
+    async def _image(
+        self, method: Method, request: Any, _data: bytes, timeout_s: float, _context: Context
+    ) -> bytes:
+        """The executors answer."""
+        name = method.read_name(request)
+        shard = self._shard(name)
+        match method.name.rpartition("/")[2]:
+            case "GetImage":
+                image = await self._images.get_image(shard, name, timeout_s)
+                return image.SerializeToString()
+            case "ListImages":
+                images = await self._images.list_images(shard, name, timeout_s)
+                return images.SerializeToString()
+            case "DeleteImage":
+                nothing = await self._images.delete_image(shard, name, timeout_s)
+                return nothing.SerializeToString()
+        raise AssertionError(method.name)
+
+    async def _cluster(
+        self, _method: Method, _request: Any, _data: bytes, _timeout_s: float, _context: Context
+    ) -> bytes:
+        """The replicas tell what they see."""
+        cluster = cluster_pb2.Cluster(version=metadata.version("tickmesh"))
+        executors: dict[str, cluster_pb2.Executor] = {}
+        for shard, views in await asyncio.gather(*(shard.views() for shard in self._shards)):
+            cluster.shards.append(shard)
+            executors.update((each.executor_id, each) for view in views for each in view.executors)
+        cluster.executors.extend(executors[name] for name in sorted(executors))
+        return cluster.SerializeToString()
+
+    async def _not_built(
+        self, method: Method, _request: Any, _data: bytes, _timeout_s: float, _context: Context
+    ) -> bytes:
+        raise NotBuilt(f"{method.name} is not built yet")
+
+    # -- streams ---------------------------------------------------------------------------------
+
+    def _stream(
+        self, method: Method, answer: Callable[[Method, Any, bytes, float], AsyncIterator[bytes]]
+    ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+        async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
+            try:
+                timeout_s = _timeout(context, STREAM_SECONDS_MAX)
+                async for response in answer(method, check(method, data), data, timeout_s):
+                    yield response
+            except TickmeshError as error:
+                await refuse(context, error)
+            except Exception as error:
+                await refuse(context, unexpected(method.name, error))
+
+        return handle
+
+    def _watch(
+        self, method: Method, request: Any, data: bytes, timeout_s: float
+    ) -> AsyncIterator[bytes]:
+        return self._shard(method.read_name(request)).watch(data, timeout_s)
+
+    def _logs(
+        self, method: Method, request: Any, _data: bytes, timeout_s: float
+    ) -> AsyncIterator[bytes]:
+        shard = self._shard(method.read_name(request))
+        return logs.stream(shard, self._executors, request, timeout_s)
+
+    def _import(
+        self, method: Method
+    ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
+        async def chunks(first: bytes, following: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            yield first
+            async for data in following:
+                request = check(method, data)
+                if request.name:
+                    raise invalid("name", "belongs in the first message only")
+                yield request.data
+
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
+            try:
+                timeout_s = _timeout(context, STREAM_SECONDS_MAX)
+                following = aiter(messages)
+                data = await anext(following, None)
+                first = None if data is None else check(method, data)
+                if first is None or not first.name:
+                    raise first_message_needed()
+                image = await self._images.import_image(
+                    self._shard(first.name), first.name, chunks(first.data, following), timeout_s
+                )
+                return image.SerializeToString()
+            except TickmeshError as error:
+                await refuse(context, error)
+            except Exception as error:
+                await refuse(context, unexpected(method.name, error))
+
+        return handle
+
+
+def _unary(method: Method, answer: Answerer) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def handle(data: bytes, context: Context) -> bytes:
+        try:
+            timeout_s = _timeout(context, CALL_TIMEOUT_MAX_S)
+            response = await answer(method, check(method, data), data, timeout_s, context)
+            if len(response) > MESSAGE_BYTES_MAX:
+                raise MessageTooLarge(
+                    f"the response has {len(response):,} bytes, more than the limit of "
+                    f"{MESSAGE_BYTES_MAX:,}: ask for less, as by page_size",
+                    metadata={"limit_bytes": str(MESSAGE_BYTES_MAX), "bytes": str(len(response))},
+                )
+            return response
+        except TickmeshError as error:
+            await refuse(context, error)
+        except Exception as error:
+            await refuse(context, unexpected(method.name, error))
+
+    return handle
+
+
+def _timeout(context: Context, limit_s: float) -> float:
+    """Seconds that the caller waits, within a limit. Raises DeadlineRequired."""
+    remaining_s = context.time_remaining()
+    if remaining_s is None:
+        raise DeadlineRequired(
+            "the call carries no deadline: set one (grpcurl: -max-time 10), so that nothing is "
+            "done for a caller who has gone"
+        )
+    return min(remaining_s, limit_s)
+
+
+def _traceparent(context: Context) -> str:
+    """The caller's W3C trace context, if it sent one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return value if isinstance(value, str) else value.decode("ascii", "replace")
+    return ""

@@ -1,0 +1,202 @@
+"""ImageService: images that executors hold, imported on every one of them.
+
+A public name customers/{customer}/images/{image} is the executors' reference "{customer}/{image}",
+always with a tag: "report" is "report:latest".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc.aio
+from google.protobuf import empty_pb2
+
+from ..mesh.errors import (
+    STATUS_METADATA_KEY,
+    DeadlineExceeded,
+    NoExecutor,
+    NotFound,
+    TickmeshError,
+    from_rpc_error,
+    invalid,
+)
+from ..mesh.limits import PAGE_SIZE_MAX
+from ..proto.tickmesh.internal.v1 import executor_pb2
+from ..proto.tickmesh.v1 import cluster_pb2, image_pb2
+from .executors import Executors
+from .shards import Shard
+
+if TYPE_CHECKING:  # It exists for type checkers only.
+    from ..proto.tickmesh.internal.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
+
+DEFAULT_TAG = "latest"
+
+Answer = TypeVar("Answer")
+Ask = Callable[["ExecutorServiceAsyncStub"], Awaitable[Answer]]
+
+
+def to_reference(name: str) -> str:
+    """customers/acme/images/report -> acme/report:latest. The name was validated."""
+    _, customer, _, image = name.split("/")
+    return f"{customer}/{image}" if ":" in image else f"{customer}/{image}:{DEFAULT_TAG}"
+
+
+def to_name(reference: str) -> str:
+    """acme/report:1 -> customers/acme/images/report:1"""
+    customer, _, image = reference.partition("/")
+    return f"customers/{customer}/images/{image}"
+
+
+class Images:
+    """The methods; each gets the customer's shard, whose leader knows the executors."""
+
+    def __init__(self, executors: Executors) -> None:
+        self._executors = executors
+
+    async def import_image(
+        self, shard: Shard, name: str, chunks: AsyncIterator[bytes], timeout_s: float
+    ) -> image_pb2.Image:
+        """Send the archive to every executor at the pace of the slowest. All must take it."""
+        loop = asyncio.get_running_loop()
+        expires_s = loop.time() + timeout_s
+        workers = await self._attached(shard, timeout_s)
+        reference = to_reference(name)
+        calls: list[Any] = []
+        for worker in workers:
+            stub = await self._executors.at(worker.address)
+            calls.append(stub.ImportImage(timeout=expires_s - loop.time()))
+        try:
+            first = True
+            async for data in chunks:
+                message = executor_pb2.ImportArchiveRequest(
+                    reference=reference if first else "", data=data
+                )
+                first = False
+                if not all(await asyncio.gather(*(_write(call, message) for call in calls))):
+                    break
+            else:
+                await asyncio.gather(*(_finish_writing(call) for call in calls))
+            answers = await asyncio.gather(*map(_answer, workers, calls))
+        finally:
+            for call in calls:
+                call.cancel()
+        return image_pb2.Image(
+            name=to_name(reference), digest=answers[0].digest, size_bytes=answers[0].size_bytes
+        )
+
+    async def get_image(self, shard: Shard, name: str, timeout_s: float) -> image_pb2.Image:
+        """The image, if any executor holds it."""
+        reference = to_reference(name)
+        for image in await self._list(shard, reference, timeout_s):
+            if image.name == to_name(reference):
+                return image
+        raise _not_found(reference)
+
+    async def list_images(
+        self, shard: Shard, parent: str, timeout_s: float
+    ) -> image_pb2.ListImagesResponse:
+        """What the executors hold of a customer, together."""
+        customer = parent.partition("/")[2]
+        images = await self._list(shard, f"{customer}/", timeout_s)
+        return image_pb2.ListImagesResponse(images=images[:PAGE_SIZE_MAX])
+
+    async def delete_image(self, shard: Shard, name: str, timeout_s: float) -> empty_pb2.Empty:
+        """Delete it on every executor."""
+        reference = to_reference(name)
+        request = executor_pb2.DeleteArchiveRequest(reference=reference)
+
+        async def delete(stub: ExecutorServiceAsyncStub) -> bool:
+            try:
+                await stub.DeleteArchive(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if isinstance(from_rpc_error(error), NotFound):
+                    return False
+                raise
+            return True
+
+        if not any(await self._each(shard, delete, timeout_s)):
+            raise _not_found(reference)
+        return empty_pb2.Empty()
+
+    async def _list(self, shard: Shard, prefix: str, timeout_s: float) -> list[image_pb2.Image]:
+        request = executor_pb2.ListArchivesRequest(prefix=prefix)
+
+        async def ask(stub: ExecutorServiceAsyncStub) -> executor_pb2.ListArchivesResponse:
+            return await stub.ListArchives(request, timeout=timeout_s)
+
+        found = {
+            archive.reference: archive
+            for answer in await self._each(shard, ask, timeout_s)
+            for archive in answer.archives
+        }
+        return [
+            image_pb2.Image(
+                name=to_name(reference), digest=archive.digest, size_bytes=archive.size_bytes
+            )
+            for reference, archive in sorted(found.items())
+        ]
+
+    async def _attached(self, shard: Shard, timeout_s: float) -> list[cluster_pb2.Executor]:
+        workers = await shard.executors(timeout_s)
+        if not workers:
+            raise NoExecutor("no executor is attached: start one, or try again later")
+        return workers
+
+    async def _each(self, shard: Shard, ask: Ask[Answer], timeout_s: float) -> list[Answer]:
+        """What every executor answers. Raises the first failure, which names its executor."""
+
+        async def one(worker: cluster_pb2.Executor) -> Answer:
+            try:
+                return await ask(await self._executors.at(worker.address))
+            except grpc.aio.AioRpcError as error:
+                raise _explained(worker, error) from error
+
+        workers = await self._attached(shard, timeout_s)
+        return list(await asyncio.gather(*map(one, workers)))
+
+
+async def _write(call: Any, message: executor_pb2.ImportArchiveRequest) -> bool:
+    """False: the call has failed, and its answer says why. One that has ended well has seen the
+    archive's end, and is not written to."""
+    if not call.done():
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(message)
+    return not call.done() or await call.code() is grpc.StatusCode.OK
+
+
+async def _finish_writing(call: Any) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.done_writing()
+
+
+async def _answer(worker: cluster_pb2.Executor, call: Any) -> executor_pb2.ImportArchiveResponse:
+    try:
+        answer: executor_pb2.ImportArchiveResponse = await call
+    except grpc.aio.AioRpcError as error:
+        raise _explained(worker, error) from error
+    return answer
+
+
+def _explained(worker: cluster_pb2.Executor, error: grpc.aio.AioRpcError) -> TickmeshError:
+    """What an executor answered, or that it could not be reached."""
+    if STATUS_METADATA_KEY in (error.trailing_metadata() or ()):
+        return from_rpc_error(error)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{worker.executor_id} did not answer in time")
+    return NoExecutor(
+        f"{worker.executor_id} cannot be reached: try again "
+        f"({error.code().name}: {error.details()})",
+        metadata={"executor_id": worker.executor_id},
+    )
+
+
+def _not_found(reference: str) -> NotFound:
+    return NotFound(f"no image {to_name(reference)} was imported")
+
+
+def first_message_needed() -> TickmeshError:
+    """An import without a name."""
+    return invalid("name", "is required in the first message")

@@ -1,0 +1,136 @@
+"""The replicas of one shard as a gateway reaches them: channels, and the search for the leader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import grpc.aio
+
+from ..mesh.config import Peer, ShardMembers
+from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
+from ..mesh.tls import CHANNEL_OPTIONS
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from ..proto.tickmesh.internal.v1.shard_pb2_grpc import ShardServiceStub
+from ..proto.tickmesh.v1 import cluster_pb2
+
+if TYPE_CHECKING:  # It exists for type checkers only.
+    from ..proto.tickmesh.internal.v1.shard_pb2_grpc import ShardServiceAsyncStub
+
+PROBE_TIMEOUT_S = 0.25
+"""How long a replica may take to say whether it leads: far more than one that lives needs, and
+little enough to ask again soon where one hangs while the others elect."""
+
+SETTLE_S = 0.05
+"""How long the others may take to contradict a replica that says it leads: one that was cut off or
+paused may not know yet of a higher term."""
+
+RECONNECT_MS_MIN = 50
+RECONNECT_MS_MAX = 1_000
+"""A lost connection is tried again after so long: gRPC's default of up to 2 minutes would keep a
+replica that restarted out of use."""
+
+MESH_CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    *CHANNEL_OPTIONS,
+    ("grpc.max_receive_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_MIN),
+    ("grpc.min_reconnect_backoff_ms", RECONNECT_MS_MAX),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+    # What may be sent twice is decided here (calls.py), not by the transport.
+    ("grpc.enable_retries", 0),
+)
+
+
+class Replica:
+    """One replica: its channel and stub."""
+
+    def __init__(self, peer: Peer, credentials: grpc.ChannelCredentials) -> None:
+        self.id = peer.replica_id
+        self.address = peer.address
+        self.channel = grpc.aio.secure_channel(
+            peer.address, credentials, options=MESH_CHANNEL_OPTIONS
+        )
+        self.stub: ShardServiceAsyncStub = ShardServiceStub(self.channel)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a call could leave now. If not, it surely was not sent."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+
+
+class View(NamedTuple):
+    """What a replica told of itself."""
+
+    source: Replica
+    replica: cluster_pb2.Replica
+    executors: tuple[cluster_pb2.Executor, ...]
+
+
+class Replicas:
+    """All replicas of one shard."""
+
+    def __init__(self, members: ShardMembers, credentials: grpc.ChannelCredentials) -> None:
+        self.shard_id = members.shard_id
+        self.all = tuple(Replica(peer, credentials) for peer in members.replicas)
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for replica in self.all:
+            await replica.channel.close()
+
+    async def find_leader(self, hint: str = "") -> Replica | None:
+        """The replica that says it leads, with the highest term. One named by `hint` is believed
+        without asking the others, so that a replica that hangs does not delay what is known."""
+        hinted = [replica for replica in self.all if replica.id == hint]
+        return _leader(await self._claims(hinted)) or _leader(await self._claims(self.all))
+
+    async def find_newer_leader(self, leader: Replica) -> Replica | None:
+        """Another replica that leads with a term above the leader's own word (or its silence)."""
+        views = await self._claims(self.all)
+        term = max((v.replica.term for v in views if v.source is leader), default=-1)
+        newer = [v for v in views if v.source is not leader and v.replica.term > term]
+        return _leader(newer)
+
+    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> list[View]:
+        """The views of all that answer in time."""
+        answers = await asyncio.gather(*(self._ask_one(r, timeout_s) for r in self.all))
+        return [view for view in answers if view is not None]
+
+    async def _claims(self, replicas: Sequence[Replica]) -> list[View]:
+        """Views until one says that it leads, and those that come within SETTLE_S after it."""
+        waiting = {asyncio.ensure_future(self._ask_one(r, PROBE_TIMEOUT_S)) for r in replicas}
+        views: list[View] = []
+        timeout_s: float | None = None
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                views.extend(view for view in (task.result() for task in done) if view)
+                if _leader(views) is not None:
+                    timeout_s = SETTLE_S
+        finally:
+            for task in waiting:
+                task.cancel()
+        return views
+
+    async def _ask_one(self, replica: Replica, timeout_s: float) -> View | None:
+        try:
+            status = await replica.stub.GetStatus(shard_pb2.GetStatusRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return None
+        return View(
+            replica,
+            cluster_pb2.Replica.FromString(status.replica),
+            tuple(cluster_pb2.Executor.FromString(e) for e in status.executors),
+        )
+
+
+def _leader(views: list[View]) -> Replica | None:
+    leading = [view for view in views if view.replica.leader]
+    return max(leading, key=lambda view: view.replica.term).source if leading else None

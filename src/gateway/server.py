@@ -1,0 +1,105 @@
+"""The gateway's process: opens the door, finds the shards, serves, ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from ..mesh import process, telemetry, tls
+from ..mesh.config import Config, ConfigError, GatewayConfig
+from ..mesh.limits import MESSAGE_BYTES_MAX
+from . import reflection
+from .door import Door
+from .executors import Executors
+from .methods import SERVICES
+from .shards import Shard
+
+MESSAGE_MARGIN_BYTES = 64 * 1024
+"""gRPC's own limit stands this far above ours, so that ours answers, with its reason, where it can:
+a message over both is refused by gRPC without one."""
+
+CONCURRENT_CALLS_MAX = 20_000
+"""Calls and streams at one time: what waits for shards (calls.py), and as many streams."""
+
+PING_INTERVAL_MS_MIN = 10_000
+"""How often a client may ping to keep a silent stream alive."""
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + MESSAGE_MARGIN_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX + MESSAGE_MARGIN_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
+)
+
+log = telemetry.logger(__name__)
+
+
+async def serve(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    settings = config.gateway
+    assert settings is not None
+    if not settings.shards:
+        raise ConfigError("gateway.shards: names no shard")
+    credentials = tls.channel_credentials(settings.tls)
+    executors = Executors(credentials)
+    shards = tuple(Shard(members, credentials) for members in settings.shards)
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
+    server.add_generic_rpc_handlers((*Door(shards, executors).handlers(), *reflection.handlers()))
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    address = _open(server, settings)
+    await server.start()
+    await process.serving(health, *SERVICES)
+    process.announce(settings.ready_file, address)
+    try:
+        await _until_asked(shards, stop)
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(process.STOP_GRACE_S)
+        for shard in shards:
+            await shard.close()
+        await executors.close()
+
+
+def _open(server: grpc.aio.Server, settings: GatewayConfig) -> str:
+    """Bind the public port; the address with the port that was bound."""
+    host, _, _ = settings.listen.rpartition(":")
+    if settings.door_certificate or settings.door_key:
+        if not (settings.door_certificate and settings.door_key):
+            raise ConfigError("gateway.door_certificate and door_key: set both, or neither")
+        pair = (Path(settings.door_key).read_bytes(), Path(settings.door_certificate).read_bytes())
+        port = server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+    elif is_loopback(host):
+        port = server.add_insecure_port(settings.listen)
+    else:
+        raise ConfigError(
+            f"gateway.listen: {settings.listen} is not a loopback address: set door_certificate "
+            "and door_key, or listen on 127.0.0.1"
+        )
+    return f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to the host, as an address or "localhost"."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def _until_asked(shards: tuple[Shard, ...], stop: asyncio.Event) -> None:
+    """Run the shards' senders until `stop`. A sender that ends by itself ends the process."""
+    async with asyncio.TaskGroup() as group:
+        senders = [group.create_task(shard.run()) for shard in shards]
+        await stop.wait()
+        for sender in senders:
+            sender.cancel()

@@ -45,6 +45,14 @@ class _Position:
     told: bool
 
 
+def close(directory: Path) -> None:
+    """Ends an output whose recorder was lost: what is there is all there will be."""
+    sizes = [_size(directory / name) for _, name in STREAMS]
+    scratch = directory / "end.new"
+    scratch.write_text(f"{sizes[0]} {sizes[1]}\n")
+    scratch.rename(directory / END)
+
+
 def check_cursor(cursor: str) -> None:
     """Raises ValueError for a cursor that was never given out; see `read`."""
     _parse(cursor)

@@ -73,6 +73,8 @@ class SandboxSpec:
     pids: int
     scratch_bytes: int
     """Size of /tmp, the only place to write to."""
+    open_files_max: int = OPEN_FILES_HARD
+    """The hard limit; a host may allow less."""
     swap_accounting: bool = True
     """Whether the kernel counts swap; without it, swappiness 0 is the next best."""
 
@@ -114,7 +116,11 @@ def _process(sandbox: SandboxSpec) -> dict[str, Any]:
             kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
         },
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": OPEN_FILES_SOFT, "hard": OPEN_FILES_HARD},
+            {
+                "type": "RLIMIT_NOFILE",
+                "soft": min(OPEN_FILES_SOFT, sandbox.open_files_max),
+                "hard": sandbox.open_files_max,
+            },
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         ],
         "oomScoreAdj": OOM_SCORE,

@@ -28,7 +28,11 @@ log = structlog.get_logger(__name__)
 RUN_DIRECTORY = Path("/run/tickmesh")
 SOCKET_PATH_BYTES_MAX = 107  # what the kernel takes for a unix socket's path
 HEALTHY_AFTER_S = 60.0
-SNAPSHOTTER_PLUGIN = "io.containerd.snapshotter.v1.overlayfs"
+NEEDED_PLUGINS = (
+    "io.containerd.snapshotter.v1.overlayfs",
+    "io.containerd.grpc.v1.tasks",
+    "io.containerd.grpc.v1.diff",
+)
 
 # Only what the executor calls: no CRI (it would wait for CNI configuration), no other snapshotters,
 # no metrics of its own.
@@ -46,7 +50,6 @@ disabled_plugins = [
   "io.containerd.internal.v1.tracing",
   "io.containerd.internal.v1.restart",
   "io.containerd.monitor.v1.cgroups",
-  "io.containerd.runtime.v1.linux",
 ]
 
 [grpc]
@@ -228,9 +231,12 @@ class Daemon:
                 raise HostUnfit([f"containerd ended at its start: {self._last_words()}"])
             await answer
             plugins = await client.broken_plugins()
-            trouble = plugins.get(SNAPSHOTTER_PLUGIN, "the plugin is not there")
-            if trouble:
-                raise HostUnfit([f"containerd's overlayfs snapshotter does not work: {trouble}"])
+            trouble = {name: plugins.get(name, "it is not there") for name in NEEDED_PLUGINS}
+            lacks = [
+                f"containerd's {name} does not work: {why}" for name, why in trouble.items() if why
+            ]
+            if lacks:
+                raise HostUnfit(lacks)
         except ContainerdUnavailable as error:
             raise HostUnfit([f"{error}: {self._last_words()}"]) from error
         finally:

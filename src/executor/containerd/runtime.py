@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import shutil
 import tempfile
 import urllib.parse
@@ -30,7 +31,7 @@ from ..errors import (
 )
 from ..gate.exchange import Exchange
 from ..sandbox import ATTEMPT_ID, Exit, Work
-from ..spec import SandboxSpec, build
+from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
 from .daemon import Daemon
@@ -69,6 +70,8 @@ class ContainerdRuntime:
         self._clock = clock or SystemClock()
         self._cgroup_parent = f"/tickmesh-{owner}"
         self._swap_accounting = accounting.swap_accounting()
+        # Without CAP_SYS_RESOURCE nobody may be given more than we have ourselves.
+        self._open_files_max = min(OPEN_FILES_HARD, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._creates = asyncio.Semaphore(limits.CREATES_AT_ONCE_MAX)
         self._deletes = asyncio.Semaphore(limits.DELETES_AT_ONCE_MAX)
         self._fetching: dict[str, asyncio.Task[Image]] = {}
@@ -291,6 +294,7 @@ class ContainerdRuntime:
                 cpu_millis=work.cpu_millis,
                 pids=work.pids,
                 scratch_bytes=work.scratch_bytes,
+                open_files_max=self._open_files_max,
                 swap_accounting=self._swap_accounting,
             )
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal as signals
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from .. import accounting, limits
+from .. import accounting, limits, logs
 from ..errors import (
     ContainerdError,
     ContainerdNotFound,
@@ -194,13 +195,25 @@ class ContainerdSandbox:
                 await self._client.connected(limits.DAEMON_START_DEADLINE_S)
 
     async def _output_whole(self) -> None:
-        """Waits until the recorder has written the last byte: milliseconds after the exit."""
-        end = self._paths.output / "end"
+        """Has the recorder write the last byte, and waits for it: a millisecond after the exit."""
+        end = self._paths.output / logs.END
         try:
             with self._watcher.changes(self._paths.output) as changed:
+                self._tell_recorder()
                 async with asyncio.timeout(limits.OUTPUT_DEADLINE_S):
-                    while not end.exists():
+                    while not await asyncio.to_thread(end.exists):
                         await changed.wait()
                         changed.clear()
         except (TimeoutError, OSError) as error:
             log.warning("output may be cut", attempt=self._record.attempt_id, error=repr(error))
+            with contextlib.suppress(OSError):  # its readers must not wait for ever
+                await asyncio.to_thread(logs.close, self._paths.output)
+
+    def _tell_recorder(self) -> None:
+        """Says that no process of the sandbox is left; a recorder that is gone needs no telling."""
+        with contextlib.suppress(FileNotFoundError):
+            fifo = os.open(self._paths.output / "ended", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(fifo, b"e")
+            finally:
+                os.close(fifo)

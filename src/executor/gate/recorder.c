@@ -5,6 +5,9 @@
  * so that no sandbox ever blocks on its output, and keeps the first `bytes_max` of each.
  *   recorder DIRECTORY BYTES_MAX  ->  DIRECTORY/stdout, /stderr, and at the end /end
  * `end` holds the bytes written to each stream, kept or not: "stdout stderr\n". It appears whole.
+ * The shim holds the pipes' other ends until the sandbox is deleted. So that nobody has to wait for
+ * that, there is the FIFO `ended`: when a byte comes through it, every process of the sandbox is
+ * dead, and the output ends with what the pipes hold.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define CHUNK_BYTES 65536 /* a pipe's default size: one read empties it */
@@ -62,6 +66,7 @@ static void finish(const struct stream *streams)
     ssize_t length = text + sizeof text - start;
     if (file < 0 || write(file, start, length) != length || rename("end.new", "end") < 0)
         _exit(1);
+    unlink("ended");
 }
 
 int main(int count, char **values)
@@ -76,21 +81,30 @@ int main(int count, char **values)
         {3, open("stdout", flags, 0600), 0, 0},
         {4, open("stderr", flags, 0600), 0, 0},
     };
-    if (streams[0].target < 0 || streams[1].target < 0)
+    if (streams[0].target < 0 || streams[1].target < 0 || mkfifo("ended", 0600) < 0)
+        return 1;
+    int ended = open("ended", O_RDWR | O_CLOEXEC); /* both ways: no end-of-file between writers */
+    if (ended < 0)
         return 1;
     close(5);
     int open_streams = 2;
     while (open_streams > 0) {
-        struct pollfd waited[2] = {{streams[0].source, POLLIN, 0}, {streams[1].source, POLLIN, 0}};
-        if (poll(waited, 2, -1) < 0)
+        struct pollfd waited[3] = {
+            {streams[0].source, POLLIN, 0}, {streams[1].source, POLLIN, 0}, {ended, POLLIN, 0}};
+        if (poll(waited, 3, -1) < 0)
             continue;
+        if (waited[2].revents) { /* from now on an empty pipe is a finished one */
+            fcntl(3, F_SETFL, O_NONBLOCK);
+            fcntl(4, F_SETFL, O_NONBLOCK);
+            waited[0].revents = waited[1].revents = POLLIN;
+        }
         for (int index = 0; index < 2; index++) {
-            if (!waited[index].revents)
+            if (!waited[index].revents || streams[index].source < 0)
                 continue;
             ssize_t length = read(streams[index].source, chunk, sizeof chunk);
             if (length > 0) {
                 keep(&streams[index], length, bytes_max);
-            } else if (length == 0 || (errno != EINTR && errno != EAGAIN)) {
+            } else if (length == 0 || errno != EINTR) {
                 close(streams[index].source);
                 streams[index].source = -1; /* poll passes over a negative descriptor */
                 open_streams--;

@@ -1,0 +1,136 @@
+"""A real runtime on a private containerd, and a check that nothing of it is left behind."""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor import archive, logs
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.sandbox import Exit, Work
+from tickmesh.executor.watch import Watcher
+
+STAMP = Path(__file__).parents[3] / "scripts" / "benchmarks" / f"stamp-{os.uname().machine}"
+STAMP_IMAGE = "tests/stamp:1"
+PYTHON_IMAGE = "tests/python:3"
+GONE_DEADLINE_S = 10.0
+
+
+@pytest.fixture(scope="session")
+def python_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with this Python; built once, it takes a second."""
+    path = tmp_path_factory.mktemp("images") / "python.tar"
+    archive.python_image(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stamp_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with one static program that prints the time."""
+    path = tmp_path_factory.mktemp("images") / "stamp.tar"
+    process = archive.Process(entrypoint=("/stamp",))
+    archive.files_image(path, {"/stamp": archive.File(STAMP, archive.EXECUTABLE)}, process)
+    return path
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[ContainerdRuntime]:
+    """A started runtime; when the test is over nothing of it may be left on the host."""
+    owner = f"test-{uuid.uuid4().hex[:8]}"
+    made = ContainerdRuntime(owner, tmp_path / "executor")
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+    await asyncio.to_thread(nothing_left, tmp_path, owner)
+
+
+def nothing_left(directory: Path, owner: str) -> None:
+    """Fails when a process, mount, cgroup or sandbox directory is still there."""
+    deadline = time.monotonic() + GONE_DEADLINE_S
+    while left := [*_processes(str(directory)), *_cgroups(owner), *_mounts(str(directory))]:
+        # A shim answers before its process has quite ended: that is no event one could wait for.
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+    assert not any((directory / "executor" / "sandboxes").iterdir())
+
+
+def _processes(directory: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environment = (path / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if int(path.name) != os.getpid() and directory in words + environment:
+            found.append(f"process {path.name}: {words}")
+    return found
+
+
+def _cgroups(owner: str) -> list[str]:
+    root = Path("/sys/fs/cgroup")
+    return [f"cgroup {path}" for path in (*root.glob(f"*{owner}*"), *root.glob(f"*/*{owner}*"))]
+
+
+def _mounts(directory: str) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [f"mount {line}" for line in lines if directory in line or "/run/tickmesh" in line]
+
+
+@pytest.fixture
+async def stamp(runtime: ContainerdRuntime, stamp_archive: Path) -> ContainerdRuntime:
+    """The runtime, with STAMP_IMAGE."""
+    await runtime.import_image(STAMP_IMAGE, stamp_archive)
+    return runtime
+
+
+@pytest.fixture
+async def python(runtime: ContainerdRuntime, python_archive: Path) -> ContainerdRuntime:
+    """The runtime, with PYTHON_IMAGE."""
+    await runtime.import_image(PYTHON_IMAGE, python_archive)
+    return runtime
+
+
+@pytest.fixture
+async def output(runtime: ContainerdRuntime) -> Callable[[str], Awaitable[tuple[bytes, bytes]]]:
+    """Reads all that an attempt wrote: stdout and stderr."""
+
+    async def read(attempt_id: str) -> tuple[bytes, bytes]:
+        watcher = Watcher()
+        try:
+            streams = {logs.STDOUT: b"", logs.STDERR: b""}
+            async for chunk in logs.read(runtime.output_directory(attempt_id), "", True, watcher):
+                streams[chunk.stream] += chunk.data
+            return streams[logs.STDOUT], streams[logs.STDERR]
+        finally:
+            watcher.close()
+
+    return read
+
+
+@pytest.fixture
+async def run(
+    python: ContainerdRuntime, output: Callable[[str], Awaitable[tuple[bytes, bytes]]]
+) -> Callable[..., Awaitable[tuple[Exit, str, str]]]:
+    """Runs a Python program to its end in a sandbox: its exit, stdout and stderr."""
+    counter = iter(range(1_000_000))
+
+    async def run_program(program: str, **work: object) -> tuple[Exit, str, str]:
+        attempt = f"run-{next(counter)}"
+        arguments = {"command": ("python3", "-c", program), **work}
+        sandbox = await python.prepare(Work(attempt, "tests", PYTHON_IMAGE, **arguments))  # type: ignore[arg-type]
+        try:
+            await sandbox.start()
+            ended = await sandbox.wait()
+            out, err = await output(attempt)
+            return ended, out.decode(), err.decode()
+        finally:
+            await sandbox.delete()
+
+    return run_program

@@ -1,0 +1,179 @@
+"""A sandbox from the import of its image to the last trace of it."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor import archive
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.sandbox import Work
+
+from .conftest import PYTHON_IMAGE, STAMP_IMAGE
+
+pytestmark = pytest.mark.integration
+
+Output = Callable[[str], Awaitable[tuple[bytes, bytes]]]
+Run = Callable[..., Awaitable[tuple[object, str, str]]]
+
+
+@pytest.mark.parametrize("binary", ["crun", "runc"])
+async def test_a_program_runs_when_its_gate_opens_and_not_before(
+    tmp_path: Path, stamp_archive: Path, binary: str
+) -> None:
+    runtime = ContainerdRuntime(f"life-{binary}", tmp_path, runtime_binary=binary)
+    await runtime.start()
+    try:
+        image = await runtime.import_image(STAMP_IMAGE, stamp_archive)
+        assert await runtime.list_images() == [STAMP_IMAGE]
+        sandbox = await runtime.prepare(Work("one", "tests", STAMP_IMAGE))
+        assert sandbox.started_ns == 0
+        opened_ns = time.time_ns()
+        executed_ns = await sandbox.start()
+        ended = await sandbox.wait()
+        assert (ended.exit_code, ended.signal, ended.oom) == (0, 0, False)
+        assert ended.cpu_ns > 0 and ended.peak_memory_bytes > 0
+        printed_ns = int((runtime.output_directory("one") / "stdout").read_text())
+        assert opened_ns < printed_ns < ended.finished_ns
+        assert opened_ns < executed_ns == sandbox.started_ns
+        assert sorted(path.name for path in runtime.output_directory("one").iterdir()) == [
+            "end",
+            "stderr",
+            "stdout",
+        ]
+        await sandbox.delete()
+        await sandbox.delete()
+        assert await sandbox.wait() == ended
+        await runtime.discard_output("one")
+        assert not runtime.output_directory("one").exists()
+        await runtime.delete_image(STAMP_IMAGE)
+        assert image.reference == STAMP_IMAGE
+        assert await runtime.list_images() == []
+    finally:
+        await runtime.close()
+
+
+async def test_a_sandbox_deleted_at_its_gate_runs_nothing(
+    stamp: ContainerdRuntime, output: Output
+) -> None:
+    sandbox = await stamp.prepare(Work("unused", "tests", STAMP_IMAGE))
+    await sandbox.delete()
+    assert await output("unused") == (b"", b"")
+
+
+async def test_many_at_once(stamp: ContainerdRuntime, output: Output) -> None:
+    async def one(number: int) -> None:
+        name = f"many-{number}"
+        sandbox = await stamp.prepare(Work(name, "tests", STAMP_IMAGE))
+        await sandbox.start()
+        assert (await sandbox.wait()).exit_code == 0
+        assert (await output(name))[0].strip().isdigit()
+        await sandbox.delete()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(16):
+            group.create_task(one(number))
+
+
+async def test_output_is_read_while_the_program_runs(
+    python: ContainerdRuntime, output: Output
+) -> None:
+    program = "print('begun'); input(); print('never')"
+    work = Work("live", "tests", PYTHON_IMAGE, command=("python3", "-c", program + " or 1/0"))
+    sandbox = await python.prepare(work)
+    await sandbox.start()
+    ended = await sandbox.wait()  # its standard input is the empty payload
+    assert ended.exit_code == 1
+    out, err = await output("live")
+    assert out == b"begun\n"
+    assert b"EOFError" in err
+    await sandbox.delete()
+
+
+async def test_kill_ends_everything_in_the_sandbox(
+    python: ContainerdRuntime, output: Output
+) -> None:
+    program = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0: os.setsid()\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    sandbox = await python.prepare(
+        Work("killed", "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+    )
+    await sandbox.start()
+    await sandbox.kill(signal.SIGKILL)
+    ended = await sandbox.wait()
+    assert (ended.exit_code, ended.signal) == (137, signal.SIGKILL)
+    await sandbox.kill(signal.SIGTERM)  # too late, and no error
+    await sandbox.delete()
+
+
+async def test_sweep_spares_what_is_claimed(stamp: ContainerdRuntime) -> None:
+    kept = await stamp.prepare(Work("kept", "tests", STAMP_IMAGE))
+    await stamp.prepare(Work("left", "tests", STAMP_IMAGE))
+    assert await stamp.sweep(frozenset(["kept"])) == 1
+    await kept.start()
+    assert (await kept.wait()).exit_code == 0
+    await kept.delete()
+
+
+async def test_a_restarted_executor_finds_its_sandbox_its_end_and_its_output(
+    tmp_path: Path, python_archive: Path
+) -> None:
+    first = ContainerdRuntime("restart", tmp_path)
+    await first.start()
+    await first.import_image(PYTHON_IMAGE, python_archive)
+    program = "import signal; signal.sigwait([signal.SIGUSR1]); print('done'); exit(7)"
+    command = ("python3", "-c", "import signal; signal.pthread_sigmask(0, [10]);" + program)
+    opened = await first.prepare(Work("opened", "tests", PYTHON_IMAGE, command=command))
+    await first.prepare(Work("waiting", "tests", PYTHON_IMAGE, command=command))
+    started_ns = await opened.start()
+    await first.detach()
+
+    second = ContainerdRuntime("restart", tmp_path)
+    await second.start()
+    try:
+        assert second.daemon is not None
+        assert await second.adopt("never") is None
+        assert await second.adopt("waiting") is None
+        found = await second.adopt("opened")
+        assert found is not None and found.started_ns == started_ns
+        assert await second.sweep(frozenset(["opened"])) == 1
+        await found.kill(signal.SIGUSR1)
+        ended = await found.wait()
+        assert ended.exit_code in (7, 138)  # 138: the signal came before the program blocked it
+        assert (second.output_directory("opened") / "end").exists()
+        await found.delete()
+    finally:
+        await second.close()
+
+
+async def test_one_image_in_many_names_is_stored_once_and_goes_with_the_last(
+    runtime: ContainerdRuntime, stamp_archive: Path
+) -> None:
+    await runtime.import_image("tests/a:1", stamp_archive)
+    await runtime.import_image("tests/b:1", stamp_archive)
+    await runtime.delete_image("tests/a:1")
+    sandbox = await runtime.prepare(Work("b", "tests", "tests/b:1"))
+    await runtime.delete_image("tests/b:1")  # what runs from it goes on
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    await sandbox.delete()
+
+
+async def test_importing_a_name_again_moves_it(
+    runtime: ContainerdRuntime, tmp_path: Path, stamp_archive: Path, output: Output
+) -> None:
+    await runtime.import_image("tests/x:1", stamp_archive)
+    second = tmp_path / "second.tar"
+    process = archive.Process(entrypoint=("/nothing",))
+    digest = archive.files_image(second, {"/other": archive.File(b"other")}, process)
+    image = await runtime.import_image("tests/x:1", second)
+    assert image.digest == digest
+    assert (await runtime.ensure_image("tests/x:1")).digest == digest

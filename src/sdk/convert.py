@@ -1,0 +1,438 @@
+"""Between the public API's messages and the dataclasses of types.py. Conversion only."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ..mesh.errors import invalid
+from ..proto.tickmesh.v1 import (
+    cluster_pb2,
+    execution_pb2,
+    image_pb2,
+    job_pb2,
+    schedule_pb2,
+)
+from . import types
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def to_timestamp(time: datetime.datetime | None, field: str) -> Timestamp | None:
+    """InvalidRequest naming the field for a datetime without a zone: it is no instant."""
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise invalid(
+            field, "has no time zone, so it names no instant: use datetime(..., tzinfo=UTC)"
+        )
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+def from_timestamp(message: Any, field: str) -> datetime.datetime | None:
+    """The field of a message as an instant in UTC; None if it is not set."""
+    if not message.HasField(field):
+        return None
+    stamp: Timestamp = getattr(message, field)
+    return stamp.ToDatetime(tzinfo=datetime.UTC)
+
+
+def length(given: timedelta | float | None) -> timedelta | None:
+    """A length of time as people give it: a timedelta, or seconds."""
+    return given if given is None or isinstance(given, timedelta) else timedelta(seconds=given)
+
+
+def to_duration(given: timedelta | None) -> Duration | None:
+    """As the API says it."""
+    if given is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(given)
+    return duration
+
+
+def from_duration(message: Any, field: str) -> timedelta | None:
+    """The field of a message as a timedelta; None if it is not set."""
+    if not message.HasField(field):
+        return None
+    duration: Duration = getattr(message, field)
+    return duration.ToTimedelta()
+
+
+def _to_enum(kind: Any, prefix: str, value: StrEnum | None) -> Any:
+    return 0 if value is None else kind.Value(f"{prefix}_{value}")
+
+
+def _from_enum(kind: Any, prefix: str, number: int, mine: type[E], unknown: E) -> E:
+    """Our value for the API's; `unknown` for one that is newer than this client."""
+    try:
+        return mine(kind.Name(number).removeprefix(f"{prefix}_"))
+    except ValueError:
+        return unknown
+
+
+def _optional_enum(kind: Any, prefix: str, number: int, mine: type[E]) -> E | None:
+    try:
+        return mine(kind.Name(number).removeprefix(f"{prefix}_"))
+    except ValueError:
+        return None
+
+
+# Jobs ---------------------------------------------------------------------------------------------
+
+
+def to_container(container: types.Container) -> job_pb2.Container:
+    """As the API says it."""
+    return job_pb2.Container(
+        image=container.image,
+        command=container.command,
+        args=container.args,
+        env=container.env,
+        working_dir=container.working_dir,
+    )
+
+
+def to_job(job: types.Job) -> job_pb2.Job:
+    """As the API says it; what the server sets is left out, but the name and etag."""
+    retry = job.retry_policy
+    resources = job.resources
+    return job_pb2.Job(
+        name=job.name,
+        etag=job.etag,
+        display_name=job.display_name,
+        labels=job.labels,
+        container=to_container(job.container),
+        resources=job_pb2.Resources(
+            memory_bytes=resources.memory_bytes,
+            cpu_millis=resources.cpu_millis,
+            scratch_bytes=resources.scratch_bytes,
+            pids=resources.pids,
+        ),
+        timeout=to_duration(job.timeout),
+        grace_period=to_duration(job.grace_period),
+        retry_policy=job_pb2.RetryPolicy(
+            max_attempts=retry.max_attempts,
+            backoff=to_duration(retry.backoff),
+            backoff_max=to_duration(retry.backoff_max),
+        )
+        if retry
+        else None,
+        at_most_once=job.at_most_once,
+    )
+
+
+def from_job(message: job_pb2.Job) -> types.Job:
+    """From the API's message."""
+    container, resources = message.container, message.resources
+    retry = None
+    if message.HasField("retry_policy"):
+        retry = types.RetryPolicy(
+            max_attempts=message.retry_policy.max_attempts,
+            backoff=from_duration(message.retry_policy, "backoff"),
+            backoff_max=from_duration(message.retry_policy, "backoff_max"),
+        )
+    return types.Job(
+        name=message.name,
+        uid=message.uid,
+        display_name=message.display_name,
+        labels=dict(sorted(message.labels.items())),
+        container=types.Container(
+            image=container.image,
+            command=tuple(container.command),
+            args=tuple(container.args),
+            env=dict(sorted(container.env.items())),
+            working_dir=container.working_dir,
+        ),
+        resources=types.Resources(
+            memory_bytes=resources.memory_bytes,
+            cpu_millis=resources.cpu_millis,
+            scratch_bytes=resources.scratch_bytes,
+            pids=resources.pids,
+        ),
+        timeout=from_duration(message, "timeout"),
+        grace_period=from_duration(message, "grace_period"),
+        retry_policy=retry,
+        at_most_once=message.at_most_once,
+        revision=message.revision,
+        create_time=from_timestamp(message, "create_time"),
+        update_time=from_timestamp(message, "update_time"),
+        etag=message.etag,
+    )
+
+
+# Schedules ----------------------------------------------------------------------------------------
+
+
+def recurrence_of(
+    *,
+    cron: str | Sequence[str] = (),
+    every: timedelta | float | types.Interval | None = None,
+    at: datetime.datetime | Sequence[datetime.datetime] = (),
+    time_zone: str = "",
+    gap_policy: types.GapPolicy | None = None,
+    fold_policy: types.FoldPolicy | None = None,
+    start_time: datetime.datetime | None = None,
+    end_time: datetime.datetime | None = None,
+    jitter: timedelta | float | None = None,
+) -> types.Recurrence:
+    """A recurrence from the short forms that people write: one cron, an interval, an instant."""
+    if not isinstance(every, types.Interval):
+        interval = length(every)
+        every = None if interval is None else types.Interval(every=interval)
+    return types.Recurrence(
+        crons=(cron,) if isinstance(cron, str) else tuple(cron),
+        intervals=() if every is None else (every,),
+        times=(at,) if isinstance(at, datetime.datetime) else tuple(at),
+        time_zone=time_zone,
+        gap_policy=gap_policy,
+        fold_policy=fold_policy,
+        start_time=start_time,
+        end_time=end_time,
+        jitter=length(jitter),
+    )
+
+
+def to_recurrence(recurrence: types.Recurrence, path: str) -> schedule_pb2.Recurrence:
+    """As the API says it. path: of the recurrence in the request, for errors."""
+    times = [
+        to_timestamp(time, f"{path}.times[{number}]")
+        for number, time in enumerate(recurrence.times)
+    ]
+    return schedule_pb2.Recurrence(
+        crons=recurrence.crons,
+        intervals=[
+            schedule_pb2.Interval(
+                every=to_duration(interval.every), phase=to_duration(interval.phase)
+            )
+            for interval in recurrence.intervals
+        ],
+        times=[time for time in times if time is not None],
+        time_zone=recurrence.time_zone,
+        gap_policy=_to_enum(schedule_pb2.GapPolicy, "GAP_POLICY", recurrence.gap_policy),
+        fold_policy=_to_enum(schedule_pb2.FoldPolicy, "FOLD_POLICY", recurrence.fold_policy),
+        start_time=to_timestamp(recurrence.start_time, f"{path}.start_time"),
+        end_time=to_timestamp(recurrence.end_time, f"{path}.end_time"),
+        jitter=to_duration(recurrence.jitter),
+    )
+
+
+def from_recurrence(message: schedule_pb2.Recurrence) -> types.Recurrence:
+    """From the API's message."""
+    return types.Recurrence(
+        crons=tuple(message.crons),
+        intervals=tuple(
+            types.Interval(every=each.every.ToTimedelta(), phase=each.phase.ToTimedelta())
+            for each in message.intervals
+        ),
+        times=tuple(each.ToDatetime(tzinfo=datetime.UTC) for each in message.times),
+        time_zone=message.time_zone,
+        gap_policy=_optional_enum(
+            schedule_pb2.GapPolicy, "GAP_POLICY", message.gap_policy, types.GapPolicy
+        ),
+        fold_policy=_optional_enum(
+            schedule_pb2.FoldPolicy, "FOLD_POLICY", message.fold_policy, types.FoldPolicy
+        ),
+        start_time=from_timestamp(message, "start_time"),
+        end_time=from_timestamp(message, "end_time"),
+        jitter=from_duration(message, "jitter"),
+    )
+
+
+def to_schedule(schedule: types.Schedule) -> schedule_pb2.Schedule:
+    """As the API says it; what the server sets is left out, but the name and etag."""
+    return schedule_pb2.Schedule(
+        name=schedule.name,
+        etag=schedule.etag,
+        labels=schedule.labels,
+        recurrence=to_recurrence(schedule.recurrence, "schedule.recurrence"),
+        payload=schedule.payload,
+        overlap_policy=_to_enum(
+            schedule_pb2.OverlapPolicy, "OVERLAP_POLICY", schedule.overlap_policy
+        ),
+        misfire_policy=_to_enum(
+            schedule_pb2.MisfirePolicy, "MISFIRE_POLICY", schedule.misfire_policy
+        ),
+        start_deadline=to_duration(schedule.start_deadline),
+    )
+
+
+def from_schedule(message: schedule_pb2.Schedule) -> types.Schedule:
+    """From the API's message."""
+    return types.Schedule(
+        name=message.name,
+        uid=message.uid,
+        labels=dict(sorted(message.labels.items())),
+        recurrence=from_recurrence(message.recurrence),
+        payload=message.payload,
+        overlap_policy=_optional_enum(
+            schedule_pb2.OverlapPolicy,
+            "OVERLAP_POLICY",
+            message.overlap_policy,
+            types.OverlapPolicy,
+        ),
+        misfire_policy=_optional_enum(
+            schedule_pb2.MisfirePolicy,
+            "MISFIRE_POLICY",
+            message.misfire_policy,
+            types.MisfirePolicy,
+        ),
+        start_deadline=from_duration(message, "start_deadline"),
+        state=_from_enum(
+            schedule_pb2.ScheduleState,
+            "SCHEDULE_STATE",
+            message.state,
+            types.ScheduleState,
+            types.ScheduleState.UNKNOWN,
+        ),
+        pause_reason=message.pause_reason,
+        next_fire_time=from_timestamp(message, "next_fire_time"),
+        last_fire_time=from_timestamp(message, "last_fire_time"),
+        fire_count=message.fire_count,
+        missed_count=message.missed_count,
+        create_time=from_timestamp(message, "create_time"),
+        update_time=from_timestamp(message, "update_time"),
+        etag=message.etag,
+    )
+
+
+def from_fire(message: schedule_pb2.PreviewedFire) -> types.Fire:
+    """From the API's message."""
+    return types.Fire(
+        due_time=message.due_time.ToDatetime(tzinfo=datetime.UTC),
+        local_time=message.local_time,
+        note=message.note,
+    )
+
+
+# Executions ---------------------------------------------------------------------------------------
+
+
+def to_states(states: Sequence[types.ExecutionState]) -> list[Any]:
+    """As the API says it."""
+    return [_to_enum(execution_pb2.ExecutionState, "EXECUTION_STATE", each) for each in states]
+
+
+def _reason(number: int) -> types.ExecutionReason:
+    if number == execution_pb2.EXECUTION_REASON_UNSPECIFIED:
+        return types.ExecutionReason.NONE
+    return _from_enum(
+        execution_pb2.ExecutionReason,
+        "EXECUTION_REASON",
+        number,
+        types.ExecutionReason,
+        types.ExecutionReason.UNKNOWN,
+    )
+
+
+def from_execution(message: execution_pb2.Execution) -> types.Execution:
+    """From the API's message."""
+    return types.Execution(
+        name=message.name,
+        schedule=message.schedule,
+        job_uid=message.job_uid,
+        job_revision=message.job_revision,
+        state=_from_enum(
+            execution_pb2.ExecutionState,
+            "EXECUTION_STATE",
+            message.state,
+            types.ExecutionState,
+            types.ExecutionState.UNKNOWN,
+        ),
+        reason=_reason(message.reason),
+        message=message.message,
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        due_time=from_timestamp(message, "due_time"),
+        create_time=from_timestamp(message, "create_time"),
+        start_time=from_timestamp(message, "start_time"),
+        end_time=from_timestamp(message, "end_time"),
+        lateness=from_duration(message, "lateness"),
+        missed_fires=message.missed_fires,
+        attempts=tuple(_from_attempt(each) for each in message.attempts),
+    )
+
+
+def _from_attempt(message: execution_pb2.Attempt) -> types.Attempt:
+    return types.Attempt(
+        number=message.number,
+        executor=message.executor,
+        assign_time=from_timestamp(message, "assign_time"),
+        prepare_time=from_timestamp(message, "prepare_time"),
+        start_time=from_timestamp(message, "start_time"),
+        end_time=from_timestamp(message, "end_time"),
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        signal=message.signal,
+        reason=_reason(message.reason),
+        message=message.message,
+        peak_memory_bytes=message.peak_memory_bytes,
+        cpu_time=from_duration(message, "cpu_time"),
+    )
+
+
+def from_log(message: execution_pb2.StreamLogsResponse) -> types.LogChunk:
+    """From the API's message."""
+    is_error = message.stream == execution_pb2.LOG_STREAM_STDERR
+    return types.LogChunk(
+        data=message.data,
+        stream=types.LogStream.STDERR if is_error else types.LogStream.STDOUT,
+        truncated=message.truncated,
+    )
+
+
+# Images and the mesh ------------------------------------------------------------------------------
+
+
+def from_image(message: image_pb2.Image) -> types.Image:
+    """From the API's message."""
+    return types.Image(name=message.name, digest=message.digest, size_bytes=message.size_bytes)
+
+
+def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
+    """From the API's message."""
+    return types.Cluster(
+        version=message.version,
+        shards=tuple(
+            types.Shard(
+                shard_id=shard.shard_id,
+                replicas=tuple(_from_replica(replica) for replica in shard.replicas),
+            )
+            for shard in message.shards
+        ),
+        executors=tuple(
+            types.Executor(
+                executor_id=each.executor_id,
+                address=each.address,
+                slot_count=each.slot_count,
+                used_slot_count=each.used_slot_count,
+                runtime=each.runtime,
+            )
+            for each in message.executors
+        ),
+    )
+
+
+def _from_replica(message: cluster_pb2.Replica) -> types.Replica:
+    return types.Replica(
+        replica_id=message.replica_id,
+        address=message.address,
+        reachable=message.reachable,
+        leader=message.leader,
+        term=message.term,
+        applied_index=message.applied_index,
+        commit_index=message.commit_index,
+        schedule_count=message.schedule_count,
+        active_execution_count=message.active_execution_count,
+        resident_memory_bytes=message.resident_memory_bytes,
+    )
+
+
+def payload_bytes(payload: bytes | str) -> bytes:
+    """Text is sent as UTF-8."""
+    return payload.encode() if isinstance(payload, str) else payload

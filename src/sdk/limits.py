@@ -1,0 +1,30 @@
+"""Limits of the client, each with its unit and the reason for its value."""
+
+DEADLINE_S = 10.0
+"""A call, unless it says otherwise: covers a change of leader (under 1 s) many times over."""
+
+IMPORT_DEADLINE_S = 600.0
+"""Importing an image: 1 GiB over 20 Mbit/s, and its unpacking."""
+
+STREAM_DEADLINE_S = 3700.0
+"""A watch's or log's stream: the server ends it after an hour, then it is opened again."""
+
+RECONNECT_S = 60.0
+"""How long a stream that broke is opened again without an answer before that is an error: a
+gateway's restart and an election fit in it."""
+
+RECONNECT_DELAY_S = 0.1
+RECONNECT_DELAY_MAX_S = 2.0
+"""Between tries to open a stream again; doubled each time."""
+
+UPLOAD_CHUNK_BYTES = 256 * 1024
+"""Data in one message of an image's import: large enough to be fast, small enough to show progress
+on a slow line (the server takes up to 1 MiB)."""
+
+LOOKUP_EXECUTIONS_MAX = 10_000
+"""Executions looked at, newest first, to find one by its id alone: ten pages."""
+
+RETRY_ATTEMPTS_MAX = 5
+"""Tries of a call that is safe to repeat: with the waits below about 1.5 s; gRPC's own limit."""
+RETRY_DELAY_S = 0.1
+RETRY_DELAY_MAX_S = 1.0

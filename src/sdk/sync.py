@@ -1,0 +1,821 @@
+"""The blocking client, for any thread: made from aio.py, the asyncio one, which is
+the one to change (see tests/unit/sdk/test_clients_are_alike.py).
+
+Every method takes `deadline_s`, seconds for the call (default: the client's), and raises the errors
+of errors.py.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from ..proto.tickmesh.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    execution_pb2,
+    execution_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    schedule_pb2,
+    schedule_pb2_grpc,
+)
+from . import convert, limits, names
+from .errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NotFound, Unavailable
+from .target import resolve
+from .transport import Deadline, Patience, Transport
+from .types import (
+    Cluster,
+    Container,
+    Execution,
+    ExecutionState,
+    Fire,
+    FoldPolicy,
+    GapPolicy,
+    Image,
+    Interval,
+    Job,
+    LogChunk,
+    MisfirePolicy,
+    NewExecution,
+    NewJob,
+    NewSchedule,
+    OverlapPolicy,
+    Recurrence,
+    Resources,
+    RetryPolicy,
+    Schedule,
+)
+
+
+class Client:
+    """A customer's view of a mesh: `jobs`, `schedules`, `executions`, `images`, and execute().
+
+    Use it as a context manager, or close it.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        customer: str | None = None,
+        *,
+        tls: bool | None = None,
+        ca_file: str | Path | None = None,
+        deadline_s: float = limits.DEADLINE_S,
+    ) -> None:
+        """address: of a gateway; default $TICKMESH_ADDRESS, else that of the `tickmesh dev` below
+        this directory, else 127.0.0.1:7300.
+        customer: default $TICKMESH_CUSTOMER, else "default".
+        tls: whether to encrypt; default: if there is a ca_file.
+        ca_file: PEM of the authority to trust; default $TICKMESH_CA_FILE, else the system's.
+        deadline_s: of each call that does not say otherwise.
+        """
+        target = resolve(address, customer, tls=tls, ca_file=ca_file)
+        self._transport = Transport(target, deadline_s)
+        self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._transport.channel)
+        self.jobs = Jobs(self._transport)
+        self.schedules = Schedules(self._transport)
+        self.executions = Executions(self._transport)
+        self.images = Images(self._transport)
+
+    @property
+    def address(self) -> str:
+        """Where it calls."""
+        return self._transport.target.address
+
+    @property
+    def customer(self) -> str:
+        """On whose behalf."""
+        return self._transport.target.customer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way fail."""
+        self._transport.close()
+
+    def execute(
+        self,
+        job: str,
+        payload: bytes | str = b"",
+        *,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> ExecutionHandle:
+        """Run a job once, now: returns when the execution is durable, not when it runs.
+
+        payload: at most 64 KiB, for the file named by TICKMESH_PAYLOAD_FILE; text as UTF-8.
+        request_id: makes it safe to repeat by hand; one is made for gRPC's own retries.
+        """
+        request = execution_pb2.ExecuteJobRequest(
+            name=names.job(self.customer, job),
+            payload=convert.payload_bytes(payload),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        stub = self.executions.stub
+        answer = self._transport.unary(stub.ExecuteJob, request, deadline_s)
+        return ExecutionHandle(self.executions, convert.from_execution(answer))
+
+    def execute_batch(
+        self,
+        executions: Sequence[NewExecution],
+        *,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Sequence[ExecutionHandle]:
+        """Run up to 1,000 jobs in one commit: all or none."""
+        request = execution_pb2.BatchExecuteJobsRequest(
+            parent=names.customer(self.customer),
+            executions=[
+                execution_pb2.NewExecution(
+                    name=names.job(self.customer, each.job), payload=each.payload
+                )
+                for each in executions
+            ],
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        stub = self.executions.stub
+        answer = self._transport.unary(stub.BatchExecuteJobs, request, deadline_s)
+        return [
+            ExecutionHandle(self.executions, convert.from_execution(each))
+            for each in answer.executions
+        ]
+
+    def cluster(self, *, deadline_s: float | None = None) -> Cluster:
+        """The mesh as the gateway sees it now."""
+        request = cluster_pb2.GetClusterRequest()
+        answer = self._transport.unary(self._cluster.GetCluster, request, deadline_s)
+        return convert.from_cluster(answer)
+
+
+class Jobs:
+    """What to run: `client.jobs`. A job is named by its id or its resource name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self._stub = job_pb2_grpc.JobServiceStub(transport.channel)
+
+    def create(
+        self,
+        job_id: str = "",
+        *,
+        image: str,
+        command: Sequence[str] = (),
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        working_dir: str = "",
+        memory_bytes: int = 0,
+        cpu_millis: int = 0,
+        scratch_bytes: int = 0,
+        pids: int = 0,
+        timeout: timedelta | float | None = None,
+        grace_period: timedelta | float | None = None,
+        retry_policy: RetryPolicy | None = None,
+        at_most_once: bool = False,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Create a job from its parts; see Job, Container and Resources for each.
+
+        timeout: how long one attempt may run (a timedelta, or seconds).
+        """
+        job = Job(
+            container=Container(
+                image=image,
+                command=tuple(command),
+                args=tuple(args),
+                env=env or {},
+                working_dir=working_dir,
+            ),
+            resources=Resources(
+                memory_bytes=memory_bytes,
+                cpu_millis=cpu_millis,
+                scratch_bytes=scratch_bytes,
+                pids=pids,
+            ),
+            timeout=convert.length(timeout),
+            grace_period=convert.length(grace_period),
+            retry_policy=retry_policy,
+            at_most_once=at_most_once,
+            display_name=display_name,
+            labels=labels or {},
+        )
+        return self.add(
+            job,
+            job_id,
+            request_id=request_id,
+            validate_only=validate_only,
+            deadline_s=deadline_s,
+        )
+
+    def add(
+        self,
+        job: Job,
+        job_id: str = "",
+        *,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Create a job. job_id: default made by the server."""
+        request = job_pb2.CreateJobRequest(
+            parent=names.customer(self._customer),
+            job_id=job_id,
+            job=convert.to_job(job),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.CreateJob, request, deadline_s)
+        return convert.from_job(answer)
+
+    def add_batch(
+        self, jobs: Sequence[NewJob], *, request_id: str = "", deadline_s: float | None = None
+    ) -> Sequence[Job]:
+        """Create up to 1,000 jobs in one commit: all or none."""
+        request = job_pb2.BatchCreateJobsRequest(
+            parent=names.customer(self._customer),
+            jobs=[
+                job_pb2.NewJob(job_id=each.job_id, job=convert.to_job(each.job)) for each in jobs
+            ],
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        answer = self._transport.unary(self._stub.BatchCreateJobs, request, deadline_s)
+        return [convert.from_job(each) for each in answer.jobs]
+
+    def get(self, job: str, *, deadline_s: float | None = None) -> Job:
+        """One job. Raises NotFound."""
+        request = job_pb2.GetJobRequest(name=names.job(self._customer, job))
+        answer = self._transport.unary(self._stub.GetJob, request, deadline_s)
+        return convert.from_job(answer)
+
+    def list(self, *, page_size: int = 0, deadline_s: float | None = None) -> Iterator[Job]:
+        """All jobs, ordered by id; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = job_pb2.ListJobsRequest(
+                parent=names.customer(self._customer), page_size=page_size, page_token=token
+            )
+            answer = self._transport.unary(self._stub.ListJobs, request, deadline_s)
+            for each in answer.jobs:
+                yield convert.from_job(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def update(
+        self,
+        job: Job,
+        update_mask: Sequence[str],
+        *,
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Change a job, as from dataclasses.replace(): later executions use the new revision.
+
+        update_mask: which fields, as "container.image", "timeout"; "*" is all. If job.etag is set,
+        EtagMismatch is raised when somebody else changed it since.
+        """
+        request = job_pb2.UpdateJobRequest(
+            job=convert.to_job(job),
+            update_mask=FieldMask(paths=update_mask),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.UpdateJob, request, deadline_s)
+        return convert.from_job(answer)
+
+    def delete(
+        self, job: str, *, force: bool = False, etag: str = "", deadline_s: float | None = None
+    ) -> None:
+        """Delete a job; with force, its schedules too. What runs goes on."""
+        request = job_pb2.DeleteJobRequest(
+            name=names.job(self._customer, job), etag=etag, force=force
+        )
+        self._transport.unary(self._stub.DeleteJob, request, deadline_s)
+
+
+class Schedules:
+    """When jobs fire: `client.schedules`. A schedule is named "job/schedule", or by its resource
+    name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self._stub = schedule_pb2_grpc.ScheduleServiceStub(transport.channel)
+
+    def create(
+        self,
+        job: str,
+        schedule_id: str = "",
+        *,
+        cron: str | Sequence[str] = (),
+        every: timedelta | float | Interval | None = None,
+        at: datetime | Sequence[datetime] = (),
+        time_zone: str = "",
+        gap_policy: GapPolicy | None = None,
+        fold_policy: FoldPolicy | None = None,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        jitter: timedelta | float | None = None,
+        payload: bytes | str = b"",
+        overlap_policy: OverlapPolicy | None = None,
+        misfire_policy: MisfirePolicy | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Schedule:
+        """Create a schedule of a job from its parts; see Schedule and Recurrence for each.
+
+        cron: "*/5 * * * *" (six fields: seconds first), or several. every: an interval. at: one
+        instant, or several. Together they are a union.
+        """
+        schedule = Schedule(
+            recurrence=convert.recurrence_of(
+                cron=cron,
+                every=every,
+                at=at,
+                time_zone=time_zone,
+                gap_policy=gap_policy,
+                fold_policy=fold_policy,
+                start_time=start_time,
+                end_time=end_time,
+                jitter=jitter,
+            ),
+            payload=convert.payload_bytes(payload),
+            overlap_policy=overlap_policy,
+            misfire_policy=misfire_policy,
+            labels=labels or {},
+        )
+        return self.add(
+            job,
+            schedule,
+            schedule_id,
+            request_id=request_id,
+            validate_only=validate_only,
+            deadline_s=deadline_s,
+        )
+
+    def add(
+        self,
+        job: str,
+        schedule: Schedule,
+        schedule_id: str = "",
+        *,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Schedule:
+        """Create a schedule of a job. schedule_id: default made by the server."""
+        request = schedule_pb2.CreateScheduleRequest(
+            parent=names.job(self._customer, job),
+            schedule_id=schedule_id,
+            schedule=convert.to_schedule(schedule),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.CreateSchedule, request, deadline_s)
+        return convert.from_schedule(answer)
+
+    def add_batch(
+        self,
+        job: str,
+        schedules: Sequence[NewSchedule],
+        *,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Sequence[Schedule]:
+        """Create up to 1,000 schedules of one job in one commit: all or none."""
+        request = schedule_pb2.BatchCreateSchedulesRequest(
+            parent=names.job(self._customer, job),
+            schedules=[
+                schedule_pb2.NewSchedule(
+                    schedule_id=each.schedule_id, schedule=convert.to_schedule(each.schedule)
+                )
+                for each in schedules
+            ],
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        answer = self._transport.unary(self._stub.BatchCreateSchedules, request, deadline_s)
+        return [convert.from_schedule(each) for each in answer.schedules]
+
+    def get(self, schedule: str, *, deadline_s: float | None = None) -> Schedule:
+        """One schedule. Raises NotFound."""
+        request = schedule_pb2.GetScheduleRequest(name=names.schedule(self._customer, schedule))
+        answer = self._transport.unary(self._stub.GetSchedule, request, deadline_s)
+        return convert.from_schedule(answer)
+
+    def list(
+        self, job: str, *, page_size: int = 0, deadline_s: float | None = None
+    ) -> Iterator[Schedule]:
+        """All schedules of a job, ordered by id; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = schedule_pb2.ListSchedulesRequest(
+                parent=names.job(self._customer, job), page_size=page_size, page_token=token
+            )
+            answer = self._transport.unary(self._stub.ListSchedules, request, deadline_s)
+            for each in answer.schedules:
+                yield convert.from_schedule(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def update(
+        self,
+        schedule: Schedule,
+        update_mask: Sequence[str],
+        *,
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Schedule:
+        """Change a schedule, as from dataclasses.replace().
+
+        update_mask: which of "labels", "recurrence", "payload", "overlap_policy", "misfire_policy";
+        "*" is all. If schedule.etag is set, EtagMismatch is raised when somebody was faster.
+        """
+        request = schedule_pb2.UpdateScheduleRequest(
+            schedule=convert.to_schedule(schedule),
+            update_mask=FieldMask(paths=update_mask),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.UpdateSchedule, request, deadline_s)
+        return convert.from_schedule(answer)
+
+    def pause(
+        self, schedule: str, reason: str = "", *, deadline_s: float | None = None
+    ) -> Schedule:
+        """Stop it from firing until it is resumed."""
+        request = schedule_pb2.PauseScheduleRequest(
+            name=names.schedule(self._customer, schedule), reason=reason
+        )
+        answer = self._transport.unary(self._stub.PauseSchedule, request, deadline_s)
+        return convert.from_schedule(answer)
+
+    def resume(self, schedule: str, *, deadline_s: float | None = None) -> Schedule:
+        """Let it fire again, from its next instant. Raises NotPaused."""
+        request = schedule_pb2.ResumeScheduleRequest(name=names.schedule(self._customer, schedule))
+        answer = self._transport.unary(self._stub.ResumeSchedule, request, deadline_s)
+        return convert.from_schedule(answer)
+
+    def delete(self, schedule: str, *, etag: str = "", deadline_s: float | None = None) -> None:
+        """Delete a schedule. What runs goes on."""
+        request = schedule_pb2.DeleteScheduleRequest(
+            name=names.schedule(self._customer, schedule), etag=etag
+        )
+        self._transport.unary(self._stub.DeleteSchedule, request, deadline_s)
+
+    def preview(
+        self,
+        recurrence: Recurrence | None = None,
+        *,
+        cron: str | Sequence[str] = (),
+        every: timedelta | float | Interval | None = None,
+        at: datetime | Sequence[datetime] = (),
+        time_zone: str = "",
+        gap_policy: GapPolicy | None = None,
+        fold_policy: FoldPolicy | None = None,
+        after: datetime | None = None,
+        count: int = 0,
+        deadline_s: float | None = None,
+    ) -> Sequence[Fire]:
+        """The next fires of a recurrence, and what daylight saving does to each; stores nothing.
+
+        recurrence: or its parts, as in create(). after: default now. count: default 10.
+        """
+        wanted = recurrence or convert.recurrence_of(
+            cron=cron,
+            every=every,
+            at=at,
+            time_zone=time_zone,
+            gap_policy=gap_policy,
+            fold_policy=fold_policy,
+        )
+        request = schedule_pb2.PreviewScheduleRequest(
+            parent=names.customer(self._customer),
+            recurrence=convert.to_recurrence(wanted, "recurrence"),
+            after_time=convert.to_timestamp(after, "after_time"),
+            count=count,
+        )
+        answer = self._transport.unary(self._stub.PreviewSchedule, request, deadline_s)
+        return [convert.from_fire(each) for each in answer.fires]
+
+
+class Executions:
+    """Runs of jobs: `client.executions`. An execution is named by its resource name, as
+    "job/execution", or by its id alone if it is among the latest 10,000."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self.stub = execution_pb2_grpc.ExecutionServiceStub(transport.channel)
+
+    def get(self, execution: str, *, deadline_s: float | None = None) -> Execution:
+        """One execution. Raises NotFound."""
+        request = execution_pb2.GetExecutionRequest(name=self._name(execution))
+        answer = self._transport.unary(self.stub.GetExecution, request, deadline_s)
+        return convert.from_execution(answer)
+
+    def handle(self, execution: str, *, deadline_s: float | None = None) -> ExecutionHandle:
+        """A handle on an execution. Raises NotFound."""
+        return ExecutionHandle(self, self.get(execution, deadline_s=deadline_s))
+
+    def list(
+        self,
+        job: str = "",
+        *,
+        schedule: str = "",
+        states: Sequence[ExecutionState] = (),
+        page_size: int = 0,
+        deadline_s: float | None = None,
+    ) -> Iterator[Execution]:
+        """Executions of a job (default: of all), newest first; pages are fetched as needed."""
+        token = ""
+        while True:
+            request = execution_pb2.ListExecutionsRequest(
+                parent=names.jobs_of(self._customer, job),
+                page_size=page_size,
+                page_token=token,
+                schedule=names.schedule(self._customer, schedule) if schedule else "",
+                states=convert.to_states(states),
+            )
+            answer = self._transport.unary(self.stub.ListExecutions, request, deadline_s)
+            for each in answer.executions:
+                yield convert.from_execution(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def watch(self, job: str = "", *, schedule: str = "", cursor: str = "") -> Watch:
+        """Executions of a job (default: of all) as they change, from now on or from a cursor."""
+        return Watch(
+            self._transport,
+            self.stub,
+            names.jobs_of(self._customer, job),
+            names.schedule(self._customer, schedule) if schedule else "",
+            cursor,
+        )
+
+    def cancel(self, execution: str, *, deadline_s: float | None = None) -> Execution:
+        """Ask it to end. Cancelling what has ended changes nothing."""
+        request = execution_pb2.CancelExecutionRequest(name=self._name(execution))
+        answer = self._transport.unary(self.stub.CancelExecution, request, deadline_s)
+        return convert.from_execution(answer)
+
+    def changes(self, execution: str, *, deadline_s: float | None = None) -> Iterator[Execution]:
+        """One execution: as it is, then as it changes, until it has ended."""
+        watch = Watch(self._transport, self.stub, self._name(execution), "", "", deadline_s)
+        for each in watch:
+            yield each
+            if each.state.final:
+                return
+
+    def logs(
+        self,
+        execution: str,
+        *,
+        follow: bool = False,
+        attempt: int = 0,
+        deadline_s: float | None = None,
+    ) -> Iterator[LogChunk]:
+        """What it wrote, in the order of each stream. follow: go on until it has ended.
+
+        attempt: from 1; default the last. A broken stream is opened again where it broke.
+        """
+        name = self._name(execution)
+        deadline, patience, cursor = Deadline(deadline_s), Patience(), ""
+        while True:
+            request = execution_pb2.StreamLogsRequest(
+                name=name, cursor=cursor, follow=follow, attempt=attempt
+            )
+            try:
+                for answer in self._transport.stream(
+                    self.stub.StreamLogs, request, deadline.left_s(limits.STREAM_DEADLINE_S)
+                ):
+                    patience.heard()
+                    cursor = answer.cursor
+                    if answer.data or answer.truncated:
+                        yield convert.from_log(answer)
+                return
+            except (Unavailable, DeadlineExceeded) as error:
+                if deadline.passed or not (follow or cursor):
+                    raise
+                self._transport.sleep(patience.delay_s(error))
+
+    def _name(self, execution: str) -> str:
+        """The resource name; an id alone is looked for among the latest."""
+        name = names.execution(self._customer, execution)
+        if name is not None:
+            return name
+        if not execution:
+            raise InvalidRequest("execution: is empty")
+        seen = 0
+        for each in self.list(page_size=1_000):
+            if each.id == execution:
+                return each.name
+            seen += 1
+            if seen == limits.LOOKUP_EXECUTIONS_MAX:
+                break
+        raise NotFound(
+            f"execution {execution}: not among the latest {seen:,} of customer "
+            f"{self._customer}; an older one is found as JOB/{execution}"
+        )
+
+
+class Watch:
+    """Executions as they change: iterate over it. A broken stream goes on where it broke."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        stub: execution_pb2_grpc.ExecutionServiceStub,
+        parent: str,
+        schedule: str,
+        cursor: str,
+        deadline_s: float | None = None,
+    ) -> None:
+        self._transport = transport
+        self._stub = stub
+        self._parent = parent
+        self._schedule = schedule
+        self._deadline = Deadline(deadline_s)
+        self.cursor = cursor
+        """Where to go on later, in another watch, after what has been seen of this one."""
+
+    def __iter__(self) -> Iterator[Execution]:
+        # One execution's stream begins with its present state, and ends when it has ended.
+        of_one = "/executions/" in self._parent
+        patience = Patience()
+        while True:
+            request = execution_pb2.WatchExecutionsRequest(
+                parent=self._parent,
+                cursor="" if of_one else self.cursor,
+                schedule=self._schedule,
+            )
+            try:
+                for answer in self._transport.stream(
+                    self._stub.WatchExecutions,
+                    request,
+                    self._deadline.left_s(limits.STREAM_DEADLINE_S),
+                ):
+                    patience.heard()
+                    for each in answer.executions:
+                        yield convert.from_execution(each)
+                    self.cursor = answer.cursor
+                if of_one:
+                    return
+                error: Unavailable | DeadlineExceeded = Unavailable("the watch ended")
+            except (Unavailable, DeadlineExceeded) as broken:
+                error = broken
+            if self._deadline.passed:
+                raise DeadlineExceeded(
+                    f"{self._parent}: not ended after {self._deadline.seconds:g} s"
+                )
+            self._transport.sleep(patience.delay_s(error))
+
+
+class ExecutionHandle:
+    """An execution that can be waited for."""
+
+    def __init__(self, executions: Executions, execution: Execution) -> None:
+        self._executions = executions
+        self.execution = execution
+        """As it was last seen."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.execution.state}>"
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return self.execution.name
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return self.execution.id
+
+    def get(self, *, deadline_s: float | None = None) -> Execution:
+        """As it is now."""
+        self.execution = self._executions.get(self.name, deadline_s=deadline_s)
+        return self.execution
+
+    def changes(self, *, deadline_s: float | None = None) -> Iterator[Execution]:
+        """As it is, then as it changes, until it has ended."""
+        for each in self._executions.changes(self.name, deadline_s=deadline_s):
+            self.execution = each
+            yield each
+
+    def wait(self, *, deadline_s: float | None = None) -> Execution:
+        """Wait until it has ended, however. Raises DeadlineExceeded; it goes on then."""
+        if not self.execution.state.final:
+            for _ in self.changes(deadline_s=deadline_s):
+                pass
+        if not self.execution.state.final:
+            self.get()
+        return self.execution
+
+    def result(self, *, deadline_s: float | None = None) -> Execution:
+        """Wait until it has ended. Raises ExecutionFailed if it did not succeed."""
+        execution = self.wait(deadline_s=deadline_s)
+        if execution.state is not ExecutionState.SUCCEEDED:
+            raise ExecutionFailed(execution)
+        return execution
+
+    def logs(
+        self, *, follow: bool = False, attempt: int = 0, deadline_s: float | None = None
+    ) -> Iterator[LogChunk]:
+        """What it wrote; see Executions.logs."""
+        return self._executions.logs(
+            self.name, follow=follow, attempt=attempt, deadline_s=deadline_s
+        )
+
+    def cancel(self, *, deadline_s: float | None = None) -> Execution:
+        """Ask it to end."""
+        self.execution = self._executions.cancel(self.name, deadline_s=deadline_s)
+        return self.execution
+
+
+class Images:
+    """Images that are in no registry: `client.images`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self._stub = image_pb2_grpc.ImageServiceStub(transport.channel)
+
+    def import_archive(
+        self,
+        image: str,
+        archive: str | Path,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        deadline_s: float = limits.IMPORT_DEADLINE_S,
+    ) -> Image:
+        """Import an OCI archive (a tar with index.json) as an image, "report:1".
+
+        progress: called with (bytes sent, bytes in all). Raises ImageCorrupt, ImageTooLarge, and
+        OSError for the file.
+        """
+        path = Path(archive)
+        requests = _archive_messages(names.image(self._customer, image), path, progress)
+        answer = self._transport.upload(self._stub.ImportImage, requests, deadline_s)
+        return convert.from_image(answer)
+
+    def get(self, image: str, *, deadline_s: float | None = None) -> Image:
+        """One imported image. Raises NotFound."""
+        request = image_pb2.GetImageRequest(name=names.image(self._customer, image))
+        return convert.from_image(self._transport.unary(self._stub.GetImage, request, deadline_s))
+
+    def list(self, *, deadline_s: float | None = None) -> Sequence[Image]:
+        """All imported images, ordered by name."""
+        request = image_pb2.ListImagesRequest(parent=names.customer(self._customer))
+        answer = self._transport.unary(self._stub.ListImages, request, deadline_s)
+        return [convert.from_image(each) for each in answer.images]
+
+    def delete(self, image: str, *, deadline_s: float | None = None) -> None:
+        """Delete an imported image. What runs keeps its own."""
+        request = image_pb2.DeleteImageRequest(name=names.image(self._customer, image))
+        self._transport.unary(self._stub.DeleteImage, request, deadline_s)
+
+
+def _archive_messages(
+    name: str, path: Path, progress: Callable[[int, int], None] | None
+) -> Iterator[image_pb2.ImportImageRequest]:
+    """The file in messages, the first with the name. Opened at once, so that its errors are the
+    caller's, not lost in gRPC's thread."""
+    file = path.open("rb")
+
+    def each() -> Iterator[image_pb2.ImportImageRequest]:
+        with file:
+            total, sent = path.stat().st_size, 0
+            yield image_pb2.ImportImageRequest(name=name)
+            while data := file.read(limits.UPLOAD_CHUNK_BYTES):
+                yield image_pb2.ImportImageRequest(data=data)
+                sent += len(data)
+                if progress is not None:
+                    progress(sent, total)
+
+    return each()

@@ -1,0 +1,423 @@
+"""What a client gives and gets: frozen dataclasses, one for each message of the public API.
+
+Field names, units and defaults are those of protos/tickmesh/v1. Instants are datetimes in UTC,
+lengths of time are timedeltas. None stands for what is not set, or has not happened yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+NO_TIME = timedelta(0)
+
+
+class ExecutionState(StrEnum):
+    """Where an execution is in its life."""
+
+    PENDING = "PENDING"
+    """Committed; waits for an executor with room."""
+    ASSIGNED = "ASSIGNED"
+    """An executor prepares it, or holds it ready for its due time."""
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    """Its process exited with 0."""
+    FAILED = "FAILED"
+    """See its reason."""
+    CANCELLED = "CANCELLED"
+    REVOKED = "REVOKED"
+    """Taken back before it started, as its schedule was changed, paused or deleted."""
+    UNKNOWN = "UNKNOWN"
+    """A state that this version of the client does not know."""
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset(
+    {
+        ExecutionState.SUCCEEDED,
+        ExecutionState.FAILED,
+        ExecutionState.CANCELLED,
+        ExecutionState.REVOKED,
+    }
+)
+
+
+class ExecutionReason(StrEnum):
+    """Why an execution or an attempt ended other than by success."""
+
+    NONE = ""
+    """It succeeded, or has not ended."""
+    EXIT_CODE = "EXIT_CODE"
+    SIGNAL = "SIGNAL"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMEOUT = "TIMEOUT"
+    CANCELLED = "CANCELLED"
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    IMAGE_CORRUPT = "IMAGE_CORRUPT"
+    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE"
+    COMMAND_NOT_STARTED = "COMMAND_NOT_STARTED"
+    EXECUTOR_LOST = "EXECUTOR_LOST"
+    INFRASTRUCTURE = "INFRASTRUCTURE"
+    """The platform failed; not the customer's doing."""
+    REVOKED = "REVOKED"
+    JOB_DELETED = "JOB_DELETED"
+    UNKNOWN = "UNKNOWN"
+    """A reason that this version of the client does not know."""
+
+
+class ScheduleState(StrEnum):
+    """Whether a schedule fires."""
+
+    ACTIVE = "ACTIVE"
+    PAUSED = "PAUSED"
+    FINISHED = "FINISHED"
+    """It has no further instants."""
+    UNKNOWN = "UNKNOWN"
+    """A state that this version of the client does not know."""
+
+
+class GapPolicy(StrEnum):
+    """What happens to a local time that does not exist (clocks go forward)."""
+
+    AFTER = "AFTER"
+    """It fires once, at the moment after the gap."""
+    SKIP = "SKIP"
+
+
+class FoldPolicy(StrEnum):
+    """What happens to a fixed local time that happens twice (clocks go back)."""
+
+    FIRST = "FIRST"
+    BOTH = "BOTH"
+
+
+class OverlapPolicy(StrEnum):
+    """What happens at an instant when an earlier execution of the schedule still runs."""
+
+    ALLOW = "ALLOW"
+    SKIP = "SKIP"
+    QUEUE = "QUEUE"
+    REPLACE = "REPLACE"
+
+
+class MisfirePolicy(StrEnum):
+    """What happens to instants that passed while nobody could fire them."""
+
+    LATEST = "LATEST"
+    SKIP = "SKIP"
+    ALL = "ALL"
+
+
+class LogStream(StrEnum):
+    """Where output was written."""
+
+    STDOUT = "STDOUT"
+    STDERR = "STDERR"
+
+
+def _part(name: str, position: int) -> str:
+    parts = name.split("/")
+    return parts[position] if len(parts) > position else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container image and how to run it."""
+
+    image: str
+    """As "registry.example:5000/team/report@sha256:..." or, imported, "report:1"."""
+    command: tuple[str, ...] = ()
+    """Replaces the image's entrypoint."""
+    args: tuple[str, ...] = ()
+    """Replaces the image's arguments."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Limits of one execution; 0 is the server's default."""
+
+    memory_bytes: int = 0
+    cpu_millis: int = 0
+    """Thousandths of a core."""
+    scratch_bytes: int = 0
+    pids: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """What happens after an attempt that failed."""
+
+    max_attempts: int = 1
+    backoff: timedelta | None = None
+    backoff_max: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to run, with which limits."""
+
+    name: str = ""
+    """customers/{customer}/jobs/{job}"""
+    container: Container
+    resources: Resources = Resources()
+    timeout: timedelta | None = None
+    """How long one attempt may run."""
+    grace_period: timedelta | None = None
+    """Between SIGTERM and SIGKILL."""
+    retry_policy: RetryPolicy | None = None
+    at_most_once: bool = False
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    uid: str = ""
+    revision: int = 0
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Fires at phase, phase + every, ... counted from 1970-01-01 UTC."""
+
+    every: timedelta
+    phase: timedelta = NO_TIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """A set of instants: the union of crons, intervals and times, in one zone."""
+
+    crons: tuple[str, ...] = ()
+    intervals: tuple[Interval, ...] = ()
+    times: tuple[datetime, ...] = ()
+    time_zone: str = ""
+    """IANA, for crons; "" is UTC."""
+    gap_policy: GapPolicy | None = None
+    fold_policy: FoldPolicy | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    jitter: timedelta | None = None
+
+    def __str__(self) -> str:
+        """For people, in a few words."""
+        parts = [f"cron {cron}" for cron in self.crons]
+        parts += [f"every {interval.every}" for interval in self.intervals]
+        parts += [f"at {time.isoformat()}" for time in self.times]
+        zone = f" ({self.time_zone})" if self.time_zone else ""
+        return ", ".join(parts) + zone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When a job fires."""
+
+    name: str = ""
+    """customers/{customer}/jobs/{job}/schedules/{schedule}"""
+    recurrence: Recurrence
+    payload: bytes = b""
+    overlap_policy: OverlapPolicy | None = None
+    misfire_policy: MisfirePolicy | None = None
+    start_deadline: timedelta | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    uid: str = ""
+    state: ScheduleState = ScheduleState.UNKNOWN
+    pause_reason: str = ""
+    next_fire_time: datetime | None = None
+    last_fire_time: datetime | None = None
+    fire_count: int = 0
+    missed_count: int = 0
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 5)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fire:
+    """One instant of a recurrence."""
+
+    due_time: datetime
+    local_time: str
+    """In the recurrence's zone, as "2027-03-29T03:00:00+02:00"."""
+    note: str = ""
+    """What daylight saving did to it; empty if nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try at an execution."""
+
+    number: int
+    executor: str = ""
+    assign_time: datetime | None = None
+    prepare_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    exit_code: int | None = None
+    signal: int = 0
+    reason: ExecutionReason = ExecutionReason.NONE
+    message: str = ""
+    peak_memory_bytes: int = 0
+    cpu_time: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """One run of a job."""
+
+    name: str
+    """customers/{customer}/jobs/{job}/executions/{execution}"""
+    schedule: str = ""
+    """The name of the schedule that fired it; "" if a call executed it."""
+    job_uid: str = ""
+    job_revision: int = 0
+    state: ExecutionState = ExecutionState.UNKNOWN
+    reason: ExecutionReason = ExecutionReason.NONE
+    message: str = ""
+    exit_code: int | None = None
+    due_time: datetime | None = None
+    create_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    lateness: timedelta | None = None
+    """From its due time to its process's first instruction."""
+    missed_fires: int = 0
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 5)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return _part(self.name, 3)
+
+    @property
+    def lateness_ms(self) -> float | None:
+        """lateness in milliseconds."""
+        return None if self.lateness is None else self.lateness / timedelta(milliseconds=1)
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long its process ran, once it has ended."""
+        if self.start_time is None or self.end_time is None:
+            return None
+        return self.end_time - self.start_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogChunk:
+    """Some output of an execution."""
+
+    data: bytes
+    stream: LogStream
+    truncated: bool = False
+    """Whether output was dropped just before this, as it was over the limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An imported image."""
+
+    name: str
+    """customers/{customer}/images/{image}"""
+    digest: str
+    size_bytes: int
+
+    @property
+    def id(self) -> str:
+        """What Container.image says, as "report:1"."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One member of a shard."""
+
+    replica_id: str
+    address: str
+    reachable: bool
+    leader: bool
+    term: int
+    applied_index: int
+    commit_index: int
+    schedule_count: int
+    active_execution_count: int
+    resident_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A Raft group that owns some customers."""
+
+    shard_id: str
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executor:
+    """A worker host."""
+
+    executor_id: str
+    address: str
+    slot_count: int
+    used_slot_count: int
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The mesh at one moment."""
+
+    version: str
+    shards: tuple[Shard, ...]
+    executors: tuple[Executor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """One job of a batch. Its id; "" for one made by the server."""
+
+    job: Job
+    job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSchedule:
+    """One schedule of a batch. Its id; "" for one made by the server."""
+
+    schedule: Schedule
+    schedule_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExecution:
+    """One execution of a batch: the job's id or name."""
+
+    job: str
+    payload: bytes = b""

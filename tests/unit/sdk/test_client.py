@@ -1,0 +1,316 @@
+"""The clients against a gateway in memory, over real gRPC."""
+
+import dataclasses
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from tests.unit.sdk.fake_gateway import FakeGateway
+from tickmesh import sdk
+from tickmesh.mesh import errors
+from tickmesh.proto.tickmesh.v1 import execution_pb2
+from tickmesh.sdk import AsyncClient, Client, types
+from tickmesh.sdk.convert import from_execution
+from tickmesh.sdk.transport import REPEATABLE
+
+
+def test_a_job_comes_back_as_it_was_given(client: Client) -> None:
+    given = sdk.Job(
+        container=sdk.Container(
+            image="report:1", command=("a", "b"), args=("c",), env={"K": "V"}, working_dir="/w"
+        ),
+        resources=sdk.Resources(memory_bytes=2**26, cpu_millis=500, scratch_bytes=2**20, pids=9),
+        timeout=timedelta(seconds=1.5),
+        grace_period=timedelta(seconds=2),
+        retry_policy=sdk.RetryPolicy(max_attempts=1, backoff=timedelta(seconds=1)),
+        at_most_once=True,
+        display_name="Report",
+        labels={"team": "x"},
+    )
+    made = client.jobs.add(given, "report")
+    assert made.name == "customers/acme/jobs/report" and made.id == "report"
+    assert made.revision == 1 and made.create_time == datetime(2027, 1, 15, 8, tzinfo=UTC)
+    server_set = ("name", "uid", "revision", "create_time", "update_time", "etag")
+    assert given == dataclasses.replace(made, **{name: getattr(given, name) for name in server_set})
+    assert client.jobs.get("report") == client.jobs.get(made.name) == made
+
+
+def test_a_job_is_made_from_its_parts(client: Client) -> None:
+    made = client.jobs.create("hello", image="hello:1", memory_bytes=2**26, timeout=90)
+    assert made.container.image == "hello:1"
+    assert made.timeout == timedelta(seconds=90) and made.resources.memory_bytes == 2**26
+
+
+def test_a_schedule_comes_back_as_it_was_given(client: Client) -> None:
+    client.jobs.create("hello", image="hello:1")
+    at = datetime(2030, 1, 1, 12, 30, 0, 250_000, tzinfo=UTC)
+    made = client.schedules.create(
+        "hello",
+        "mixed",
+        cron=["0 2 * * *", "@daily"],
+        every=90,
+        at=at,
+        time_zone="Europe/Berlin",
+        gap_policy=sdk.GapPolicy.SKIP,
+        fold_policy=sdk.FoldPolicy.BOTH,
+        jitter=5,
+        payload="päyload",
+        overlap_policy=sdk.OverlapPolicy.ALLOW,
+    )
+    assert made.name == "customers/acme/jobs/hello/schedules/mixed"
+    assert (made.job_id, made.id, made.state) == ("hello", "mixed", sdk.ScheduleState.ACTIVE)
+    assert made.recurrence == sdk.Recurrence(
+        crons=("0 2 * * *", "@daily"),
+        intervals=(sdk.Interval(every=timedelta(seconds=90)),),
+        times=(at,),
+        time_zone="Europe/Berlin",
+        gap_policy=sdk.GapPolicy.SKIP,
+        fold_policy=sdk.FoldPolicy.BOTH,
+        jitter=timedelta(seconds=5),
+    )
+    assert made.payload == "päyload".encode() and made.misfire_policy is None
+    paused = client.schedules.pause("hello/mixed", "for now")
+    assert (paused.state, paused.pause_reason) == (sdk.ScheduleState.PAUSED, "for now")
+    assert client.schedules.resume("hello/mixed").state is sdk.ScheduleState.ACTIVE
+    with pytest.raises(sdk.NotPaused):
+        client.schedules.resume("hello/mixed")
+    moved = dataclasses.replace(made, recurrence=sdk.Recurrence(crons=("@hourly",)))
+    assert client.schedules.update(moved, ["recurrence"]).recurrence.crons == ("@hourly",)
+    client.schedules.delete("hello/mixed")
+    assert list(client.schedules.list("hello")) == []
+
+
+def test_an_instant_without_a_zone_is_refused_by_name(client: Client) -> None:
+    with pytest.raises(sdk.InvalidRequest, match="time zone") as caught:
+        client.schedules.create("hello", at=datetime(2030, 1, 1))
+    assert caught.value.fields[0][0] == "schedule.recurrence.times[0]"
+
+
+def test_a_preview_says_what_daylight_saving_does(client: Client) -> None:
+    fires = client.schedules.preview(cron="30 2 * * *", time_zone="Europe/Berlin", count=2)
+    assert [fire.note for fire in fires] == ["", "the clocks go forward: 02:30 does not exist"]
+
+
+def test_listings_fetch_page_after_page(client: Client, gateway: FakeGateway) -> None:
+    gateway.page_size_max = 3
+    for number in range(8):
+        client.jobs.create(f"job-{number}", image="hello:1")
+    assert [job.id for job in client.jobs.list()] == [f"job-{number}" for number in range(8)]
+    assert gateway.calls.count("ListJobs") == 3
+    next(iter(client.jobs.list()))
+    assert gateway.calls.count("ListJobs") == 4  # what nobody asks for is not fetched
+
+
+def test_batches(client: Client) -> None:
+    job = sdk.Job(container=sdk.Container(image="hello:1"))
+    jobs = client.jobs.add_batch([sdk.NewJob(job=job, job_id=f"j-{n}") for n in range(3)])
+    assert [each.id for each in jobs] == ["j-0", "j-1", "j-2"]
+    schedule = sdk.Schedule(recurrence=sdk.Recurrence(crons=("@daily",)))
+    schedules = client.schedules.add_batch(
+        "j-0", [sdk.NewSchedule(schedule=schedule, schedule_id=f"s-{n}") for n in range(3)]
+    )
+    assert [each.id for each in schedules] == ["s-0", "s-1", "s-2"]
+    handles = client.execute_batch([sdk.NewExecution(job=f"j-{n}") for n in range(3)])
+    assert [handle.result().job_id for handle in handles] == ["j-0", "j-1", "j-2"]
+
+
+def test_errors_carry_their_reason_and_fields(client: Client) -> None:
+    with pytest.raises(sdk.InvalidRequest) as caught:
+        client.jobs.create("hello", image="BAD IMAGE")
+    assert caught.value.reason == "FIELD_INVALID"
+    assert caught.value.fields[0][0] == "job.container.image"
+    with pytest.raises(sdk.NotFound, match="jobs/nobody"):
+        client.jobs.get("nobody")
+    client.jobs.create("hello", image="hello:1")
+    with pytest.raises(sdk.AlreadyExists):
+        client.jobs.create("hello", image="hello:1")
+    stale = dataclasses.replace(client.jobs.get("hello"), etag="0", display_name="x")
+    with pytest.raises(sdk.EtagMismatch):
+        client.jobs.update(stale, ["display_name"])
+    client.schedules.create("hello", cron="@daily")
+    with pytest.raises(sdk.JobHasSchedules):
+        client.jobs.delete("hello")
+    client.jobs.delete("hello", force=True)
+
+
+def test_every_call_has_a_deadline(address: str, gateway: FakeGateway) -> None:
+    with Client(address, deadline_s=7) as client:
+        list(client.jobs.list())
+        assert 6 < gateway.last_deadline_s < 8
+        client.cluster(deadline_s=3)
+        assert 2 < gateway.last_deadline_s < 4
+
+
+def test_a_call_that_is_safe_to_repeat_is_repeated(client: Client, gateway: FakeGateway) -> None:
+    gateway.failures["CreateJob"] = [errors.NoLeader("none"), errors.NoLeader("none")]
+    assert client.jobs.create("hello", image="hello:1").id == "hello"
+    assert gateway.calls.count("CreateJob") == 3
+
+
+def test_an_answer_that_was_lost_does_not_do_it_twice(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    gateway.lose_answers["ExecuteJob"] = 1
+    client.execute("hello").result()
+    assert gateway.calls.count("ExecuteJob") == 2 and len(gateway.executions) == 1
+
+
+def test_a_call_that_is_not_safe_to_repeat_is_not(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    gateway.failures["DeleteJob"] = [errors.OutcomeUnknown("lost")]
+    with pytest.raises(sdk.OutcomeUnknown):
+        client.jobs.delete("hello")
+    assert gateway.calls.count("DeleteJob") == 1
+
+
+def test_retries_name_methods_that_exist() -> None:
+    protos = (Path(__file__).parents[3] / "protos/tickmesh/v1").glob("*.proto")
+    text = "\n".join(path.read_text() for path in protos)
+    known = {
+        (service, method)
+        for service, body in re.findall(r"^service (\w+) \{(.*?)^\}", text, re.S | re.M)
+        for method in re.findall(r"rpc (\w+)", body)
+    }
+    named = {(service, method) for service, methods in REPEATABLE.items() for method in methods}
+    assert named <= known
+
+
+def test_nobody_at_the_address_is_said_with_what_to_do() -> None:
+    with Client("127.0.0.1:9") as client, pytest.raises(sdk.Unavailable) as caught:
+        client.cluster()
+    assert "127.0.0.1:9" in str(caught.value) and "tickmesh dev" in str(caught.value)
+
+
+def test_an_execution_is_waited_for(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    handle = client.execute("hello", "payload")
+    assert handle.execution.state is sdk.ExecutionState.PENDING
+    execution = handle.result()
+    assert execution.state is sdk.ExecutionState.SUCCEEDED and execution.exit_code == 0
+    assert execution.lateness_ms == 1.5 and execution.duration == timedelta(seconds=0.25)
+    assert [chunk.data for chunk in handle.logs()] == [b"hello world\n"]
+    assert gateway.payloads[handle.name] == b"payload"
+
+
+def test_a_failed_execution_is_an_error_of_its_result(client: Client, gateway: FakeGateway) -> None:
+    gateway.run = gateway.fail
+    client.jobs.create("hello", image="hello:1")
+    with pytest.raises(sdk.ExecutionFailed, match="exit code 3") as caught:
+        client.execute("hello").result()
+    assert caught.value.execution.reason is sdk.ExecutionReason.EXIT_CODE
+
+
+def test_waiting_ends_with_its_deadline(client: Client, gateway: FakeGateway) -> None:
+    gateway.run = gateway.started
+    client.jobs.create("hello", image="hello:1")
+    handle = client.execute("hello")
+    with pytest.raises(sdk.DeadlineExceeded):
+        handle.wait(deadline_s=0.05)
+    assert handle.cancel().state is sdk.ExecutionState.CANCELLED
+
+
+def test_a_watch_goes_on_where_it_broke(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    gateway.break_streams_after = [1, 2, 1]
+    watch = iter(client.executions.watch("hello", cursor="0"))
+    client.execute("hello")
+    seen = [next(watch).state for _ in range(3)]
+    assert seen == ["PENDING", "RUNNING", "SUCCEEDED"]
+    assert gateway.calls.count("WatchExecutions") == 4
+
+
+def test_a_log_goes_on_where_it_broke(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    handle = client.execute("hello")
+    lines = [(f"{n}\n".encode(), execution_pb2.LOG_STREAM_STDOUT) for n in range(5)]
+    gateway.logs[handle.name] = lines
+    gateway.break_streams_after = [2, 1, 0]
+    assert b"".join(c.data for c in handle.logs(follow=True)) == b"0\n1\n2\n3\n4\n"
+
+
+def test_an_execution_is_found_by_its_id_alone(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    handle = client.execute("hello")
+    assert client.executions.get(handle.id).name == handle.name
+    assert client.executions.get(f"hello/{handle.id}").name == handle.name
+    with pytest.raises(sdk.NotFound, match="latest 1 of customer acme"):
+        client.executions.get("9999")
+    with pytest.raises(sdk.InvalidRequest):
+        client.executions.get("a/b/c")
+
+
+def test_an_image_is_imported_with_progress(
+    client: Client, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(b"x" * 600_000)
+    seen: list[tuple[int, int]] = []
+    image = client.images.import_archive(
+        "report:1", archive, progress=lambda sent, total: seen.append((sent, total))
+    )
+    assert (image.id, image.size_bytes) == ("report:1", 600_000)
+    assert seen == [(262_144, 600_000), (524_288, 600_000), (600_000, 600_000)]
+    assert [each.id for each in client.images.list()] == ["report:1"]
+    client.images.delete("report:1")
+    with pytest.raises(sdk.NotFound):
+        client.images.get("report:1")
+
+
+def test_a_corrupt_image_and_a_missing_file_are_told_apart(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "empty.tar").touch()
+    with pytest.raises(sdk.ImageCorrupt):
+        client.images.import_archive("report:1", tmp_path / "empty.tar")
+    with pytest.raises(FileNotFoundError):
+        client.images.import_archive("report:1", tmp_path / "none.tar")
+
+
+def test_states_that_are_newer_than_the_client_are_unknown() -> None:
+    message = execution_pb2.Execution(name="customers/a/jobs/b/executions/c")
+    message.state = 99  # type: ignore[assignment]
+    message.reason = 99  # type: ignore[assignment]
+    known = from_execution(message)
+    assert known.state is types.ExecutionState.UNKNOWN
+    assert known.reason is types.ExecutionReason.UNKNOWN
+
+
+async def test_the_asyncio_client_does_the_same(gateway: FakeGateway, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(b"x" * 600_000)
+    with gateway.serving() as address:
+        async with AsyncClient(address, "acme") as client:
+            assert (await client.images.import_archive("hello:1", archive)).size_bytes == 600_000
+            await client.jobs.create("hello", image="hello:1")
+            assert [job.id async for job in client.jobs.list()] == ["hello"]
+            gateway.failures["ExecuteJob"] = [errors.NoLeader("none")]
+            handle = await client.execute("hello")
+            assert (await handle.result()).exit_code == 0
+            gateway.break_streams_after = [0]
+            assert [c.data async for c in handle.logs(follow=True)] == [b"hello world\n"]
+            watch = client.executions.watch("hello", cursor="0")
+            states = []
+            async for execution in watch:
+                states.append(execution.state)
+                if execution.state.final:
+                    break
+            assert states == ["PENDING", "RUNNING", "SUCCEEDED"]
+            with pytest.raises(sdk.NotFound):
+                await client.jobs.get("nobody")
+
+
+def test_tls_is_spoken_where_an_authority_is_named(gateway: FakeGateway, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())]
+    )
+    with gateway.serving(credentials) as address:
+        with Client(address, ca_file=tmp_path / "ca.pem") as client:
+            assert client.cluster().version == "0.1.0"
+        for other in (Client(address, ca_file=tmp_path / "other.pem"), Client(address)):
+            with other, pytest.raises(sdk.Unavailable):
+                other.cluster(deadline_s=5)

@@ -39,9 +39,9 @@ RESERVED_ENV = "TICKMESH_"
 SPECS_CACHED_MAX = 8_192
 """Recurrences that were checked lately: batches repeat the same few."""
 
-# registry host ("a.b", "a:5000" or "localhost"), then a path, then :tag or @digest
+# registry host with a dot or a port (else it would be a customer), a path, then :tag or @digest
 _REGISTRY_IMAGE = re.compile(
-    r"(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|[A-Za-z0-9.-]+:[0-9]{1,5})(:[0-9]{1,5})?"
+    r"([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:[0-9]{1,5})?|[A-Za-z0-9-]+:[0-9]{1,5})"
     r"(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
     r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )

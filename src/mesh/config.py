@@ -94,8 +94,15 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Attempts held at one time, running or waiting for their due time."""
     memory_bytes: int = 0
     """Memory given to attempts. 0: three quarters of the host's."""
+    lease_ms: int = 10_000
+    """Not having heard of a leader for so long, it starts nothing more. At most the scheduler's
+    executor_lease_ms."""
+    output_retention_s: int = 7 * 24 * 3600
+    """How long an ended attempt's output is kept."""
+    output_bytes_max: int = 10 * 1024**3
+    """What all kept outputs take on disk at most; the oldest are dropped."""
     insecure_registries: tuple[str, ...] = ()
-    """host:port of registries spoken to without TLS; loopback addresses always are."""
+    """host:port of registries spoken to without TLS, and whose addresses need not be public."""
     ready_file: str = ""
 
 

@@ -1,0 +1,214 @@
+"""One attempt on this executor, from its order to its end.
+
+    PREPARING ─► PREPARED ─► RUNNING ─► ENDED
+        └────────────┴── never started ──┘
+
+It is written down before its gate is opened, and its end before that is told. What ends it early:
+a stop (cancelled: at any time; revoked: only before its start; the executor's own shutdown), or its
+timeout. Whoever stops an attempt whose gate is opening waits until it runs.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from ..mesh import telemetry
+from ..mesh.clock import Clock
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from ..proto.tickmesh.v1 import execution_pb2
+from . import convert
+from .convert import End, Order
+from .errors import ExecutorError
+from .ledger import Ledger
+from .sandbox import Exit, Runtime, Sandbox
+
+KILL_DEADLINE_S = 15.0
+"""From SIGKILL to the end's news: the runtime's own retries of a containerd that is restarting."""
+
+_NS = 1_000_000_000
+_REVOKED = execution_pb2.EXECUTION_REASON_REVOKED
+
+log = telemetry.logger(__name__)
+
+
+class Host(Protocol):
+    """What an attempt needs of its agent."""
+
+    runtime: Runtime
+    ledger: Ledger
+    clock: Clock
+
+    async def due(self, order: Order) -> None:
+        """Return when an order may start."""
+        ...
+
+    def changed(self, attempt: "Attempt") -> None:
+        """The attempt's report is another now."""
+        ...
+
+
+class Attempt:
+    """See the module."""
+
+    def __init__(
+        self,
+        host: Host,
+        order: Order,
+        recorded: Awaitable[None] | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        """recorded: done once the order is on disk. sandbox: of an attempt that runs already."""
+        self._host = host
+        self.order = order
+        self._recorded = recorded
+        self._sandbox = sandbox
+        self.id = order.work.attempt_id
+        self.prepared_ns = 0
+        self.started_ns = sandbox.started_ns if sandbox is not None else 0
+        self.end: End | None = None
+        """Set once it is on disk."""
+        self._stop = 0
+        self._stop_message = ""
+        self._grace_s = order.grace_s
+        self._opening = sandbox is not None
+        self._living: asyncio.Task[End] | None = None
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready = asyncio.Event()
+        """Set when it has a place for its output, or has ended."""
+        self.over = asyncio.Event()
+        """Set when it has ended."""
+
+    @classmethod
+    def ended(cls, host: Host, order: Order, report: shard_pb2.AttemptReport) -> "Attempt":
+        """An attempt whose end was written by an earlier process."""
+        attempt = cls(host, order)
+        attempt.prepared_ns, attempt.started_ns = report.prepared_ns, report.started_ns
+        attempt._finish(convert.reported_end(report))
+        return attempt
+
+    def report(self) -> shard_pb2.AttemptReport:
+        """Where it is now."""
+        if self.end is not None:
+            phase = shard_pb2.ATTEMPT_PHASE_ENDED
+        elif self.started_ns:
+            phase = shard_pb2.ATTEMPT_PHASE_RUNNING
+        elif self.prepared_ns:
+            phase = shard_pb2.ATTEMPT_PHASE_PREPARED
+        else:
+            phase = shard_pb2.ATTEMPT_PHASE_PREPARING
+        return convert.report(self.id, phase, self.prepared_ns, self.started_ns, self.end)
+
+    def stop(self, reason: int, message: str, grace_s: float | None = None) -> None:
+        """End it, for a tickmesh.v1.ExecutionReason. REVOKED never ends what has started."""
+        if self.over.is_set() or (self._opening and reason == _REVOKED):
+            return
+        if grace_s is not None:
+            self._grace_s = min(self._grace_s, grace_s)
+        if self._stop:
+            return
+        self._stop, self._stop_message = reason, message
+        self._stopped.set_result(None)
+        if not self._opening and self._living is not None:
+            self._living.cancel()
+
+    async def run(self) -> None:
+        """Live. Raises only what the ledger does."""
+        if self._stop:
+            end = self._never_started()
+        else:
+            self._living = asyncio.create_task(self._live())
+            end = await self._outcome(self._living)
+        await self._write(end)
+        if self._sandbox is not None:
+            try:
+                await self._sandbox.delete()
+            except ExecutorError as error:
+                log.warning("a sandbox is left over", attempt=self.id, error=str(error))
+
+    async def _outcome(self, living: "asyncio.Task[End]") -> End:
+        try:
+            await asyncio.wait({living})
+        finally:
+            living.cancel()  # where this task itself is cancelled; else it has ended
+        if living.cancelled() or (self._stop and not self._opening):
+            return self._never_started()
+        error = living.exception()
+        if error is None:
+            return living.result()
+        if not isinstance(error, Exception):
+            raise error
+        if not isinstance(error, ExecutorError):
+            log.error("an attempt failed", attempt=self.id, exc_info=error)
+        return convert.failed(error, self._host.clock.now_ns())
+
+    def _never_started(self) -> End:
+        return End(self._stop, self._stop_message, self._host.clock.now_ns())
+
+    async def _write(self, end: End) -> None:
+        phase = shard_pb2.ATTEMPT_PHASE_ENDED
+        report = convert.report(self.id, phase, self.prepared_ns, self.started_ns, end)
+        output = self._host.runtime.output_directory(self.id)
+        await self._host.ledger.end(self.id, report.SerializeToString(), end.ended_ns, output)
+        self._finish(end)
+        self._host.changed(self)
+
+    def _finish(self, end: End) -> None:
+        self.end = end
+        self.ready.set()
+        self.over.set()
+
+    async def _live(self) -> End:
+        if self._sandbox is None:
+            self._sandbox = sandbox = await self._host.runtime.prepare(self.order.work)
+            self.prepared_ns = self._host.clock.now_ns()
+            self.ready.set()
+            self._host.changed(self)
+            if self._recorded is not None:
+                await self._recorded
+            await self._host.due(self.order)
+            self._opening = True
+            self.started_ns = await sandbox.start()
+            self._host.changed(self)
+        self.ready.set()
+        return await self._follow(self._sandbox)
+
+    async def _follow(self, sandbox: Sandbox) -> End:
+        """Wait for the command's end, and see to it that it comes."""
+        exited = asyncio.create_task(sandbox.wait())
+        try:
+            first: set[asyncio.Future[Any]] = {exited, self._stopped}
+            await asyncio.wait(first, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                if not self._stop:
+                    self._stop = execution_pb2.EXECUTION_REASON_TIMEOUT
+                    self._stop_message = f"it ran for its timeout, {self.order.work.timeout_s:g} s"
+                await self._terminate(sandbox, exited)
+                return self._exited(exited.result(), self._stop)
+            return self._exited(exited.result(), 0)
+        finally:
+            exited.cancel()
+
+    def _exited(self, exit: Exit, stop: int) -> End:
+        return convert.exited(exit, self.order.work.memory_bytes, stop, self._stop_message)
+
+    def _left_s(self) -> float | None:
+        """Until its timeout; None without one."""
+        if not self.order.work.timeout_s:
+            return None
+        run_s = (self._host.clock.now_ns() - self.started_ns) / _NS
+        return max(0.0, self.order.work.timeout_s - run_s)
+
+    async def _terminate(self, sandbox: Sandbox, exited: "asyncio.Task[Exit]") -> None:
+        """SIGTERM, its grace, SIGKILL. Raises ExecutorError if even that does not end it."""
+        try:
+            await sandbox.kill(signal.SIGTERM)
+        except ExecutorError as error:
+            log.warning("SIGTERM could not be sent", attempt=self.id, error=str(error))
+        await asyncio.wait({exited}, timeout=self._grace_s)
+        if exited.done():
+            return
+        await sandbox.kill(signal.SIGKILL)
+        await asyncio.wait({exited}, timeout=KILL_DEADLINE_S)
+        if not exited.done():
+            raise ExecutorError(f"{self._stop_message}; it could not be killed")

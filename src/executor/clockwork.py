@@ -1,0 +1,117 @@
+"""Starting on time: one kernel timer for every wait, and how far the leader's clock is from ours.
+
+The timer is a timerfd on the wall clock, not the event loop's own: the loop's wake up to a
+millisecond early or three late, the kernel's never early and about 0.1 ms late; and when somebody
+sets the clock, the kernel says so.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import heapq
+import itertools
+import os
+from collections import deque
+
+from ..mesh.clock import Clock
+
+SAMPLES_MAX = 16
+"""Heartbeats that an estimate is the best of: so many seconds, in which clocks drift apart by well
+under a millisecond."""
+
+DELAY_NS_MAX = 1_000_000_000
+"""A round trip longer than this says nothing about clocks."""
+
+_CLOCK_REALTIME = 0
+_TFD_TIMER_ABSTIME, _TFD_TIMER_CANCEL_ON_SET = 1, 2
+_NS = 1_000_000_000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Timer(ctypes.Structure):
+    """struct itimerspec; the interval stays zero."""
+
+    _fields_ = (
+        ("interval_s", ctypes.c_long),
+        ("interval_ns", ctypes.c_long),
+        ("value_s", ctypes.c_long),
+        ("value_ns", ctypes.c_long),
+    )
+
+
+class Clockwork:
+    """Wakes whoever waits for an instant of the wall clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+        self._loop = asyncio.get_running_loop()
+        self._timer = _libc.timerfd_create(_CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._timer < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._loop.add_reader(self._timer, self._wake)
+
+    def close(self) -> None:
+        """End it; what still waits would wait for ever."""
+        self._loop.remove_reader(self._timer)
+        os.close(self._timer)
+
+    async def until(self, instant_ns: int) -> None:
+        """Return at an instant, nanoseconds since 1970: never before it by this host's clock."""
+        while self._clock.now_ns() < instant_ns:
+            future: asyncio.Future[None] = self._loop.create_future()
+            heapq.heappush(self._waiting, (instant_ns, next(self._order), future))
+            if self._waiting[0][2] is future:
+                self._arm()
+            await future
+
+    def _arm(self) -> None:
+        """Set the timer to the earliest instant that somebody still waits for."""
+        while self._waiting and self._waiting[0][2].done():
+            heapq.heappop(self._waiting)
+        if self._waiting:
+            seconds, nanoseconds = divmod(max(1, self._waiting[0][0]), _NS)
+            timer = _Timer(0, 0, seconds, nanoseconds)
+            flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
+            if _libc.timerfd_settime(self._timer, flags, ctypes.byref(timer), None) < 0:
+                raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def _wake(self) -> None:
+        # ECANCELED says that the clock was set: then look at it anew, as at any other wake.
+        with contextlib.suppress(OSError):
+            os.read(self._timer, 8)
+        now_ns = self._clock.now_ns()
+        while self._waiting and self._waiting[0][0] <= now_ns:
+            future = heapq.heappop(self._waiting)[2]
+            if not future.done():
+                future.set_result(None)
+        self._arm()
+
+
+class ClockOffset:
+    """How far another process's wall clock is ahead of ours, from its answers to heartbeats.
+
+    Pure. The true offset is within half a round trip of what one answer says; the quickest answer
+    says it best. Only what is certain is corrected: two processes on one host, whose answers always
+    allow an offset of zero, start at exactly the instant they were told.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES_MAX)
+
+    def sample(self, sent_ns: int, replied_ns: int, received_ns: int) -> None:
+        """An answer: sent and received by our clock, replied by the other's."""
+        delay_ns = received_ns - sent_ns
+        if 0 <= delay_ns <= DELAY_NS_MAX:
+            self._samples.append((delay_ns, replied_ns - (sent_ns + received_ns) // 2))
+
+    @property
+    def offset_ns(self) -> int:
+        """The other clock minus ours; 0 while nothing is known."""
+        if not self._samples:
+            return 0
+        delay_ns, offset_ns = min(self._samples)
+        certain_ns = max(0, abs(offset_ns) - (delay_ns + 1) // 2)
+        return certain_ns if offset_ns > 0 else -certain_ns

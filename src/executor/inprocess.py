@@ -1,0 +1,265 @@
+"""A Runtime without containers: for measuring and testing the mesh.
+
+A sandbox's command is a little script, interpreted here: steps divided by ";", each a word and its
+argument, as ("print", "hello", ";", "sleep", "0.5", ";", "exit", "3").
+
+    true            nothing; so is an empty command
+    print TEXT      a line on stdout
+    error TEXT      a line on stderr
+    env NAME        a variable's value, as a line on stdout
+    payload         the payload, on stdout
+    sleep SECONDS   how long this takes; without it a command ends at once
+    ignore SIGNAL   this number's signal does nothing from here on
+    exit CODE       ends it
+    signal SIGNAL   ends it as this number's signal would
+    oom             ends it as the kernel does for want of memory
+
+Another word cannot be started, as a file that is not there. tests/conformance has the same words as
+a program in a real image.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import signal as signals
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..mesh.clock import Clock
+from . import archive
+from .errors import ImageError, ImageReason, SandboxError, StartError, StartReason
+from .sandbox import ATTEMPT_ID, Exit, Work
+
+WORDS = frozenset(
+    ["true", "print", "error", "env", "payload", "sleep", "ignore", "exit", "signal", "oom"]
+)
+SIGNAL_BASE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Implements sandbox.ImageInfo."""
+
+    reference: str
+    digest: str
+    size_bytes: int
+
+
+class InProcessRuntime:
+    """Implements sandbox.Runtime."""
+
+    def __init__(self, directory: Path, clock: Clock, any_image: bool = True) -> None:
+        """any_image: every image is at hand; else only those that were imported."""
+        self._directory = directory
+        self._clock = clock
+        self._any_image = any_image
+        self._images: dict[str, Image] = {}
+        self._sandboxes: dict[str, InProcessSandbox] = {}
+
+    async def start(self) -> None:
+        """See sandbox.Runtime."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    async def close(self) -> None:
+        """See sandbox.Runtime."""
+        await self.sweep(frozenset())
+
+    async def ensure_image(self, reference: str) -> Image:
+        """See sandbox.Runtime."""
+        image = self._images.get(reference)
+        if image is not None:
+            return image
+        if self._any_image:
+            return Image(reference, "", 0)
+        raise ImageError(ImageReason.NOT_FOUND, f"image {reference} is not on this executor")
+
+    async def import_image(self, reference: str, archive_path: Path) -> Image:
+        """See sandbox.Runtime. Looks at the archive's index only."""
+        _, digest, _ = await archive.ArchiveSource(archive_path).root()
+        image = Image(reference, digest, await asyncio.to_thread(os.path.getsize, archive_path))
+        self._images[reference] = image
+        return image
+
+    async def list_images(self) -> list[str]:
+        """See sandbox.Runtime."""
+        return sorted(self._images)
+
+    async def delete_image(self, reference: str) -> None:
+        """See sandbox.Runtime."""
+        if self._images.pop(reference, None) is None:
+            raise ImageError(ImageReason.NOT_FOUND, f"image {reference} is not on this executor")
+
+    async def prepare(self, work: Work) -> "InProcessSandbox":
+        """See sandbox.Runtime."""
+        if not ATTEMPT_ID.fullmatch(work.attempt_id):
+            raise SandboxError(
+                f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
+            )
+        if work.attempt_id in self._sandboxes:
+            raise SandboxError(f"sandbox {work.attempt_id} exists already")
+        await self.ensure_image(work.image)
+        output = Output(self.output_directory(work.attempt_id), work.output_bytes_max)
+        sandbox = InProcessSandbox(work, output, self._clock, self._sandboxes)
+        self._sandboxes[work.attempt_id] = sandbox
+        return sandbox
+
+    async def adopt(self, attempt_id: str) -> "InProcessSandbox | None":
+        """See sandbox.Runtime. There are none but this object's own."""
+        sandbox = self._sandboxes.get(attempt_id)
+        return sandbox if sandbox is not None and sandbox.started_ns else None
+
+    async def sweep(self, claimed: frozenset[str]) -> int:
+        """See sandbox.Runtime."""
+        unclaimed = [box for name, box in self._sandboxes.items() if name not in claimed]
+        for sandbox in unclaimed:
+            await sandbox.delete()
+        return len(unclaimed)
+
+    def output_directory(self, attempt_id: str) -> Path:
+        """See sandbox.Runtime."""
+        return self._directory / "output" / attempt_id
+
+    async def discard_output(self, attempt_id: str) -> None:
+        """See sandbox.Runtime."""
+        shutil.rmtree(self.output_directory(attempt_id), ignore_errors=True)
+
+
+class Output:
+    """The files that the recorder would write; small enough to be written where we are."""
+
+    def __init__(self, directory: Path, bytes_max: int) -> None:
+        self._directory = directory
+        self._bytes_max = bytes_max
+        self._seen = {"stdout": 0, "stderr": 0}
+        directory.mkdir(parents=True)
+        for name in self._seen:
+            (directory / name).touch(0o600)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep what fits."""
+        room = max(0, self._bytes_max - self._seen[name])
+        self._seen[name] += len(data)
+        with (self._directory / name).open("ab") as file:
+            file.write(data[:room])
+
+    def finish(self) -> None:
+        """Say that this is all."""
+        scratch = self._directory / "end.new"
+        scratch.write_text(f"{self._seen['stdout']} {self._seen['stderr']}\n")
+        scratch.rename(self._directory / "end")
+
+
+class InProcessSandbox:
+    """Implements sandbox.Sandbox."""
+
+    def __init__(
+        self,
+        work: Work,
+        output: Output,
+        clock: Clock,
+        register: "dict[str, InProcessSandbox]",
+    ) -> None:
+        self._work = work
+        self._output = output
+        self._clock = clock
+        self._register = register
+        self._steps = _steps([*work.command, *work.args])
+        self._ignored: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._started_ns = 0
+
+    @property
+    def attempt_id(self) -> str:
+        """See sandbox.Sandbox."""
+        return self._work.attempt_id
+
+    @property
+    def started_ns(self) -> int:
+        """See sandbox.Sandbox."""
+        return self._started_ns
+
+    async def start(self) -> int:
+        """See sandbox.Sandbox."""
+        assert not self._started_ns, "a sandbox is started once"
+        if self._exit.done():
+            raise StartError(StartReason.GATE_LOST, 0, "the sandbox ended before its start")
+        if self._steps and self._steps[0][0] not in WORDS:
+            raise StartError(
+                StartReason.COMMAND_NOT_FOUND, errno.ENOENT, "the command cannot be executed"
+            )
+        self._started_ns = self._clock.now_ns()
+        self._go_on()
+        return self._started_ns
+
+    async def wait(self) -> Exit:
+        """See sandbox.Sandbox."""
+        return await asyncio.shield(self._exit)
+
+    async def kill(self, signal: int) -> None:
+        """See sandbox.Sandbox."""
+        if signal not in self._ignored or signal == signals.SIGKILL:
+            self._end(SIGNAL_BASE + signal)
+
+    async def delete(self) -> None:
+        """See sandbox.Sandbox."""
+        self._end(SIGNAL_BASE + signals.SIGKILL)
+        self._register.pop(self.attempt_id, None)
+
+    def _go_on(self) -> None:
+        """Run steps until one takes time, or the end."""
+        self._timer = None
+        while not self._exit.done():
+            word, argument = self._steps.pop(0) if self._steps else ("exit", "0")
+            match word:
+                case "print":
+                    self._output.write("stdout", argument.encode() + b"\n")
+                case "error":
+                    self._output.write("stderr", argument.encode() + b"\n")
+                case "env":
+                    self._output.write("stdout", self._work.env.get(argument, "").encode() + b"\n")
+                case "payload":
+                    self._output.write("stdout", self._work.payload)
+                case "sleep":
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(float(argument), self._go_on)
+                    return
+                case "ignore":
+                    self._ignored.add(int(argument))
+                case "exit":
+                    self._end(int(argument))
+                case "signal":
+                    self._end(SIGNAL_BASE + int(argument))
+                case "oom":
+                    self._end(SIGNAL_BASE + signals.SIGKILL, oom=True)
+
+    def _end(self, status: int, oom: bool = False) -> None:
+        if self._exit.done():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        with contextlib.suppress(OSError):  # its output has been discarded
+            self._output.finish()
+        self._exit.set_result(
+            Exit(
+                exit_code=status,
+                signal=status - SIGNAL_BASE if status > SIGNAL_BASE else 0,
+                oom=oom,
+                finished_ns=self._clock.now_ns(),
+                peak_memory_bytes=0,
+                cpu_ns=0,
+            )
+        )
+
+
+def _steps(words: list[str]) -> list[tuple[str, str]]:
+    """A command's words as steps."""
+    steps = []
+    while words:
+        end = words.index(";") if ";" in words else len(words)
+        if end:
+            steps.append((words[0], " ".join(words[1:end])))
+        words = words[end + 1 :]
+    return steps

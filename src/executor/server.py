@@ -1,0 +1,167 @@
+"""The executor's process: readies the runtime, finds again what it held, works, ends in order."""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from ..mesh import process, telemetry, tls
+from ..mesh.clock import SystemClock
+from ..mesh.config import Config, ExecutorConfig
+from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
+from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
+from .agent import Agent, Identity, Limits
+from .containerd.client import ContainerdClient
+from .containerd.runtime import NAMESPACE, ContainerdRuntime
+from .errors import HostUnfit
+from .inprocess import InProcessRuntime
+from .sandbox import Runtime
+from .service import ExecutorService
+from .watch import Watcher
+
+EXIT_UNFIT = 2
+"""This host cannot do it: the same as for a wrong configuration, as repeating it does not help."""
+
+MEMORY_SHARE = 3, 4
+"""Of the host's memory, for attempts."""
+
+VERSION_TIMEOUT_S = 10.0
+
+log = telemetry.logger(__name__)
+
+
+async def serve(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises what made the executor fail."""
+    settings = config.executor
+    assert settings is not None
+    directory = Path(settings.data_directory)
+    spool = directory / "spool"
+    await asyncio.to_thread(_empty, spool)
+    clock = SystemClock()
+    runtime: Runtime
+    if settings.runtime == "inprocess":
+        runtime = InProcessRuntime(directory / "inprocess", clock)
+    else:
+        runtime = ContainerdRuntime(
+            settings.executor_id,
+            directory,
+            settings.containerd_socket,
+            settings.runtime_binary,
+            settings.insecure_registries,
+            clock,
+        )
+    try:
+        await runtime.start()
+    except HostUnfit as error:
+        print("this host cannot run containers:", file=sys.stderr)
+        for missing in error.missing:
+            print(f"  {missing}", file=sys.stderr)
+        raise SystemExit(EXIT_UNFIT) from None
+    try:
+        await _serve(settings, runtime, directory, spool, clock, stop)
+    finally:
+        await runtime.close()
+
+
+async def _serve(
+    settings: ExecutorConfig,
+    runtime: Runtime,
+    directory: Path,
+    spool: Path,
+    clock: SystemClock,
+    stop: asyncio.Event,
+) -> None:
+    identity = Identity(
+        executor_id=settings.executor_id,
+        address=settings.listen,
+        runtime=await _describe(runtime, settings),
+        slot_count=settings.slot_count,
+        memory_bytes=settings.memory_bytes or _memory_share(),
+    )
+    limits = Limits(
+        settings.lease_ms / 1_000, settings.output_retention_s, settings.output_bytes_max
+    )
+    agent = Agent(
+        identity, settings.shards, settings.tls, runtime, directory / "ledger.db", clock, limits
+    )
+    await agent.start()
+    watcher = Watcher()
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+        )
+    )
+    service = ExecutorService(agent, runtime, spool, watcher)
+    executor_pb2_grpc.add_ExecutorServiceServicer_to_server(service, server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_secure_port(settings.listen, tls.server_credentials(settings.tls))
+    await server.start()
+    await process.serving(health)
+    process.announce(settings.ready_file, settings.listen)
+    try:
+        await _until_ended(agent, runtime, stop)
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(process.STOP_GRACE_S)
+        watcher.close()
+
+
+async def _until_ended(agent: Agent, runtime: Runtime, stop: asyncio.Event) -> None:
+    """Run the agent; end with it, or with a containerd that cannot be kept alive."""
+    daemon = runtime.daemon if isinstance(runtime, ContainerdRuntime) else None
+    working = asyncio.create_task(agent.run(stop))
+    awaited: set[asyncio.Future[None]] = {working}
+    if daemon is not None and daemon.failed is not None:
+        awaited.add(daemon.failed)
+    try:
+        done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    for future in done:
+        future.result()
+
+
+async def _describe(runtime: Runtime, settings: ExecutorConfig) -> str:
+    """What runs the work, with versions, as "containerd 1.6.20, crun 1.8.1"."""
+    if not isinstance(runtime, ContainerdRuntime):
+        return settings.runtime
+    socket = runtime.daemon.socket if runtime.daemon else settings.containerd_socket
+    client = ContainerdClient(socket, NAMESPACE)
+    try:
+        containerd = await client.version()
+    finally:
+        await client.close()
+    asked = await asyncio.create_subprocess_exec(
+        runtime.binary, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        output, _ = await asyncio.wait_for(asked.communicate(), VERSION_TIMEOUT_S)
+    except TimeoutError:
+        asked.kill()
+        output = b""
+    version = re.search(rb"version (\S+)", output)
+    suffix = f" {version[1].decode()}" if version else ""
+    return f"containerd {containerd}, {runtime.binary}{suffix}"
+
+
+def _empty(directory: Path) -> None:
+    """Make a directory, without what an earlier process left in it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _memory_share() -> int:
+    """Three quarters of the host's memory, in bytes."""
+    numerator, denominator = MEMORY_SHARE
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total * numerator // denominator

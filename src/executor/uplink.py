@@ -1,0 +1,321 @@
+"""The streams to a shard's replicas: work comes down, reports go up.
+
+The executor attaches to every replica and works for the one that says it leads with the highest
+term; what another one sends is refused. Whoever takes the lead is sent the whole inventory first,
+then changes. What changed while a message was under way goes into the next one.
+
+The lease: a leader gives an executor up when it has not heard of it for two leases, so an executor
+that has not heard of a leader for one lease starts nothing more until it has. Heard of a leader is
+an executor whose heartbeat was answered after its inventory: by then every stop that the leader had
+for it has arrived too, because a stream keeps its order.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import grpc
+
+from ..mesh import telemetry
+from ..mesh.clock import Clock
+from ..mesh.config import Tls
+from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
+from ..mesh.tls import CHANNEL_OPTIONS, channel_credentials
+from ..proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
+from .attempts import Attempt
+from .clockwork import ClockOffset, Clockwork
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 3.0
+"""Without a word from a replica, which answers every heartbeat: then the stream is dead."""
+
+REDIAL_S_MIN = 0.05
+REDIAL_S_MAX = 1.0
+"""Between tries, doubling: a replica that restarts is found again within a second."""
+
+REPORTS_MAX = 1_000
+"""Changes in one message: about 100 KiB."""
+
+_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
+)
+_Call = grpc.aio.StreamStreamCall[Any, Any]
+
+log = telemetry.logger(__name__)
+
+
+class Receiver(Protocol):
+    """What takes what a shard sends: the agent."""
+
+    def take_work(self, shard: "Shard", work: Iterable[shard_pb2.Work]) -> None:
+        """Attempts to prepare and start."""
+        ...
+
+    def stop_attempt(self, stop: shard_pb2.Stop) -> None:
+        """An attempt to end, or never to start."""
+        ...
+
+    def acknowledge(self, attempt_ids: Iterable[str]) -> None:
+        """Ends that the shard has."""
+        ...
+
+
+class Shard:
+    """A shard, as this executor knows it: its leader, its lease, what it has not been told."""
+
+    def __init__(
+        self,
+        shard_id: str,
+        receiver: Receiver,
+        clock: Clock,
+        clockwork: Clockwork,
+        lease_s: float,
+    ) -> None:
+        self.shard_id = shard_id
+        self.receiver = receiver
+        self.clock = clock
+        self._clockwork = clockwork
+        self._lease_ns = int(lease_s * 1_000_000_000)
+        self.attempts: dict[str, Attempt] = {}
+        """Held for this shard, until their ends are acknowledged."""
+        self._changed: dict[str, Attempt] = {}
+        self.term = 0
+        """The highest that a leader has claimed."""
+        self.leading: Stream | None = None
+        self._offset_ns = 0
+        self._heard_ns: int | None = None
+        self._heard = asyncio.Event()
+
+    def change(self, attempt: Attempt) -> None:
+        """An attempt's report is another now."""
+        self._changed[attempt.id] = attempt
+        if self.leading is not None:
+            self.leading.wake()
+
+    def take_changes(self) -> list[shard_pb2.AttemptReport]:
+        """What the leader has not been told; at most REPORTS_MAX."""
+        taken = list(self._changed)[:REPORTS_MAX]
+        return [self._changed.pop(attempt_id).report() for attempt_id in taken]
+
+    def take_inventory(self) -> shard_pb2.Inventory:
+        """Everything; what had changed is in it."""
+        self._changed.clear()
+        reports = [attempt.report() for attempt in self.attempts.values()]
+        return shard_pb2.Inventory(attempts=reports, term=self.term)
+
+    def led_by(self, stream: "Stream", term: int) -> bool:
+        """A replica says that it leads. Whether it is believed."""
+        if term < self.term:
+            log.warning("an outdated leader", shard=self.shard_id, term=term, highest=self.term)
+            return False
+        self.term, self.leading = term, stream
+        return True
+
+    def left_by(self, stream: "Stream") -> None:
+        """A replica does not lead, or its stream has ended."""
+        if self.leading is stream:
+            self.leading = None
+
+    def heard(self, offset_ns: int) -> None:
+        """The leader knows what is held here, and has said what it wants of it."""
+        self._heard_ns = self.clock.monotonic_ns()
+        self._offset_ns = offset_ns
+        self._heard.set()
+        self._heard.clear()
+
+    @property
+    def in_lease(self) -> bool:
+        """Whether work may be started."""
+        if self._heard_ns is None:
+            return False
+        return self.clock.monotonic_ns() - self._heard_ns < self._lease_ns
+
+    async def due(self, start_at_ns: int) -> None:
+        """Return at an instant of the leader's clock, or as soon after it as the lease is held."""
+        while True:
+            # Both again after every wait: the estimate of the clocks gets better, the lease ends.
+            local_ns = start_at_ns - self._offset_ns
+            if self.clock.now_ns() < local_ns:
+                await self._clockwork.until(local_ns)
+            elif not self.in_lease:
+                await self._heard.wait()
+            else:
+                return
+
+
+class StreamSilent(Exception):
+    """A replica has not said a word for SILENCE_S."""
+
+
+class Stream:
+    """One replica, attached to for as long as the executor lives."""
+
+    def __init__(
+        self, shard: Shard, replica_id: str, address: str, tls: Tls, hello: shard_pb2.Hello
+    ) -> None:
+        self._shard = shard
+        self._replica_id = replica_id
+        self._address = address
+        self._tls = tls
+        self._hello = hello
+        self._clock = shard.clock
+        self._offset = ClockOffset()
+        self._wake = asyncio.Event()
+        self._owes_inventory = False
+        self._owes_heartbeat = False
+        self._confirms_ns: int | None = None
+        """A heartbeat of this instant or later follows the inventory."""
+        self._last_word_ns = 0
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Attach, and attach again, until cancelled."""
+        pause_s = REDIAL_S_MIN
+        credentials = channel_credentials(self._tls)
+        async with grpc.aio.secure_channel(self._address, credentials, _OPTIONS) as channel:
+            stub = shard_pb2_grpc.ShardServiceStub(channel)
+            while True:
+                self._last_word_ns = 0
+                try:
+                    await self._attached(stub)
+                    why = "the replica ended the stream"
+                except grpc.aio.AioRpcError as error:
+                    why = f"{error.code().name}: {error.details()}"
+                except StreamSilent:
+                    why = f"not a word for {SILENCE_S:g} s"
+                finally:
+                    self._shard.left_by(self)
+                if self._last_word_ns:
+                    pause_s = REDIAL_S_MIN
+                    log.info("a stream has ended", replica=self._replica_id, why=why)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(REDIAL_S_MAX, pause_s * 2)
+
+    async def _attached(self, stub: Any) -> None:
+        """One stream, until it ends or is silent."""
+        self._owes_inventory, self._owes_heartbeat, self._confirms_ns = False, False, None
+        # A stream has no deadline: its heartbeats watch over it.
+        call: _Call = stub.Attach(wait_for_ready=True)
+        tasks = [
+            asyncio.create_task(self._speak(call)),
+            asyncio.create_task(self._hear(call)),
+            asyncio.create_task(self._beat()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    # -- up ------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Owe a heartbeat every second, and watch over the answers."""
+        heard_ns = self._clock.monotonic_ns()
+        while True:
+            self._owes_heartbeat = True
+            self._wake.set()
+            await asyncio.sleep(HEARTBEAT_S)
+            heard_ns = max(heard_ns, self._last_word_ns)
+            if self._clock.monotonic_ns() - heard_ns > SILENCE_S * 1_000_000_000:
+                raise StreamSilent
+
+    async def _speak(self, call: _Call) -> None:
+        await call.write(shard_pb2.ExecutorMessage(hello=self._hello))
+        while True:
+            self._wake.clear()
+            if self._owes_heartbeat:
+                self._owes_heartbeat = False
+                await self._write_heartbeat(call)
+            await self._say_what_is_new(call)
+            await self._wake.wait()
+            # Once more around the loop: what happens in this turn goes into one message.
+            await asyncio.sleep(0)
+
+    async def _write_heartbeat(self, call: _Call) -> None:
+        heartbeat = shard_pb2.Heartbeat(sent_ns=self._clock.now_ns())
+        await call.write(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
+
+    async def _say_what_is_new(self, call: _Call) -> None:
+        if self._owes_inventory:
+            self._owes_inventory = False
+            inventory = self._shard.take_inventory()
+            await call.write(shard_pb2.ExecutorMessage(inventory=inventory))
+            self._confirms_ns = self._clock.now_ns()
+            await self._write_heartbeat(call)
+        while self._shard.leading is self and not self._owes_inventory:
+            reports = self._shard.take_changes()
+            if not reports:
+                return
+            message = shard_pb2.AttemptReports(reports=reports)
+            await call.write(shard_pb2.ExecutorMessage(reports=message))
+
+    # -- down ----------------------------------------------------------------------------------
+
+    async def _hear(self, call: _Call) -> None:
+        async for message in call:
+            self._last_word_ns = self._clock.monotonic_ns()
+            match message.WhichOneof("message"):
+                case "leadership":
+                    self._heard_leadership(message.leadership)
+                case "work":
+                    if self._is_current(message.work.term, "work"):
+                        self._shard.receiver.take_work(self._shard, message.work.work)
+                case "stop":
+                    if self._is_current(message.stop.term, "stop"):
+                        for stop in message.stop.stops:
+                            self._shard.receiver.stop_attempt(stop)
+                case "acknowledgement":
+                    # From a deposed leader it would mean little: that it does not know of them.
+                    if self._shard.leading is self:
+                        self._shard.receiver.acknowledge(message.acknowledgement.attempt_ids)
+                case "heartbeat_reply":
+                    self._heard_reply(message.heartbeat_reply)
+
+    def _heard_leadership(self, leadership: shard_pb2.Leadership) -> None:
+        if leadership.shard_id != self._shard.shard_id:
+            log.error(
+                "a replica of another shard: is the configuration right?",
+                address=self._address,
+                expected=self._shard.shard_id,
+                found=leadership.shard_id,
+            )
+        elif leadership.leader and self._shard.led_by(self, leadership.term):
+            self._confirms_ns = None
+            self._owes_inventory = True
+            self._wake.set()
+            log.info("a leader", replica=self._replica_id, term=leadership.term)
+            return
+        self._shard.left_by(self)
+
+    def _is_current(self, term: int, what: str) -> bool:
+        if self._shard.leading is self and term >= self._shard.term:
+            return True
+        log.warning(
+            "refused: not from the leader",
+            what=what,
+            replica=self._replica_id,
+            term=term,
+            highest=self._shard.term,
+        )
+        return False
+
+    def _heard_reply(self, reply: shard_pb2.HeartbeatReply) -> None:
+        self._offset.sample(reply.sent_ns, reply.replied_ns, self._clock.now_ns())
+        if self._shard.leading is not self or self._confirms_ns is None:
+            return
+        if reply.sent_ns >= self._confirms_ns:
+            self._shard.heard(self._offset.offset_ns)

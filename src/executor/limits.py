@@ -44,13 +44,16 @@ DAEMON_STOP_DEADLINE_S = 10.0
 REGISTRY_CONNECT_DEADLINE_S = 10.0
 REGISTRY_READ_DEADLINE_S = 30.0  # silence on a transfer, not its whole length
 PULL_DEADLINE_S = 600.0
+REGISTRY_ATTEMPTS_MAX = 3  # in a row without a byte of progress
+REGISTRY_BACKOFF_S = 0.2  # before the second attempt; doubled before each further one
+REGISTRY_REDIRECTS_MAX = 5  # a registry sends on to its storage, which may send on once
+REGISTRY_TOKEN_BYTES_MAX = 64 * KIB
 LEASE_SECONDS = 3600  # an import that takes longer has failed; what it left is collected
 
 # Concurrency. Creates are bound by cpu: more at once only makes each slower. Deletes yield to them.
 CREATES_AT_ONCE_MAX = 8
 DELETES_AT_ONCE_MAX = 2
 PULLS_AT_ONCE_MAX = 4
-LAYERS_AT_ONCE_MAX = 3
 
 # Retries of a call that containerd did not answer.
 RECONNECT_BACKOFF_MS_MIN = 20

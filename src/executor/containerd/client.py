@@ -426,10 +426,14 @@ class ContainerdClient:
                     details=await call.details(),
                 )
 
-            offset = await exchange(content_pb2.STAT)
-            if offset:
-                raise ContainerdError(f"write {digest}: another write left {offset} bytes")
-            async for chunk in chunks:
-                offset = await exchange(content_pb2.WRITE, offset, chunk)
-            await exchange(content_pb2.COMMIT, offset)
-            await call.done_writing()
+            try:
+                offset = await exchange(content_pb2.STAT)
+                if offset:
+                    raise ContainerdError(f"write {digest}: another write left {offset} bytes")
+                async for chunk in chunks:
+                    offset = await exchange(content_pb2.WRITE, offset, chunk)
+                await exchange(content_pb2.COMMIT, offset)
+                await call.done_writing()
+            except BaseException:
+                call.cancel()  # lets go of the write, so that it can be aborted
+                raise

@@ -18,7 +18,7 @@ import structlog
 
 from ...mesh.clock import Clock, SystemClock
 from ...proto.containerd import containers_pb2
-from .. import accounting, archive, gate, limits, users
+from .. import accounting, archive, gate, limits, registry, users
 from ..errors import (
     ContainerdError,
     ContainerdNotFound,
@@ -66,7 +66,7 @@ class ContainerdRuntime:
         self._data_directory = data_directory.absolute()
         self._socket = containerd_socket
         self._runtime_binary = runtime_binary
-        self._insecure_registries = insecure_registries
+        self._insecure_registries = frozenset(insecure_registries)
         self._clock = clock or SystemClock()
         self._cgroup_parent = f"/tickmesh-{owner}"
         self._swap_accounting = accounting.swap_accounting()
@@ -213,9 +213,24 @@ class ContainerdRuntime:
             task.exception()  # every waiter has it; without waiters nobody needs it
 
     async def _fetch(self, reference: str) -> Image:
-        with contextlib.suppress(ImageError):
+        try:
             return await self._images.get(reference)
-        raise ImageError(ImageReason.NOT_FOUND, f"image {reference} is not on this executor")
+        except ImageError as error:
+            wanted = registry.parse(reference)
+            if error.reason is not ImageReason.NOT_FOUND or wanted is None:
+                raise
+        transport = registry.CheckedTransport(self._insecure_registries)
+        try:
+            async with (
+                asyncio.timeout(limits.PULL_DEADLINE_S),
+                registry.RegistrySource(wanted, transport, self._insecure_registries) as source,
+            ):
+                return await self._images.install(reference, source)
+        except TimeoutError:
+            raise ImageError(
+                ImageReason.REGISTRY_UNAVAILABLE,
+                f"image {reference} did not come within {limits.PULL_DEADLINE_S:.0f} s",
+            ) from None
 
     # Sandboxes.
 
@@ -225,7 +240,10 @@ class ContainerdRuntime:
             raise SandboxError(
                 f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
             )
-        image = await self.ensure_image(work.image)
+        try:
+            image = await self.ensure_image(work.image)
+        except ContainerdError as error:
+            raise SandboxError(f"image {work.image} cannot be looked up: {error}") from error
         message = _message(work, image)
         uid, gid = await self._user(work, image)
         paths = self._paths(work.attempt_id)
@@ -244,6 +262,7 @@ class ContainerdRuntime:
                 await self._create(work, image, container, exchange, paths, record)
             await exchange.waiting()
         except (ContainerdError, OSError) as error:
+            self._images.forget()  # perhaps somebody else has removed this one
             await self._undo(sandbox, paths)
             raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
         except BaseException:

@@ -1,0 +1,290 @@
+"""Pulls from a real registry, through doors that break, change and hold what passes."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor import archive
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.errors import ImageError, ImageReason
+from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, sha256
+from tickmesh.executor.registry import CheckedTransport, RegistrySource, parse
+from tickmesh.executor.sandbox import Work
+
+from .registries import Door, push, push_blob, push_manifest, registry
+
+pytestmark = pytest.mark.integration
+
+LAYER_BYTES = 8 * 1024 * 1024
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[str]:
+    async with registry(tmp_path / "registry") as address:
+        yield address
+
+
+@pytest.fixture
+async def door(host: str) -> AsyncIterator[Door]:
+    async with Door(host) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def puller(tmp_path: Path, door: Door) -> AsyncIterator[ContainerdRuntime]:
+    """A runtime that may speak to the door, plainly, and to no other private address."""
+    runtime = ContainerdRuntime("pull", tmp_path / "executor", insecure_registries=(door.host,))
+    await runtime.start()
+    yield runtime
+    await runtime.close()
+
+
+def big_archive(path: Path) -> Path:
+    """An image whose one layer does not compress."""
+    data = random.Random(7).randbytes(LAYER_BYTES)
+    process = archive.Process(entrypoint=("/stamp",))
+    archive.files_image(path, {"/data": archive.File(data)}, process)
+    return path
+
+
+async def refused(runtime: ContainerdRuntime, reference: str) -> ImageError:
+    """Why a pull fails; nothing of it may stay."""
+    with pytest.raises(ImageError) as caught:
+        await runtime.ensure_image(reference)
+    assert await runtime.list_images() == []
+    client = runtime._client
+    assert await client.list_ingests() == []
+    assert await client.list_leases() == []
+    return caught.value
+
+
+async def test_a_tag_and_a_digest_are_pulled_and_run(
+    puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
+) -> None:
+    digest = await push(host, "team/stamp", "1", stamp_archive)
+    tagged = await puller.ensure_image(f"{door.host}/team/stamp:1")
+    assert tagged.digest == digest
+    exact = await puller.ensure_image(f"{door.host}/team/stamp@{digest}")
+    assert exact.digest == digest
+    assert sum("/blobs/" in request for request in door.requests) == 3  # config twice, layer once
+    sandbox = await puller.prepare(Work("pulled", "tests", f"{door.host}/team/stamp@{digest}"))
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    await sandbox.delete()
+
+
+async def test_what_is_here_needs_no_network(
+    tmp_path: Path, puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
+) -> None:
+    digest = await push(host, "team/stamp", "1", stamp_archive)
+    reference = f"{door.host}/team/stamp@{digest}"
+    await puller.ensure_image(reference)
+    door.requests.clear()
+    puller._images.forget()  # as after a restart
+    assert (await puller.ensure_image(reference)).digest == digest
+    assert door.requests == []
+
+
+async def test_many_who_ask_at_once_share_one_pull(
+    puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
+) -> None:
+    await push(host, "team/stamp", "1", stamp_archive)
+    reference = f"{door.host}/team/stamp:1"
+    await asyncio.gather(*(puller.ensure_image(reference) for _ in range(20)))
+    assert sum("/manifests/" in request for request in door.requests) == 1
+
+
+async def test_an_index_gives_the_image_for_this_machine(
+    puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
+) -> None:
+    digest = await push(host, "team/stamp", "1", stamp_archive)
+    entries = [
+        {
+            "digest": digest,
+            "size": 1,
+            "mediaType": OCI_MANIFEST,
+            "platform": {"os": os, "architecture": machine},
+        }
+        for os, machine in (("windows", "amd64"), ("linux", "amd64"), ("linux", "arm64"))
+    ]
+    for entry in entries:
+        entry["size"] = 400
+    index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    await push_manifest(host, "team/stamp", "all", index, OCI_INDEX)
+    assert (await puller.ensure_image(f"{door.host}/team/stamp:all")).digest == digest
+    only = json.dumps(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries[:1]}
+    ).encode()
+    await push_manifest(host, "team/stamp", "other", only, OCI_INDEX)
+    with pytest.raises(ImageError, match="only for windows/amd64") as caught:
+        await puller.ensure_image(f"{door.host}/team/stamp:other")
+    assert caught.value.reason is ImageReason.UNSUPPORTED
+
+
+async def test_an_image_that_is_not_there_is_not_found(
+    puller: ContainerdRuntime, door: Door
+) -> None:
+    error = await refused(puller, f"{door.host}/team/none:1")
+    assert error.reason is ImageReason.NOT_FOUND
+    assert "manifest 1" in str(error) and "team/none" in str(error)
+
+
+async def test_an_imported_name_that_is_not_there_asks_nobody(
+    puller: ContainerdRuntime, door: Door
+) -> None:
+    for reference in ("localhost/app:1", "tests/app:1"):
+        assert (await refused(puller, reference)).reason is ImageReason.NOT_FOUND
+    assert door.requests == []
+
+
+async def test_a_broken_transfer_goes_on_where_it_broke(
+    tmp_path: Path, puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    await push(host, "team/big", "1", big_archive(tmp_path / "big.tar"))
+    door.cut_after_bytes = [3 * 1024 * 1024, 2 * 1024 * 1024]
+    await puller.ensure_image(f"{door.host}/team/big:1")
+    resumed = [request for request in door.requests if "bytes=" in request]
+    assert len(resumed) == 2
+    offsets = [int(request.partition("bytes=")[2].rstrip("-")) for request in resumed]
+    assert 2 * 1024 * 1024 <= offsets[0] < offsets[1] < 5 * 1024 * 1024
+
+
+async def test_a_transfer_that_always_breaks_is_given_up(
+    tmp_path: Path, puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    await push(host, "team/big", "1", big_archive(tmp_path / "big.tar"))
+    door.cut_after_bytes = [100_000] * 20
+    error = await refused(puller, f"{door.host}/team/big:1")
+    assert error.reason is ImageReason.REGISTRY_UNAVAILABLE
+    assert "layer sha256:" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("part", "before", "after"),
+    [
+        ("manifest", b'"schemaVersion":2', b'"schemaVersion":3'),
+        ("blob", b'"architecture":"', b'"Architecture":"'),
+    ],
+)
+async def test_a_changed_answer_does_not_match_its_digest(
+    puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path,
+    part: str, before: bytes, after: bytes,
+) -> None:  # fmt: skip
+    digest = await push(host, "team/stamp", "1", stamp_archive)
+    door.change = lambda data: data.replace(before, after)
+    error = await refused(puller, f"{door.host}/team/stamp@{digest}")
+    assert error.reason is ImageReason.CORRUPT
+    assert f"{part} sha256:" in str(error) and "does not match its digest" in str(error)
+
+
+async def test_a_changed_layer_does_not_match_its_digest(
+    tmp_path: Path, puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    await push(host, "team/big", "1", big_archive(tmp_path / "big.tar"))
+    middle = random.Random(7).randbytes(LAYER_BYTES)[LAYER_BYTES // 2 :][:64]
+    door.change = lambda data: data.replace(middle, bytes(64))
+    error = await refused(puller, f"{door.host}/team/big:1")
+    assert error.reason is ImageReason.CORRUPT
+    assert "layer sha256:" in str(error)
+
+
+async def test_too_large_is_known_from_the_manifest_before_a_layer_moves(
+    puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    config, blob = b'{"os":"linux","rootfs":{"type":"layers","diff_ids":[]}}', b"small"
+    for data in (config, blob):
+        await push_blob(host, "team/huge", sha256(data), data)
+    manifest = json.dumps({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                   "digest": sha256(config), "size": len(config)},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar",
+                    "digest": sha256(blob), "size": 1 << 31}],
+    }).encode()  # fmt: skip
+    await push_manifest(host, "team/huge", "1", manifest, OCI_MANIFEST)
+    error = await refused(puller, f"{door.host}/team/huge:1")
+    assert error.reason is ImageReason.TOO_LARGE
+    assert str(1 << 31) in str(error) or "bytes (compressed), at most 1073741824" in str(error)
+    assert not any("/blobs/" in request for request in door.requests)
+
+
+async def test_a_registry_that_hangs_is_given_up(door: Door) -> None:
+    door.silent = True
+    reference = parse(f"{door.host}/team/stamp:1")
+    assert reference is not None
+    insecure = frozenset([door.host])
+    async with RegistrySource(reference, CheckedTransport(insecure), insecure, 0.1) as source:
+        with pytest.raises(ImageError) as caught:
+            await source.root()
+    assert caught.value.reason is ImageReason.REGISTRY_UNAVAILABLE
+    assert "ReadTimeout" in str(caught.value)
+
+
+async def test_a_registry_that_is_down_is_unavailable(
+    puller: ContainerdRuntime, door: Door
+) -> None:
+    host = door.host
+    await door.__aexit__()
+    error = await refused(puller, f"{host}/team/stamp:1")
+    assert error.reason is ImageReason.REGISTRY_UNAVAILABLE
+    assert "connection" in str(error).lower()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:5000", "169.254.169.254:80", "10.1.2.3:443", "localhost:5000", "0.0.0.0:443"],
+)
+async def test_a_private_address_is_denied(
+    puller: ContainerdRuntime, door: Door, host: str
+) -> None:
+    error = await refused(puller, f"{host}/team/stamp:1")
+    assert error.reason is ImageReason.REGISTRY_DENIED
+    assert "not public" in str(error)
+    assert door.requests == []
+
+
+async def test_a_redirect_to_a_private_address_is_denied(
+    puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
+) -> None:
+    await push(host, "team/stamp", "1", stamp_archive)
+    location = f"http://{host}/v2/team/stamp/manifests/1"
+
+    def redirected(data: bytes) -> bytes:
+        head = (
+            f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+        )
+        return head.encode()
+
+    door.change = redirected
+    error = await refused(puller, f"{door.host}/team/stamp:1")
+    assert error.reason is ImageReason.REGISTRY_DENIED
+    assert "https only" in str(error)
+
+
+async def test_redirects_without_end_are_given_up(
+    puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    location = f"http://{door.host}/v2/team/stamp/manifests/1"
+    door.change = lambda data: (
+        f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+    ).encode()
+    error = await refused(puller, f"{door.host}/team/stamp:1")
+    assert error.reason is ImageReason.REGISTRY_UNAVAILABLE
+    assert len(door.requests) == 6
+
+
+async def test_a_blob_that_says_one_size_and_has_another_is_corrupt(host: str) -> None:
+    data = b"0123456789"
+    await push_blob(host, "team/x", sha256(data), data)
+    reference = parse(f"{host}/team/x:1")
+    assert reference is not None
+    insecure = frozenset([host])
+    async with RegistrySource(reference, CheckedTransport(insecure), insecure) as source:
+        with pytest.raises(ImageError, match="has 10 bytes, its manifest says 11"):
+            async for _ in source.chunks(Descriptor(digest=sha256(data), size=11)):
+                pass

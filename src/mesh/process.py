@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,6 +22,20 @@ SWITCH_INTERVAL_S = 0.0005
 
 STOP_GRACE_S = 2.0
 """How long calls under way may take to finish when the process is asked to end."""
+
+MALLOC_ARENAS = 2
+MALLOC_MAPPED_BYTES = 128 * 1024
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""glibc: two arenas instead of eight a core, and buffers of this size and more are mapped, so that
+they go back to the system. Otherwise a burst (RocksDB's compactions) stays in the process for ever:
+30 MiB more of a scheduler with a million schedules, measured."""
+
+
+def _bound_malloc() -> None:
+    with contextlib.suppress(AttributeError):  # another C library: it has its own ways
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, MALLOC_ARENAS)
+        mallopt(_M_MMAP_THRESHOLD, MALLOC_MAPPED_BYTES)
 
 
 def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[None]]) -> None:
@@ -38,6 +54,7 @@ def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[N
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    _bound_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     telemetry.start(service, arguments.config.stem)
 

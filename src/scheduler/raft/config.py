@@ -27,7 +27,7 @@ class ReplicaConfig:
     # The journal keeps this much behind what is durable in the state, for followers that were
     # away for a moment; a longer absence costs a snapshot.
     retain_entries: int = 10_000
-    retain_bytes: int = 32 << 20
+    retain_bytes: int = 8 << 20
     # A follower that is being sent a snapshot pins the journal up to this size.
     pinned_bytes_max: int = 512 << 20
 

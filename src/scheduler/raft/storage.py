@@ -31,7 +31,7 @@ class RocksStorage:
     def __init__(self, directory: Path) -> None:
         options = Options(raw_mode=True)
         options.create_if_missing(True)
-        options.set_write_buffer_size(16 << 20)
+        options.set_write_buffer_size(4 << 20)
         options.set_max_total_wal_size(64 << 20)
         options.set_keep_log_file_num(2)
         # A record cut off at the end was never acknowledged. Anything else damaged is an error:

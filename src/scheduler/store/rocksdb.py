@@ -24,10 +24,10 @@ from rocksdict import (
 
 from .keys import TIMERS
 
-BLOCK_CACHE_BYTES = 48 * 1024 * 1024
+BLOCK_CACHE_BYTES = 24 * 1024 * 1024
 """What of the files is kept in memory: the same however much is stored."""
 
-WRITE_BUFFER_BYTES = 16 * 1024 * 1024
+WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 """A memtable; two of them for each column family at most. Bounds memory and recovery time."""
 
 WAL_BYTES_MAX = 128 * 1024 * 1024

@@ -247,6 +247,8 @@ class ContainerdRuntime:
         message = _message(work, image)
         uid, gid = await self._user(work, image)
         paths = self._paths(work.attempt_id)
+        if paths.directory.exists() or paths.output.exists():
+            raise SandboxError(f"sandbox {work.attempt_id} exists already")
         record = Record(
             attempt_id=work.attempt_id,
             cgroup_path=f"{self._cgroup_parent}/{work.attempt_id}",
@@ -279,9 +281,15 @@ class ContainerdRuntime:
         paths: Paths,
         record: Record,
     ) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(asyncio.to_thread(_make_files, paths, exchange, record, work.payload))
-            group.create_task(self._client.create_container(container))
+        # Not a TaskGroup: its ExceptionGroup would hide from the caller what went wrong.
+        outcomes = await asyncio.gather(
+            asyncio.to_thread(_make_files, paths, exchange, record, work.payload),
+            self._client.create_container(container),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
         exchange.connect()
         await self._client.create_task(
             work.attempt_id,

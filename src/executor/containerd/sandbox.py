@@ -18,6 +18,8 @@ from ..errors import (
     ContainerdNotFound,
     ContainerdUnavailable,
     SandboxError,
+    StartError,
+    StartReason,
 )
 from ..gate.exchange import Exchange
 from ..sandbox import Exit
@@ -103,6 +105,8 @@ class ContainerdSandbox:
     async def start(self) -> int:
         """See sandbox.Sandbox."""
         assert self._exchange is not None and not self._started_ns, "a sandbox is started once"
+        if self._deleted:
+            raise StartError(StartReason.GATE_LOST, 0, "the sandbox was deleted before its start")
         # Inline, not in a thread: it takes 50 microseconds and stands between due time and exec.
         self._paths.opened.write_text("")
         self._started_ns = await self._exchange.open(self._message)

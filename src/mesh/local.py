@@ -391,6 +391,7 @@ class LocalMesh:
             )
             settings = Config(scheduler=scheduler)
             self.replicas.append(Child(peer.replica_id, "scheduler", self.directory, settings))
+        memory_bytes = _memory_share(options.executors)
         for number in range(options.executors):
             name = f"executor-{number}"
             executor = ExecutorConfig(
@@ -401,7 +402,7 @@ class LocalMesh:
                 tls=authority.issue("executor", name),
                 runtime=options.runtime,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
-                **dict(options.executor),
+                **{"memory_bytes": memory_bytes, **dict(options.executor)},
             )
             self.executors.append(
                 Child(name, "executor", self.directory, Config(executor=executor))
@@ -418,6 +419,14 @@ class LocalMesh:
             )
             self.gateways.append(Child(name, "gateway", self.directory, Config(gateway=gateway)))
             self.addresses.append(address)
+
+
+def _memory_share(executors: int) -> int:
+    """An executor's part of the host's memory; 0 (its own default) where it is alone."""
+    if executors == 1:
+        return 0
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host * 3 // 4 // executors
 
 
 def is_free(port: int) -> bool:

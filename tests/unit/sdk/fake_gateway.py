@@ -415,9 +415,8 @@ class FakeGateway(
             if of_one and first and first[-1].state in FINAL:
                 return
             with self._changed:
-                self._changed.wait_for(
-                    lambda: len(self.history) > position or not context.is_active(), timeout=1
-                )
+                while len(self.history) <= position and context.is_active():
+                    self._changed.wait(timeout=1)
                 first = [self.history[position]] if position < len(self.history) else []
                 position += len(first)
             if first and not (first[0].name + "/").startswith(parent + "/"):

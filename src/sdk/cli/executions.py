@@ -1,0 +1,169 @@
+"""`tickmesh execution` and `tickmesh logs`: runs of jobs."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from .groups import NounGroup
+from .output import live_table, output_option, print_line, print_list, print_one
+from .run import write_logs
+from .settings import Settings, pass_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..types import Execution
+
+STATES = ("PENDING", "ASSIGNED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "REVOKED")
+
+LIVE_ROWS_MAX = 200
+"""Executions kept for the live table: more than any terminal has rows."""
+
+
+@click.group(cls=NounGroup)
+def group() -> None:
+    """Runs of jobs. An execution is named JOB/EXECUTION, or EXECUTION if it is recent."""
+
+
+@group.command("list")
+@click.argument("job", required=False)
+@click.option("--schedule", metavar="JOB/SCHEDULE", default="", help="Only those it fired.")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(STATES, case_sensitive=False),
+    multiple=True,
+    help="Only those in this state (or these).",
+)
+@click.option(
+    "-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="0: all."
+)
+@output_option
+@pass_settings
+def list_(
+    settings: Settings,
+    /,
+    job: str | None,
+    schedule: str,
+    states: tuple[str, ...],
+    limit: int,
+    output: str,
+) -> None:
+    """List executions of a job, or of all, newest first."""
+    from .. import types
+    from . import tables
+
+    found = settings.client.executions.list(
+        job or "",
+        schedule=schedule,
+        states=[types.ExecutionState(state.upper()) for state in states],
+        page_size=min(limit, 1_000) or 1_000,
+    )
+    shown = itertools.islice(found, limit) if limit else found
+    print_list(output, tables.EXECUTIONS, shown, "no executions")
+
+
+@group.command("get")
+@click.argument("execution")
+@output_option
+@pass_settings
+def get(settings: Settings, /, execution: str, output: str) -> None:
+    """Show an execution."""
+    from . import tables
+
+    print_one(output, tables.EXECUTIONS, settings.client.executions.get(execution))
+
+
+@group.command("cancel")
+@click.argument("executions", nargs=-1, required=True)
+@pass_settings
+def cancel(settings: Settings, /, executions: tuple[str, ...]) -> None:
+    """Ask executions to end: SIGTERM, the grace period, SIGKILL."""
+    from . import tables
+
+    for execution in executions:
+        seen = settings.client.executions.cancel(execution)
+        done = f"has ended: {seen.state}" if seen.state.final else "is asked to end"
+        print(f"execution {tables.short_name(seen)} {done}", flush=True)
+
+
+@group.command("watch")
+@click.argument("job", required=False)
+@click.option("--schedule", metavar="JOB/SCHEDULE", default="", help="Only those it fires.")
+@click.option("-n", "--limit", type=click.IntRange(1), help="End after so many have ended.")
+@output_option
+@pass_settings
+def watch(
+    settings: Settings, /, job: str | None, schedule: str, limit: int | None, output: str
+) -> None:
+    """Show executions of a job, or of all, as they change. Ctrl-C ends it.
+
+    A live table on a terminal; elsewhere one line for each change (-o json: one object a line).
+    """
+    client = settings.client
+    if job and job.count("/") == 1:
+        changes: Iterable[Execution] = client.executions.changes(job)
+    else:
+        changes = client.executions.watch(job or "", schedule=schedule)
+    limited = _until_ended(changes, limit)
+    if output != "table":
+        for each in limited:
+            print_line(output, each)
+    elif sys.stdout.isatty():
+        _watch_live(limited)
+    else:
+        _watch_lines(limited)
+
+
+def _until_ended(changes: Iterable[Execution], limit: int | None) -> Iterable[Execution]:
+    """The changes, up to the end of the limit-th execution."""
+    ended: set[str] = set()
+    for each in changes:
+        yield each
+        if each.state.final:
+            ended.add(each.name)
+            if limit is not None and len(ended) >= limit:
+                return
+
+
+def _watch_live(changes: Iterable[Execution]) -> None:
+    from . import tables
+
+    rows: dict[str, Execution] = {}
+    with live_table(tables.EXECUTIONS) as show:
+        show([])
+        for each in changes:
+            rows[each.name] = each
+            if len(rows) > LIVE_ROWS_MAX:
+                del rows[next(iter(rows))]
+            show(list(rows.values()))
+
+
+def _watch_lines(changes: Iterable[Execution]) -> None:
+    from . import tables
+
+    widths = (36, 25, 9, 10, 5, 9)
+    print(_line([column.heading for column in tables.EXECUTIONS], widths), flush=True)
+    for each in changes:
+        cells = [column.show(each) for column in tables.EXECUTIONS]
+        print(_line(cells, widths), flush=True)
+
+
+def _line(cells: list[str], widths: tuple[int, ...]) -> str:
+    """Columns of a fixed width, as what is to come is not known yet."""
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
+
+
+@click.command()
+@click.argument("execution")
+@click.option("-f", "--follow", is_flag=True, help="Go on until it has ended.")
+@click.option("--attempt", type=click.IntRange(1), help="Default: the last.")
+@pass_settings
+def logs(settings: Settings, /, execution: str, follow: bool, attempt: int | None) -> None:
+    """Print what an execution wrote: its stdout to stdout, its stderr to stderr."""
+    write_logs(settings.client.executions.logs(execution, follow=follow, attempt=attempt or 0))

@@ -1,0 +1,113 @@
+"""`tickmesh run`: execute a job once, now."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import output_option, print_one, spinner
+from .parameters import DURATION
+from .settings import Settings, pass_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..types import Execution, LogChunk
+
+EXIT_PLATFORM = 125
+"""As docker's: what was asked for did not run, or nobody knows how it ended."""
+
+
+@click.command()
+@click.argument("job")
+@click.option("-w", "--wait", is_flag=True, help="Wait for its end; exit with its exit code.")
+@click.option("-f", "--follow", is_flag=True, help="Print what it writes, too.")
+@click.option("-p", "--payload", help="For the file named by TICKMESH_PAYLOAD_FILE.")
+@click.option(
+    "--payload-file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="The same from a file (- is stdin).",
+)
+@click.option("--wait-timeout", type=DURATION, help="Wait at most so long; it goes on then.")
+@output_option
+@click.pass_context
+@pass_settings
+def run(
+    settings: Settings,
+    /,
+    context: click.Context,
+    job: str,
+    wait: bool,
+    follow: bool,
+    payload: str | None,
+    payload_file: Path | None,
+    wait_timeout: timedelta | None,
+    output: str,
+) -> int:
+    """Execute a job once, now.
+
+    Without --wait or --follow it prints the execution's name and returns when the execution is
+    durable. With them it ends with the container's exit code, or 125 if the platform failed.
+    """
+    from . import tables
+
+    if payload is not None and payload_file is not None:
+        raise click.UsageError("--payload and --payload-file exclude one another")
+    content = (payload or "").encode()
+    if payload_file is not None:
+        content = sys.stdin.buffer.read() if str(payload_file) == "-" else payload_file.read_bytes()
+    handle = settings.client.execute(job, content)
+    name = tables.short_name(handle.execution)
+    if not wait and not follow:
+        if output == "table":
+            print(name)
+        else:
+            print_one(output, tables.EXECUTIONS, handle.execution)
+        return 0
+    deadline_s = wait_timeout.total_seconds() if wait_timeout else None
+    try:
+        if follow:
+            write_logs(handle.logs(follow=True, deadline_s=deadline_s))
+        with spinner(f"{name}: waiting") as say:
+            for each in handle.changes(deadline_s=deadline_s):
+                say(f"{name}: {each.state.lower()}")
+        execution = handle.wait(deadline_s=deadline_s)
+    except KeyboardInterrupt:
+        print(f"\n{name} goes on; end it with `tickmesh execution cancel {name}`", file=sys.stderr)
+        raise
+    if not follow or output != "table":
+        print_one(output, tables.EXECUTIONS, execution)
+    code = exit_code_of(execution)
+    if code == EXIT_PLATFORM:
+        print(f"error: {name} {_how(execution)}", file=sys.stderr)
+    return code
+
+
+def exit_code_of(execution: Execution) -> int:
+    """What the command ends with, for an execution that has ended."""
+    if execution.exit_code is None:
+        return EXIT_PLATFORM
+    if execution.exit_code == 0 and execution.state != "SUCCEEDED":
+        return 1  # as when it was ended for its timeout, and took that for a success
+    return execution.exit_code
+
+
+def _how(execution: Execution) -> str:
+    reason = f" ({execution.reason})" if execution.reason else ""
+    message = f": {execution.message}" if execution.message else ""
+    return f"ended {execution.state.lower()}{reason}{message}"
+
+
+def write_logs(chunks: Iterable[LogChunk]) -> None:
+    """Output to where it was written: stdout to stdout, stderr to stderr."""
+    for chunk in chunks:
+        stream = sys.stderr if chunk.stream == "STDERR" else sys.stdout
+        if chunk.truncated:
+            print("[output was dropped here: over the limit]", file=sys.stderr)
+        stream.flush()
+        stream.buffer.write(chunk.data)
+        stream.buffer.flush()

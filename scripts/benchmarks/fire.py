@@ -1,0 +1,123 @@
+"""bench fire: how late real containers start, beside many schedules that only stand there."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import bed
+import fires
+from bed import CALL_DEADLINE_S, Api, milliseconds, say, spread
+
+from tickmesh.executor.archive import File, Process, files_image
+from tickmesh.mesh.local import LocalOptions
+from tickmesh.proto.tickmesh.v1 import execution_pb2
+
+RATE_DEFAULT = 10.0
+SINGLE_SECONDS = 3.0
+SINGLE_CALLERS = 64
+SETTLE_S = 3.0
+"""Between creating and measuring: longer than fires are armed ahead."""
+
+STAMP = Path(__file__).parent
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """See main.py for the arguments."""
+    real = arguments.runtime == "containerd"
+    rate = arguments.rate or RATE_DEFAULT
+    options = LocalOptions(replicas=arguments.replicas, runtime=arguments.runtime)
+    noise = await bed.noise()
+    async with bed.mesh(options, arguments.keep) as (local, api):
+        job = await _job(api, real)
+        batch = await api.create_idle(job, arguments.idle)
+        say(f"{arguments.idle:,} idle schedules: {batch:,.0f} a second in batches")
+        single = await api.create_single(job, SINGLE_SECONDS, SINGLE_CALLERS)
+        say(f"{single:,.0f} a second one by one")
+        execute = await _execute(api, job, arguments.executes, real)
+        plan = fires.Plan.of(arguments.schedules, rate)
+        firing = await _job(api, real, "firing")
+        await plan.create(api, firing)
+        began_ms = (time.time() + SETTLE_S) * 1_000
+        until_ms = began_ms + arguments.seconds * 1_000
+        say(f"{plan.count:,} schedules fire {plan.count / plan.period_ms * 1_000:g} times a second")
+        await asyncio.sleep(SETTLE_S + arguments.seconds)
+        found = await fires.ended(api, firing, until_ms)
+        counts, wanted = fires.compare(plan.expected(began_ms, until_ms), found)
+        say(f"reading the output of {len(wanted)} executions")
+        late = await _stamps(api, wanted) if real else []
+        cluster = await api.cluster.GetCluster(
+            bed.cluster_pb2.GetClusterRequest(), timeout=CALL_DEADLINE_S
+        )
+        registered = max(r.schedule_count for s in cluster.shards for r in s.replicas)
+        return {
+            "benchmark": "fire",
+            "lateness_ms": spread(late),
+            "start_ms": spread(
+                milliseconds(e.start_time) - milliseconds(e.due_time)
+                for e in wanted
+                if e.HasField("start_time")
+            ),
+            "execute_ms": spread(execute),
+            "early": sum(value < 0 for value in late),
+            "creates_per_s": {"single": round(single), "batch": round(batch)},
+            "rss_mib": bed.resident_mib(local),
+            "disk_mib": bed.disk_mib(local),
+            "registered": registered,
+            **counts,
+            "rate": plan.count / plan.period_ms * 1_000,
+            "seconds": arguments.seconds,
+            "replicas": arguments.replicas,
+            "noise_ms": noise,
+            "machine": bed.machine(),
+            "versions": bed.versions(cluster.executors[0].runtime),
+        }
+
+
+async def _job(api: Api, real: bool, job_id: str = "stamp") -> str:
+    if not real:
+        return await api.create_job(job_id, "nothing:1")
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "stamp.tar"
+        program = STAMP / f"stamp-{platform.machine()}"
+        files_image(archive, {"/stamp": File(program, 0o755)}, Process(command=("/stamp",)))
+        await api.import_image("stamp:1", archive)
+    return await api.create_job(job_id, "stamp:1")
+
+
+async def _execute(api: Api, job: str, count: int, real: bool) -> list[float]:
+    """From a client's Execute to the process's first instruction, one after the other."""
+    measured = []
+    for _ in range(count):
+        began_ms = time.time() * 1_000
+        made = await api.executions.ExecuteJob(
+            execution_pb2.ExecuteJobRequest(name=job), timeout=CALL_DEADLINE_S
+        )
+        watch = api.executions.WatchExecutions(
+            execution_pb2.WatchExecutionsRequest(parent=made.name), timeout=CALL_DEADLINE_S
+        )
+        last = made
+        async for message in watch:
+            last = message.executions[-1] if message.executions else last
+        if last.state != execution_pb2.EXECUTION_STATE_SUCCEEDED:
+            raise SystemExit(f"{last.name} ended in state {last.state}: {last.message}")
+        if real:
+            measured.append(int(await api.output(made.name)) / 1e6 - began_ms)
+        else:
+            measured.append(milliseconds(last.start_time) - began_ms)
+    return measured
+
+
+async def _stamps(api: Api, executions: list[execution_pb2.Execution]) -> list[float]:
+    """Lateness of each process's first instruction by its own clock, in milliseconds."""
+    late = []
+    for execution in executions:
+        if execution.state == execution_pb2.EXECUTION_STATE_SUCCEEDED:
+            stamp_ms = int(await api.output(execution.name)) / 1e6
+            late.append(stamp_ms - milliseconds(execution.due_time))
+    return late

@@ -1,0 +1,254 @@
+"""Every runtime keeps the promises of sandbox.Runtime: the same suite for each.
+
+A sandbox's command is a script in the words of tickmesh/executor/inprocess.py; in containerd a
+program in a real image (words.py) follows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tickmesh.executor import archive, limits, logs
+from tickmesh.executor.containerd.daemon import Daemon
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.errors import ImageError, ImageReason, SandboxError, StartError, StartReason
+from tickmesh.executor.inprocess import InProcessRuntime
+from tickmesh.executor.sandbox import Exit, Runtime, Sandbox, Work
+from tickmesh.executor.watch import Watcher
+from tickmesh.mesh.clock import SystemClock
+
+IMAGE = "tests/words:1"
+WORDS = Path(__file__).with_name("words.py")
+LONG = ("sleep", "60")
+
+
+@dataclass
+class Bed:
+    """A runtime with IMAGE, and how to make sandboxes on it."""
+
+    runtime: Runtime
+    prefix: tuple[str, ...]
+    archive: Path
+    watcher: Watcher
+
+    async def prepare(self, *words: str, attempt_id: str = "", **more: Any) -> Sandbox:
+        command = words if words[:1] == ("nothing-here",) else (*self.prefix, *words)
+        return await self.runtime.prepare(
+            Work(attempt_id or f"a-{uuid.uuid4().hex[:8]}", "tests", IMAGE, command, **more)
+        )
+
+    async def run(self, *words: str, **more: Any) -> tuple[Exit, str, str]:
+        """Run to the end: exit, stdout, stderr."""
+        sandbox = await self.prepare(*words, **more)
+        await sandbox.start()
+        exit = await sandbox.wait()
+        out, err = await self.output(sandbox.attempt_id)
+        await sandbox.delete()
+        return exit, out, err
+
+    async def output(self, attempt_id: str) -> tuple[str, str]:
+        """All that was written, once it is whole."""
+        texts = {logs.STDOUT: b"", logs.STDERR: b""}
+        directory = self.runtime.output_directory(attempt_id)
+        async for chunk in logs.read(directory, "", True, self.watcher):
+            texts[chunk.stream] += chunk.data
+        return texts[logs.STDOUT].decode(), texts[logs.STDERR].decode()
+
+
+@pytest.fixture(scope="module")
+def words_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "words.tar"
+    archive.python_image(path, {"/words.py": archive.File(WORDS)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A private containerd for all of these tests: its socket, and a runtime's data directory."""
+    directory = tmp_path_factory.mktemp("containerd")
+    daemon = Daemon(directory / "containerd")
+    with asyncio.Runner() as runner:
+        runner.run(daemon.start())
+        try:
+            yield daemon.socket, directory
+        finally:
+            runner.run(daemon.close())
+
+
+@pytest.fixture(params=["inprocess", pytest.param("containerd", marks=pytest.mark.integration)])
+def place(request: pytest.FixtureRequest) -> tuple[str, Path] | None:
+    """Where the containerd is, for the runtime that needs one."""
+    return None if request.param == "inprocess" else request.getfixturevalue("containerd")
+
+
+@pytest.fixture
+async def bed(
+    place: tuple[str, Path] | None, tmp_path: Path, words_archive: Path
+) -> AsyncIterator[Bed]:
+    runtime: Runtime
+    prefix: tuple[str, ...] = ()
+    if place is None:
+        runtime = InProcessRuntime(tmp_path / "runtime", SystemClock(), any_image=False)
+    else:
+        runtime = ContainerdRuntime("conformance", place[1], place[0])
+        prefix = ("python3", "/words.py")
+    await runtime.start()
+    watcher = Watcher()
+    try:
+        if IMAGE not in await runtime.list_images():
+            await runtime.import_image(IMAGE, words_archive)
+        yield Bed(runtime, prefix, words_archive, watcher)
+    finally:
+        watcher.close()
+        for output in await asyncio.to_thread(list, runtime.output_directory("x").parent.glob("*")):
+            await runtime.discard_output(output.name)
+        await runtime.close()
+
+
+async def test_nothing_runs_before_its_start_and_the_start_says_when(bed: Bed) -> None:
+    sandbox = await bed.prepare("print", "hello")
+    assert sandbox.started_ns == 0
+    assert await bed.runtime.adopt(sandbox.attempt_id) is None
+    before_ns = time.time_ns()
+    started_ns = await sandbox.start()
+    exit = await sandbox.wait()
+    assert before_ns <= started_ns == sandbox.started_ns <= exit.finished_ns <= time.time_ns()
+    assert (exit.exit_code, exit.signal, exit.oom) == (0, 0, False)
+    assert await bed.output(sandbox.attempt_id) == ("hello\n", "")
+    assert await sandbox.wait() == exit
+
+
+async def test_exits_signals_and_want_of_memory_are_told_apart(bed: Bed) -> None:
+    exit, _, _ = await bed.run("exit", "3")
+    assert (exit.exit_code, exit.signal, exit.oom) == (3, 0, False)
+    exit, _, _ = await bed.run("signal", "11")
+    assert (exit.exit_code, exit.signal, exit.oom) == (139, 11, False)
+    exit, _, _ = await bed.run("oom", memory_bytes=32 * limits.MIB)
+    assert (exit.exit_code, exit.signal, exit.oom) == (137, 9, True)
+
+
+async def test_environment_payload_and_both_streams_arrive(bed: Bed) -> None:
+    exit, out, err = await bed.run(
+        *("env", "MINE", ";", "payload", ";", "error", "two words"),
+        env={"MINE": "x=y"},
+        payload=b"data\n",
+    )
+    assert (exit.exit_code, out, err) == (0, "x=y\ndata\n", "two words\n")
+
+
+async def test_output_over_the_limit_is_cut_and_counted(bed: Bed) -> None:
+    sandbox = await bed.prepare(*("print", "0123456789", ";", "error", "kept"), output_bytes_max=5)
+    await sandbox.start()
+    await sandbox.wait()
+    directory = bed.runtime.output_directory(sandbox.attempt_id)
+    assert (directory / "stdout").read_bytes() == b"01234"
+    assert (directory / "end").read_bytes() == b"11 5\n"
+
+
+async def test_a_command_that_is_not_there_cannot_be_started(bed: Bed) -> None:
+    sandbox = await bed.prepare("nothing-here")
+    with pytest.raises(StartError) as caught:
+        await sandbox.start()
+    assert caught.value.reason is StartReason.COMMAND_NOT_FOUND
+    await sandbox.delete()
+
+
+async def test_sigterm_can_be_ignored_sigkill_cannot(bed: Bed) -> None:
+    sandbox = await bed.prepare("ignore", "15", ";", "print", "ready", ";", *LONG)
+    await sandbox.start()
+    directory = bed.runtime.output_directory(sandbox.attempt_id)
+    async for _ in logs.read(directory, "", True, bed.watcher):
+        break  # it ignores from here on
+    waiting = asyncio.create_task(sandbox.wait())
+    await sandbox.kill(signal.SIGTERM)
+    await sandbox.kill(signal.SIGKILL)
+    exit = await waiting
+    assert (exit.exit_code, exit.signal, exit.oom) == (137, 9, False)
+    await sandbox.kill(signal.SIGTERM)  # one that has ended takes no notice
+
+
+async def test_sigterm_ends_what_does_not_ignore_it(bed: Bed) -> None:
+    sandbox = await bed.prepare("print", "ready", ";", *LONG)
+    await sandbox.start()
+    directory = bed.runtime.output_directory(sandbox.attempt_id)
+    async for _ in logs.read(directory, "", True, bed.watcher):
+        break
+    await sandbox.kill(signal.SIGTERM)
+    assert (await sandbox.wait()).signal == signal.SIGTERM
+
+
+async def test_a_sandbox_deleted_at_its_gate_never_runs(bed: Bed) -> None:
+    sandbox = await bed.prepare("print", "never")
+    await sandbox.delete()
+    await sandbox.delete()
+    with pytest.raises(StartError) as caught:
+        await sandbox.start()
+    assert caught.value.reason is StartReason.GATE_LOST
+    assert await bed.output(sandbox.attempt_id) == ("", "")
+
+
+async def test_output_outlives_its_sandbox_until_it_is_discarded(bed: Bed) -> None:
+    sandbox = await bed.prepare("print", "kept", ";", *LONG)
+    await sandbox.start()
+    directory = bed.runtime.output_directory(sandbox.attempt_id)
+    async for _ in logs.read(directory, "", True, bed.watcher):
+        break
+    await sandbox.delete()
+    assert await bed.output(sandbox.attempt_id) == ("kept\n", "")
+    await bed.runtime.discard_output(sandbox.attempt_id)
+    assert not directory.exists()
+    await bed.runtime.discard_output(sandbox.attempt_id)
+
+
+async def test_what_runs_is_adopted_and_what_nobody_claims_is_swept(bed: Bed) -> None:
+    mine = await bed.prepare(*LONG)
+    other = await bed.prepare(*LONG)
+    started_ns = await mine.start()
+    await other.start()
+    assert await bed.runtime.sweep(frozenset([mine.attempt_id])) == 1
+    adopted = await bed.runtime.adopt(mine.attempt_id)
+    assert adopted is not None
+    assert (adopted.attempt_id, adopted.started_ns) == (mine.attempt_id, started_ns)
+    await adopted.kill(signal.SIGKILL)
+    assert (await adopted.wait()).signal == signal.SIGKILL
+    await adopted.delete()
+    assert await bed.runtime.adopt(other.attempt_id) is None
+    assert await bed.runtime.adopt("never-was") is None
+
+
+async def test_a_bad_attempt_id_or_a_second_use_is_refused(bed: Bed) -> None:
+    with pytest.raises(SandboxError):
+        await bed.prepare(attempt_id="../escape")
+    first = await bed.prepare("print", "mine", attempt_id="a-1")
+    with pytest.raises(SandboxError):
+        await bed.prepare(attempt_id="a-1")
+    await first.start()
+    await first.wait()
+    assert await bed.output("a-1") == ("mine\n", "")
+
+
+async def test_images_come_and_go_by_their_names(bed: Bed, tmp_path: Path) -> None:
+    assert await bed.runtime.list_images() == [IMAGE]
+    image = await bed.runtime.ensure_image(IMAGE)
+    assert (image.reference, image.digest[:7]) == (IMAGE, "sha256:")
+    assert image.size_bytes > 0
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(ImageError) as caught:
+        await bed.runtime.import_image("tests/broken:1", broken)
+    assert caught.value.reason is ImageReason.CORRUPT
+    await bed.runtime.delete_image(IMAGE)
+    assert await bed.runtime.list_images() == []
+    for use in (bed.runtime.delete_image(IMAGE), bed.prepare("true")):
+        with pytest.raises(ImageError) as caught:
+            await use
+        assert caught.value.reason is ImageReason.NOT_FOUND

@@ -1,0 +1,84 @@
+"""Waking on time, and knowing another clock only as well as its answers tell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tickmesh.executor.clockwork import DELAY_NS_MAX, SAMPLES_MAX, ClockOffset, Clockwork
+from tickmesh.mesh.clock import SystemClock
+
+MS = 1_000_000
+
+
+@pytest.fixture
+async def clockwork() -> AsyncIterator[Clockwork]:
+    made = Clockwork(SystemClock())
+    yield made
+    made.close()
+
+
+async def test_waiters_wake_in_the_order_of_their_instants_and_never_early(
+    clockwork: Clockwork,
+) -> None:
+    base_ns = time.time_ns()
+    woken: list[tuple[int, int]] = []
+
+    async def waiter(after_ms: int) -> None:
+        instant_ns = base_ns + after_ms * MS
+        await clockwork.until(instant_ns)
+        woken.append((after_ms, time.time_ns() - instant_ns))
+
+    await asyncio.gather(*(waiter(after_ms) for after_ms in (9, 3, 6, -50, 3)))
+    assert [after_ms for after_ms, _ in woken] == [-50, 3, 3, 6, 9]
+    assert all(late_ns >= 0 for _, late_ns in woken)
+
+
+async def test_a_waiter_that_gives_up_leaves_the_others_on_time(clockwork: Clockwork) -> None:
+    base_ns = time.time_ns()
+    first = asyncio.create_task(clockwork.until(base_ns + 2 * MS))
+    second = asyncio.create_task(clockwork.until(base_ns + 4 * MS))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+    assert time.time_ns() >= base_ns + 4 * MS
+
+
+@pytest.mark.parametrize(
+    ("sent_ms", "replied_ms", "received_ms", "offset_ms"),
+    [
+        (1_000, 1_001, 1_002, 0),  # the same clock
+        (1_000, 1_000, 1_010, 0),  # the same clock, for all that this answer can tell
+        (1_000, 1_010, 1_010, 0),
+        (1_000, 6_005, 1_010, 4_995),  # 5,000 ahead, give or take 5
+        (5_000, 1_005, 5_010, -3_995),
+    ],
+)
+def test_only_what_is_certain_is_corrected(
+    sent_ms: int, replied_ms: int, received_ms: int, offset_ms: int
+) -> None:
+    offset = ClockOffset()
+    assert offset.offset_ns == 0
+    offset.sample(sent_ms * MS, replied_ms * MS, received_ms * MS)
+    assert offset.offset_ns == offset_ms * MS
+
+
+def test_the_quickest_answer_of_the_latest_counts() -> None:
+    offset = ClockOffset()
+    offset.sample(0, 100 * MS, 2 * MS)  # 99 ± 1: the quickest, but soon too old
+    for number in range(SAMPLES_MAX - 1):
+        offset.sample(0, 250 * MS, (40 + number) * MS)
+    assert offset.offset_ns == 98 * MS
+    offset.sample(0, 205 * MS, 10 * MS)  # 200 ± 5
+    assert offset.offset_ns == 195 * MS
+
+
+def test_answers_over_a_second_late_or_before_their_question_tell_nothing() -> None:
+    offset = ClockOffset()
+    offset.sample(0, 10**12, DELAY_NS_MAX + 1)
+    offset.sample(10, 10**12, 9)
+    assert offset.offset_ns == 0

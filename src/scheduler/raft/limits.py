@@ -22,6 +22,9 @@ INBOX_MESSAGES_MAX: Final = 8192
 ROUND_MESSAGES_MAX: Final = 512
 # Entries applied in one round: the event loop breathes between rounds.
 ROUND_APPLY_MAX: Final = 64
+# And for so long at most (one entry at least): a backlog of large entries, as after a restart, must
+# not keep heartbeats and their answers waiting.
+ROUND_APPLY_S: Final = 0.02
 # Proposals that wait for their commit. One batch is in flight normally; this is pipelining.
 PROPOSALS_PENDING_MAX: Final = 4096
 # Readers that wait for a ReadIndex round.

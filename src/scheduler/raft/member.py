@@ -48,7 +48,6 @@ class _Progress:
         self.learner_round = 0  # the first round after the learner was heard of
         self.learner_match = 0
         self.learner_target: int | None = None
-        self.wants_snapshot = False
 
     def sent(self, round_: int, size_bytes: int) -> None:
         self.in_flight.append((round_, size_bytes))
@@ -95,6 +94,8 @@ class Member(RaftLibrary):
         self._voters: set[str] = set()
         self._progress = {peer: _Progress() for peer in config.peers}
         super().__init__(config, journal, clock, random)
+        if not config.peers:
+            self.election_deadline = self.clock() - 1.0  # there is nobody to wait for
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -410,10 +411,13 @@ class Member(RaftLibrary):
         if not self.is_leader:
             return
         last = self.journal.last_index
+        # Who needs a snapshot is only sent heartbeats meanwhile.
         behind = [
             peer
             for peer in self._config.peers
-            if self.next_index(peer) <= last and not self._progress[peer].full
+            if self.next_index(peer) <= last
+            and not self._progress[peer].full
+            and not self._needs_snapshot(peer)
         ]
         if broadcast or behind:
             self.round += 1
@@ -424,20 +428,22 @@ class Member(RaftLibrary):
             progress = self._progress[peer]
             self._send_append(peer, progress, shared)
             while (
-                self.next_index(peer) <= last and not progress.full and not progress.wants_snapshot
+                self.next_index(peer) <= last
+                and not progress.full
+                and not self._needs_snapshot(peer)
             ):
                 self._send_append(peer, progress, shared)
+
+    def _needs_snapshot(self, peer: str) -> bool:
+        return self.next_index(peer) <= self.journal.base.index
 
     def _send_append(
         self, peer: str, progress: _Progress, shared: dict[tuple[int, int], Append]
     ) -> None:
-        base = self.journal.base
-        next_index = self.next_index(peer)
-        progress.wants_snapshot = next_index <= base.index
-        if progress.wants_snapshot:
-            # A heartbeat at our end: its answer says where the peer really is.
-            next_index = self.journal.last_index + 1
-        sends_entries = not progress.wants_snapshot and not progress.full
+        needs_snapshot = self._needs_snapshot(peer)
+        # A heartbeat at our end: its answer says where the peer really is.
+        next_index = self.journal.last_index + 1 if needs_snapshot else self.next_index(peer)
+        sends_entries = not needs_snapshot and not progress.full
         promote = self._promotion(progress)
         key = (next_index if sends_entries else -next_index, promote)
         append = shared.get(key)
@@ -490,7 +496,7 @@ class Member(RaftLibrary):
         return [
             peer
             for peer in self._config.peers
-            if peer in self.connected and self._progress[peer].wants_snapshot
+            if peer in self.connected and self._needs_snapshot(peer)
         ]
 
     def progress_of(self, peer: str) -> int:
@@ -499,7 +505,6 @@ class Member(RaftLibrary):
 
     def shipped(self, peer: str, index: int) -> None:
         """`peer` holds everything up to `index` by a snapshot: go on from there."""
-        self._progress[peer].wants_snapshot = False
         if self.is_leader and self.next_index(peer) <= index:
             self.set_next_index(peer, index + 1)
             self.broadcast_wanted = True

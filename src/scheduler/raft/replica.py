@@ -22,7 +22,6 @@ from .errors import (
     JournalError,
     NotLeader,
     OutcomeUnknown,
-    RaftError,
     ReplicaBusy,
     ReplicaFailed,
     SafetyViolation,
@@ -34,6 +33,7 @@ from .limits import (
     PAYLOAD_BYTES_MAX,
     PROPOSALS_PENDING_MAX,
     ROUND_APPLY_MAX,
+    ROUND_APPLY_S,
     ROUND_MESSAGES_MAX,
 )
 from .member import Member
@@ -98,9 +98,11 @@ class Replica:
         self._inbox: deque[tuple[str, Message | bool]] = deque()
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
-        self._installs: list[tuple[Position, asyncio.Future[bool]]] = []
+        self._install: tuple[Position, asyncio.Future[bool]] | None = None
         self._watchers: list[Callable[[int | None], None]] = []
         self._told_term: int | None = None
+        # Flushes run beside the event loop; the state must not be replaced under them.
+        self._state_lock = asyncio.Lock()
         self._compact_to = 0
         self._compaction_due_s = -math.inf
         self._receiving = False
@@ -133,7 +135,12 @@ class Replica:
         self._member.jump_to(self._state.applied[0])
         self._reads = Reads(self._member)
         self._shipping = Shipping(
-            config, self._state, self._member, self._transport, self._state_worker
+            config,
+            self._state,
+            self._state_lock,
+            self._member,
+            self._transport,
+            self._state_worker,
         )
         await self._persist()
         self._driver = asyncio.create_task(self._drive(), name=f"raft {config.replica_id}")
@@ -148,6 +155,8 @@ class Replica:
             task.cancel()
         if self._driver is not None:
             await asyncio.gather(self._driver, *self._tasks, return_exceptions=True)
+            # A cancelled task leaves its call to the thread: the caller closes the state next.
+            await self._state_worker.run(lambda: None)
             self._abandon()
             self._journal.close()
         self._journal_worker.close()
@@ -307,15 +316,16 @@ class Replica:
         try:
             incoming = self.config.directory / "incoming"
             await Receiver(incoming, self._state_worker).receive(parts)
-            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._installs.append((position, future))
-            self._work.set()
-            accepted = await future
-            return SnapshotReply(accepted, "" if accepted else "this replica leads or stops")
-        except RaftError as error:
-            return SnapshotReply(False, str(error))
-        finally:
+        except BaseException:
             self._receiving = False
+            raise
+        # From here on the files are the round's, also when the sender is lost: `_receiving` stays
+        # until it has dealt with them, so that no other snapshot overwrites them.
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._install = (position, future)
+        self._work.set()
+        accepted = await asyncio.shield(future)
+        return SnapshotReply(accepted, "" if accepted else "this replica leads or stops")
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -348,8 +358,8 @@ class Replica:
     async def _round(self) -> None:
         member = self._member
         self._receive()
-        if self._installs:
-            await self._install()
+        if self._install is not None:
+            await self._install_now(*self._install)
         self._take_proposals()
         member.tick()
         self._notice_stand_down()
@@ -360,6 +370,8 @@ class Replica:
         member.replicate()
         outbox, member.outbox = member.outbox, []
         await self._persist()
+        if self.failure is not None:
+            return  # something beside the rounds failed meanwhile: not a word more
         for peer, message in outbox:
             self._transport.send(peer, message)
         self._apply()
@@ -399,6 +411,7 @@ class Replica:
     def _apply(self) -> None:
         member, journal = self._member, self._journal
         first = member.applied_index + 1
+        until_s = self._environment.clock() + ROUND_APPLY_S
         for index in range(first, min(member.commit_index, first + ROUND_APPLY_MAX - 1) + 1):
             entry = journal.at(index)
             assert entry is not None, "the journal holds everything that is not applied"
@@ -410,6 +423,8 @@ class Replica:
                     future.set_result(result)
                 else:
                     future.set_exception(OutcomeUnknown(f"entry {index} is another leader's"))
+            if self._environment.clock() >= until_s:
+                return
 
     def _apply_entry(self, entry: Entry) -> object:
         kind = entry.command[:1]
@@ -453,27 +468,24 @@ class Replica:
             held is not None and held.term == position.term
         )
 
-    async def _install(self) -> None:
+    async def _install_now(self, position: Position, future: asyncio.Future[bool]) -> None:
         """The order makes a crash harmless: files synced, then the journal with its mark, then the
         state, then the mark's end."""
-        installs, self._installs = self._installs, []
-        for position, future in installs:
-            if self._holds(position) or self._member.is_leader:
-                clear(self.config.directory / "incoming")
-                if not future.done():
-                    future.set_result(self._holds(position))
-                continue
+        incoming = self.config.directory / "incoming"
+        if not self._holds(position) and not self._member.is_leader:
             self._journal.begin_install(position)
             await self._persist()
-            self._state.install(self.config.directory / "incoming")
+            async with self._state_lock:
+                self._state.install(incoming)
             self._check_installed(position)
             self._journal.end_install()
             self._member.jump_to(position.index)
             await self._persist()
-            clear(self.config.directory / "incoming")
             logger.info("%s installed %s", self.config.replica_id, position)
-            if not future.done():
-                future.set_result(True)
+        await self._state_worker.run(lambda: clear(incoming))
+        self._install = None
+        self._receiving = False
+        future.set_result(self._holds(position))
 
     def _keep_house(self) -> None:
         self._shipping.expire(self._environment.clock())
@@ -498,8 +510,9 @@ class Replica:
 
     async def _compact(self) -> None:
         """Only what is durable in the state may leave the journal."""
-        applied, _ = self._state.applied
-        await self._state_worker.run(self._state.flush_wal)
+        async with self._state_lock:
+            applied, _ = self._state.applied
+            await self._state_worker.run(self._state.flush_wal)
         self._compact_to = self._shipping.compaction_index(self._journal, applied)
         self._work.set()
 
@@ -542,12 +555,11 @@ class Replica:
         for _, future in self._pending.values():
             if not future.done():
                 future.set_exception(OutcomeUnknown("this replica has stopped"))
-        for _, installed in self._installs:
-            if not installed.done():
-                installed.set_result(False)
+        if self._install is not None:
+            self._install[1].set_result(False)
+            self._install = None
         self._proposals.clear()
         self._pending.clear()
-        self._installs.clear()
         self._reads.fail(NotLeader(None))
         with contextlib.suppress(Exception):
             self._tell(None)

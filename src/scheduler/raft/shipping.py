@@ -26,12 +26,14 @@ class Shipping:
         self,
         config: ReplicaConfig,
         state: StateMachine,
+        state_lock: asyncio.Lock,
         member: Member,
         transport: RaftTransport,
         worker: Worker,
     ) -> None:
         self._config = config
         self._state = state
+        self._state_lock = state_lock
         self._member = member
         self._transport = transport
         self._worker = worker
@@ -50,9 +52,10 @@ class Shipping:
         """Sends a checkpoint of now; a failure is logged and tried again later."""
         directory = self._config.directory / "outgoing"
         try:
-            clear(directory)
-            await self._worker.run(self._state.flush)
-            index, term = self._state.checkpoint(directory)
+            await self._worker.run(lambda: clear(directory))
+            async with self._state_lock:
+                await self._worker.run(self._state.flush)
+                index, term = self._state.checkpoint(directory)
             self._pins[peer] = (index, clock() + SNAPSHOT_DEADLINE_S)
             header = SnapshotHeader(
                 self._config.group_id,
@@ -74,29 +77,32 @@ class Shipping:
             logger.warning("a snapshot for %s was not delivered: %s", peer, error)
             self._pins.pop(peer, None)
         finally:
-            self._busy = False
             self._not_before_s[peer] = clock() + SNAPSHOT_RETRY_S
-            clear(directory)
+            try:
+                await self._worker.run(lambda: clear(directory))
+            finally:
+                self._busy = False
 
     def expire(self, now_s: float) -> None:
-        """Pins end when the follower has caught up, is gone, or takes too long."""
-        for peer, (index, until_s) in list(self._pins.items()):
-            done = not self._member.is_leader or self._member.progress_of(peer) >= index
-            if not self._busy and (done or now_s > until_s or peer not in self._member.connected):
+        """Pins end after a while: a follower that has caught up by then does not feel it."""
+        for peer, (_, until_s) in list(self._pins.items()):
+            if not self._member.is_leader or now_s > until_s:
                 del self._pins[peer]
 
     def compaction_index(self, journal: Journal, durable_index: int) -> int:
-        """The new base: what the limits allow to forget, of what is durable and not pinned."""
+        """The new base: what the limits allow to forget, of what is durable and not pinned.
+
+        A pin moves with its follower, which needs nothing that it already holds.
+        """
         highest = durable_index
         if journal.size_bytes <= self._config.pinned_bytes_max:
-            highest = min([highest, *(index for index, _ in self._pins.values())])
+            for peer, (index, _) in self._pins.items():
+                highest = min(highest, max(index, self._member.progress_of(peer)))
         entries, size_bytes = len(journal.entries) - 1, journal.size_bytes
         base = journal.base.index
-        for entry in journal.entries[1:]:
-            fits = (
-                entries <= self._config.retain_entries and size_bytes <= self._config.retain_bytes
-            )
-            if fits or entry.index > highest:
+        while entries > self._config.retain_entries or size_bytes > self._config.retain_bytes:
+            entry = journal.at(base + 1)
+            if entry is None or entry.index > highest:
                 break
             base = entry.index
             entries -= 1

@@ -66,7 +66,7 @@ class Receiver:
 
     async def receive(self, parts: AsyncIterator[SnapshotPart]) -> None:
         """Raises TransportError when the parts are not a whole snapshot; then nothing is kept."""
-        clear(self._directory)
+        await self._worker.run(lambda: clear(self._directory))
         self._directory.mkdir(parents=True)
         try:
             async for part in parts:

@@ -1,8 +1,13 @@
 """What a sandbox used, and whether the kernel killed in it for want of memory: from its cgroup."""
 
 import contextlib
+import os
+import select
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import limits
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -44,13 +49,29 @@ def read(cgroup_path: str) -> Usage:
     )
 
 
-def remove_parent(cgroup_path: str) -> None:
-    """Removes the cgroup that held all sandboxes of an executor, where it is empty."""
+def remove(cgroup_path: str) -> None:
+    """Ends what still runs in a cgroup and removes it; one that holds others stays.
+
+    A runtime does so itself, unless it was killed half-way. Blocks: call it in a thread.
+    """
     relative = cgroup_path.lstrip("/")
     groups = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
     for group in groups:
         with contextlib.suppress(OSError):
+            for pid in (group / "cgroup.procs").read_text().split():
+                _kill(int(pid))
             group.rmdir()
+
+
+def _kill(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        waited = select.poll()
+        waited.register(descriptor, select.POLLIN)
+        waited.poll(limits.CALL_DEADLINE_S * 1000)
+    finally:
+        os.close(descriptor)
 
 
 def _number(path: Path) -> int:

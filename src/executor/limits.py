@@ -40,6 +40,8 @@ GATE_DEADLINE_S = 10.0
 # After a sandbox's last process ended, until its output is whole on disk.
 OUTPUT_DEADLINE_S = 5.0
 DAEMON_START_DEADLINE_S = 20.0
+# Sandboxes go on without containerd: their ends are waited for while it is replaced.
+DAEMON_AWAY_DEADLINE_S = 300.0
 DAEMON_STOP_DEADLINE_S = 10.0
 REGISTRY_CONNECT_DEADLINE_S = 10.0
 REGISTRY_READ_DEADLINE_S = 30.0  # silence on a transfer, not its whole length

@@ -91,6 +91,8 @@ class ContainerdRuntime:
         """See sandbox.Runtime. Sandboxes of an earlier process stay until `adopt` or `sweep`."""
         if self._runtime_binary not in ("auto", *BINARIES):
             raise HostUnfit([f"runtime_binary is {self._runtime_binary!r}, not auto, crun or runc"])
+        if self._socket and not await asyncio.to_thread(Path(self._socket).is_socket):
+            raise HostUnfit([f"there is no socket at {self._socket} (is containerd running?)"])
         for name in ("sandboxes", "output"):
             await asyncio.to_thread(
                 (self._data_directory / name).mkdir, mode=0o700, parents=True, exist_ok=True
@@ -105,10 +107,10 @@ class ContainerdRuntime:
         try:
             await self._client.connected(limits.DAEMON_START_DEADLINE_S)
             await self._choose_binary()
-        except ContainerdUnavailable as error:
-            raise HostUnfit([str(error)]) from error
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, ContainerdUnavailable):
+                raise HostUnfit([str(error)]) from error
             raise
 
     async def close(self) -> None:
@@ -122,7 +124,7 @@ class ContainerdRuntime:
         await self._client.close()
         if self.daemon is not None:
             await self.daemon.close()
-        accounting.remove_parent(self._cgroup_parent)
+        await asyncio.to_thread(accounting.remove, self._cgroup_parent)
 
     async def detach(self) -> None:
         """Ends this object and leaves everything running for the executor's next process."""

@@ -155,8 +155,12 @@ class ContainerdSandbox:
                 await self._delete_task()
                 with contextlib.suppress(ContainerdNotFound):
                     await self._retried(self._client.delete_container, self._record.attempt_id)
-            await asyncio.to_thread(shutil.rmtree, self._paths.directory, ignore_errors=True)
+            await asyncio.to_thread(self._remove_files)
             self._deleted = True
+
+    def _remove_files(self) -> None:
+        accounting.remove(self._record.cgroup_path)
+        shutil.rmtree(self._paths.directory, ignore_errors=True)
 
     async def _delete_task(self) -> None:
         name = self._record.attempt_id
@@ -184,7 +188,12 @@ class ContainerdSandbox:
                     f"sandbox {self._record.attempt_id} has vanished: {error}"
                 ) from error
             except ContainerdUnavailable:
-                await self._client.connected(limits.DAEMON_START_DEADLINE_S)
+                try:
+                    await self._client.connected(limits.DAEMON_AWAY_DEADLINE_S)
+                except ContainerdUnavailable as error:
+                    raise SandboxError(str(error)) from error
+            except ContainerdError as error:
+                raise SandboxError(str(error)) from error
 
     async def _retried(self, call: object, *arguments: object) -> None:
         """Makes a call that may be repeated, once more for each restart of containerd."""

@@ -1,0 +1,159 @@
+"""containerd is killed, stopped, or broken while sandboxes are made and run."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.errors import HostUnfit, SandboxError
+from tickmesh.executor.sandbox import Work
+
+from .conftest import PYTHON_IMAGE, STAMP_IMAGE
+
+pytestmark = pytest.mark.integration
+
+Output = Callable[[str], Awaitable[tuple[bytes, bytes]]]
+
+
+def kill_daemon(runtime: ContainerdRuntime) -> int:
+    assert runtime.daemon is not None
+    killed = runtime.daemon.pid
+    assert killed > 0
+    os.kill(killed, signal.SIGKILL)
+    return killed
+
+
+async def test_what_runs_goes_on_when_containerd_is_killed(
+    python: ContainerdRuntime, output: Output, tmp_path: Path
+) -> None:
+    program = (
+        "import signal; print('begun', flush=True); signal.sigwait([10]); print('done'); exit(3)"
+    )
+    program = "import signal; signal.pthread_sigmask(0, [10]); " + program
+    sandbox = await python.prepare(
+        Work("through", "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+    )
+    await sandbox.start()
+    waiting = asyncio.create_task(sandbox.wait())
+    await begun(python, "through")
+    killed = kill_daemon(python)
+    await sandbox.kill(signal.SIGUSR1)  # waits for the daemon's return
+    ended = await waiting
+    assert ended.exit_code == 3
+    assert await output("through") == (b"begun\ndone\n", b"")
+    assert python.daemon is not None and python.daemon.pid not in (0, killed)
+    await sandbox.delete()
+
+
+async def test_an_end_while_containerd_is_dead_is_not_lost(
+    python: ContainerdRuntime, output: Output
+) -> None:
+    program = "import time; print('begun', flush=True); time.sleep(0.15); exit(9)"
+    sandbox = await python.prepare(
+        Work("meanwhile", "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+    )
+    await sandbox.start()
+    await begun(python, "meanwhile")
+    kill_daemon(python)
+    assert (await sandbox.wait()).exit_code == 9
+    await sandbox.delete()
+
+
+async def test_a_gate_opens_while_containerd_is_dead(
+    stamp: ContainerdRuntime, output: Output
+) -> None:
+    sandbox = await stamp.prepare(Work("armed", "tests", STAMP_IMAGE))
+    kill_daemon(stamp)
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    assert (await output("armed"))[0].strip().isdigit()
+    await sandbox.delete()
+
+
+async def test_under_load_each_prepare_works_or_says_that_it_does_not(
+    stamp: ContainerdRuntime,
+) -> None:
+    outcomes: dict[str, str] = {}
+    killed = [0]
+
+    def kill_twice() -> None:
+        """Once among the first, and again as soon as it is back."""
+        assert stamp.daemon is not None
+        if len(killed) < 3 and len(outcomes) >= 6 and stamp.daemon.pid not in killed:
+            killed.append(kill_daemon(stamp))
+
+    async def one(number: int) -> None:
+        name = f"load-{number}"
+        kill_twice()
+        try:
+            sandbox = await stamp.prepare(Work(name, "tests", STAMP_IMAGE))
+        except SandboxError as error:
+            outcomes[name] = str(error)
+            return
+        finally:
+            kill_twice()
+        await sandbox.start()
+        assert (await sandbox.wait()).exit_code == 0
+        await sandbox.delete()
+        outcomes[name] = "ran"
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(40):
+            group.create_task(one(number))
+    assert len(outcomes) == 40
+    failed = {name: outcome for name, outcome in outcomes.items() if outcome != "ran"}
+    for name, outcome in failed.items():
+        assert f"sandbox {name} cannot be made" in outcome or "cannot be looked up" in outcome
+    assert len(killed) == 3
+    assert 0 < len(failed) < 40
+    # Afterwards it works as before.
+    sandbox = await stamp.prepare(Work("after", "tests", STAMP_IMAGE))
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    await sandbox.delete()
+
+
+async def begun(runtime: ContainerdRuntime, attempt: str) -> None:
+    """Waits until an attempt has written something."""
+    directory = runtime.output_directory(attempt)
+    with runtime._watcher.changes(directory) as changed:
+        while not (directory / "stdout").stat().st_size:
+            await changed.wait()
+            changed.clear()
+
+
+async def test_a_containerd_that_is_not_there_is_said(tmp_path: Path) -> None:
+    runtime = ContainerdRuntime("none", tmp_path, containerd_socket=str(tmp_path / "no.sock"))
+    with pytest.raises(HostUnfit, match=r"no socket at .*no\.sock"):
+        await runtime.start()
+
+
+async def test_a_broken_containerd_is_said_with_its_last_words(tmp_path: Path) -> None:
+    runtime = ContainerdRuntime("broken", tmp_path)
+    (tmp_path / "containerd").mkdir()
+    (tmp_path / "containerd" / "root").write_text("a file where its directory should be")
+    with pytest.raises(HostUnfit, match=r"containerd ended at its start: .*not a directory"):
+        await runtime.start()
+
+
+async def test_an_unknown_binary_is_said(tmp_path: Path) -> None:
+    with pytest.raises(HostUnfit, match="runtime_binary is 'docker'"):
+        await ContainerdRuntime("binary", tmp_path, runtime_binary="docker").start()
+
+
+async def test_a_given_containerd_is_left_running(
+    stamp: ContainerdRuntime, tmp_path: Path, stamp_archive: Path
+) -> None:
+    assert stamp.daemon is not None
+    guest = ContainerdRuntime("guest", tmp_path / "guest", containerd_socket=stamp.daemon.socket)
+    await guest.start()
+    await guest.prepare(Work("guest", "tests", STAMP_IMAGE))
+    await guest.close()  # deletes its own
+    sandbox = await stamp.prepare(Work("own", "tests", STAMP_IMAGE))
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    await sandbox.delete()

@@ -91,8 +91,10 @@ def explain(error: grpc.RpcError, address: str, deadline_s: float) -> TickmeshEr
     if any(key == STATUS_METADATA_KEY for key, _ in metadata):
         return found
     if isinstance(found, Unavailable):
+        refused = "Connection refused"  # of all that gRPC says then, the one thing to know
+        why = refused if refused in found.message else found.message
         return Unavailable(
-            f"no mesh answers at {address} ({found.message}): start one with `tickmesh dev`, or "
+            f"no mesh answers at {address} ({why}): start one with `tickmesh dev`, or "
             "name another address"
         )
     if isinstance(found, DeadlineExceeded):

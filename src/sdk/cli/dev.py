@@ -204,6 +204,7 @@ def _describe(mesh: LocalMesh, path: Path) -> None:
 def _banner(mesh: LocalMesh, description: Path) -> None:
     options = mesh.options
     found = description == DEVELOPMENT_FILE.resolve() or mesh.address == DEFAULT_ADDRESS
+    says = "print" if options.runtime == "inprocess" else "echo"
     lines = [
         f"tickmesh serves at {mesh.address}: {_count(options.replicas, 'scheduler replica')}, "
         f"{_count(options.executors, 'executor')} ({options.runtime})",
@@ -212,7 +213,7 @@ def _banner(mesh: LocalMesh, description: Path) -> None:
         "try, in another terminal:" if found else "try, in another terminal, after",
         *([] if found else [f"  export TICKMESH_ADDRESS={mesh.address}"]),
         "  tickmesh cluster",
-        "  tickmesh job create hello --image docker.io/library/busybox:1.36 -- echo hello",
+        f"  tickmesh job create hello --image docker.io/library/busybox:1.36 -- {says} hello",
         "  tickmesh run hello --follow",
     ]
     print("\n".join(lines), flush=True)

@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 import click
 
 from .groups import NounGroup
-from .output import live_table, output_option, print_line, print_list, print_one
+from .output import Column, live_table, output_option, print_line, print_list, print_one
 from .run import write_logs
 from .settings import Settings, pass_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..sync import Client
     from ..types import Execution
 
 STATES = ("PENDING", "ASSIGNED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "REVOKED")
 
 LIVE_ROWS_MAX = 200
 """Executions kept for the live table: more than any terminal has rows."""
+
+OUTPUT_SHOWN_MAX = 60
+"""Characters of an execution's output in its row."""
 
 
 @click.group(cls=NounGroup)
@@ -95,28 +99,56 @@ def cancel(settings: Settings, /, executions: tuple[str, ...]) -> None:
 @click.argument("job", required=False)
 @click.option("--schedule", metavar="JOB/SCHEDULE", default="", help="Only those it fires.")
 @click.option("-n", "--limit", type=click.IntRange(1), help="End after so many have ended.")
+@click.option("--logs", is_flag=True, help="Also show what each wrote first, once it has ended.")
 @output_option
 @pass_settings
 def watch(
-    settings: Settings, /, job: str | None, schedule: str, limit: int | None, output: str
+    settings: Settings,
+    /,
+    job: str | None,
+    schedule: str,
+    limit: int | None,
+    logs: bool,
+    output: str,
 ) -> None:
     """Show executions of a job, or of all, as they change. Ctrl-C ends it.
 
     A live table on a terminal; elsewhere one line for each change (-o json: one object a line).
     """
+    from . import tables
+
+    columns = tables.EXECUTIONS
     client = settings.client
     if job and job.count("/") == 1:
         changes: Iterable[Execution] = client.executions.changes(job)
     else:
         changes = client.executions.watch(job or "", schedule=schedule)
     limited = _until_ended(changes, limit)
+    if logs:
+        outputs: dict[str, str] = {}
+        limited = _with_output(client, limited, outputs)
+        columns = (*columns[:-1], Column("OUTPUT", lambda e: outputs.get(e.name, "")), columns[-1])
     if output != "table":
         for each in limited:
             print_line(output, each)
     elif sys.stdout.isatty():
-        _watch_live(limited)
+        _watch_live(limited, columns)
     else:
-        _watch_lines(limited)
+        _watch_lines(limited, columns)
+
+
+def _with_output(
+    client: Client, changes: Iterable[Execution], outputs: dict[str, str]
+) -> Iterable[Execution]:
+    """The changes; before an end is passed on, what it wrote first is in `outputs`."""
+    for each in changes:
+        if each.state.final and each.start_time is not None:
+            text = "".join(
+                chunk.data.decode("utf-8", "replace")
+                for chunk in itertools.islice(client.executions.logs(each.name), 1)
+            )
+            outputs[each.name] = text.partition("\n")[0][:OUTPUT_SHOWN_MAX]
+        yield each
 
 
 def _until_ended(changes: Iterable[Execution], limit: int | None) -> Iterable[Execution]:
@@ -130,11 +162,9 @@ def _until_ended(changes: Iterable[Execution], limit: int | None) -> Iterable[Ex
                 return
 
 
-def _watch_live(changes: Iterable[Execution]) -> None:
-    from . import tables
-
+def _watch_live(changes: Iterable[Execution], columns: tuple[Column[Execution], ...]) -> None:
     rows: dict[str, Execution] = {}
-    with live_table(tables.EXECUTIONS) as show:
+    with live_table(columns) as show:
         show([])
         for each in changes:
             rows[each.name] = each
@@ -143,13 +173,11 @@ def _watch_live(changes: Iterable[Execution]) -> None:
             show(list(rows.values()))
 
 
-def _watch_lines(changes: Iterable[Execution]) -> None:
-    from . import tables
-
+def _watch_lines(changes: Iterable[Execution], columns: tuple[Column[Execution], ...]) -> None:
     widths = (36, 25, 9, 10, 5, 9)
-    print(_line([column.heading for column in tables.EXECUTIONS], widths), flush=True)
+    print(_line([column.heading for column in columns], widths), flush=True)
     for each in changes:
-        cells = [column.show(each) for column in tables.EXECUTIONS]
+        cells = [column.show(each) for column in columns]
         print(_line(cells, widths), flush=True)
 
 

@@ -146,6 +146,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         """An attempt's output as it comes; ends a little after the attempt, come what may."""
         chunks = logs.read(directory, cursor, True, self._watcher)
         over = asyncio.create_task(attempt.over.wait())
+        coming: asyncio.Future[logs.Chunk | None] | None = None
         try:
             while True:
                 coming = asyncio.ensure_future(anext(chunks, None))
@@ -154,8 +155,6 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                 if over.done() and not coming.done():
                     await asyncio.wait({coming}, timeout=END_GRACE_S)
                 if not coming.done():
-                    coming.cancel()
-                    await asyncio.gather(coming, return_exceptions=True)
                     return
                 chunk = coming.result()
                 if chunk is None:
@@ -163,6 +162,9 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                 yield chunk
         finally:
             over.cancel()
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
 
     # -- images --------------------------------------------------------------------------------
 

@@ -24,6 +24,17 @@ STATES = ("PENDING", "ASSIGNED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", 
 LIVE_ROWS_MAX = 200
 """Executions kept for the live table: more than any terminal has rows."""
 
+WIDTHS = {
+    "EXECUTION": 32,
+    "DUE": 24,
+    "LATE (MS)": 9,
+    "STATE": 9,
+    "EXIT": 4,
+    "DURATION": 8,
+    "OUTPUT": 24,
+}
+"""Of the columns of a watch that is no live table."""
+
 OUTPUT_SHOWN_MAX = 60
 """Characters of an execution's output in its row."""
 
@@ -174,17 +185,18 @@ def _watch_live(changes: Iterable[Execution], columns: tuple[Column[Execution], 
 
 
 def _watch_lines(changes: Iterable[Execution], columns: tuple[Column[Execution], ...]) -> None:
-    widths = (36, 25, 9, 10, 5, 9)
-    print(_line([column.heading for column in columns], widths), flush=True)
+    print(_line(columns, [column.heading for column in columns]), flush=True)
     for each in changes:
-        cells = [column.show(each) for column in columns]
-        print(_line(cells, widths), flush=True)
+        print(_line(columns, [column.show(each) for column in columns]), flush=True)
 
 
-def _line(cells: list[str], widths: tuple[int, ...]) -> str:
-    """Columns of a fixed width, as what is to come is not known yet."""
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
-    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
+def _line(columns: tuple[Column[Execution], ...], cells: list[str]) -> str:
+    """Columns of fixed widths, as what is to come is not known yet; the last is as it is."""
+    padded = [
+        cell.rjust(WIDTHS[column.heading]) if column.right else cell.ljust(WIDTHS[column.heading])
+        for column, cell in zip(columns[:-1], cells, strict=False)
+    ]
+    return "   ".join([*padded, cells[-1]]).rstrip()
 
 
 @click.command()

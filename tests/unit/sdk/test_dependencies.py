@@ -1,4 +1,4 @@
-"""`pip install tickmesh` is enough for the client and the command line: no server part is needed."""
+"""`pip install tickmesh` is enough for the client and the command line."""
 
 import subprocess
 import sys

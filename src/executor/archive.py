@@ -108,11 +108,15 @@ def directory_image(target: Path, directory: Path, process: Process) -> str:
     return files_image(target, files, process)
 
 
-def python_image(target: Path, extra: Mapping[str, File] | None = None) -> str:
+def python_image(
+    target: Path,
+    extra: Mapping[str, File] | None = None,
+    command: tuple[str, ...] = ("python3",),
+) -> str:
     """Writes an archive with this very Python, so that `python3` runs in it. Answers its digest.
 
     It holds the interpreter, its standard library without tests and user interfaces, and the shared
-    libraries that they need: about 20 MB. `extra` files lie beside it.
+    libraries that they need: about 20 MB. `extra` files lie beside it; `command` is the image's.
     """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = Path(sys.base_prefix)
@@ -133,7 +137,7 @@ def python_image(target: Path, extra: Mapping[str, File] | None = None) -> str:
     files["/etc/group"] = File(b"root:x:0:\nnogroup:x:65534:\n")
     files.update(extra or {})
     process = Process(
-        command=("python3",),
+        command=command,
         environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONUNBUFFERED": "1"},
     )
     return files_image(target, files, process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
@@ -29,10 +30,10 @@ def handlers() -> list[grpc.GenericRpcHandler]:
 
 
 def _pool() -> DescriptorPool:
-    """The public files, and those of health and reflection."""
+    """The public files, those of health and reflection, and the details that errors carry."""
     pool = DescriptorPool()
     for file in descriptors.FILES.values():
         pool.AddSerializedFile(file.SerializeToString())
-    for module in (health_pb2, reflection_pb2):
+    for module in (health_pb2, reflection_pb2, error_details_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     return pool

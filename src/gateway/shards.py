@@ -37,6 +37,9 @@ BATCHES_IN_FLIGHT_MAX = 4
 """Batches under way to a leader: enough to keep it busy while answers travel, and few enough that
 what waits gathers into large ones."""
 
+BATCH_GRACE_S = 0.5
+"""How long a batch may go on after the last of its callers was told that its time is over."""
+
 SEARCH_PAUSE_S = 0.02
 """Between two searches for a leader, and before a refused batch is sent again: an election takes
 hundreds of milliseconds, and a search costs a message a replica."""
@@ -56,6 +59,8 @@ LOST_CODES = frozenset(
     }
 )
 """How a call to a leader ends that stops, dies or is cut off."""
+
+_MAYBE_DONE = "it may or may not have been done; read before you repeat it"
 
 Answer = TypeVar("Answer")
 
@@ -145,18 +150,21 @@ class Shard:
 
     def _expire(self, call: Pending) -> None:
         """The caller's time is nearly over: say what is known."""
-        if call.sent and call.method.repeat is not Repeat.SAFE:
+        if call.sent:
+            safe = call.method.repeat is Repeat.SAFE
             call.fail(
                 DeadlineExceeded(
-                    f"{self.id} did not answer in time: it may or may not have been done; repeat "
-                    "with the same request_id, or read"
+                    f"{self.id} did not answer in time: "
+                    + ("repeat the call" if safe else f"{_MAYBE_DONE}")
                 )
             )
         elif self._leader is None:
             call.fail(self._no_leader())
         else:
             call.fail(
-                DeadlineExceeded(f"{self.id} did not answer in time; nothing was changed by this")
+                DeadlineExceeded(
+                    f"the calls before this one took {self.id} too long: nothing was changed"
+                )
             )
 
     def _no_leader(self) -> NoLeader:
@@ -186,7 +194,7 @@ class Shard:
         before = [call.sent for call in batch]
         for call in batch:
             call.sent = True
-        rpc = leader.stub.Call(to_message(batch, now_s), timeout=max(timeout_s, 0.001))
+        rpc = leader.stub.Call(to_message(batch, now_s), timeout=timeout_s + BATCH_GRACE_S)
         try:
             with self._known(leader, rpc, SUSPICION_S):
                 response = await rpc
@@ -240,8 +248,7 @@ class Shard:
             if not call.repeatable:
                 call.fail(
                     OutcomeUnknown(
-                        f"the leader of {self.id} was lost before it answered: it may or may not "
-                        "have been done; read before you repeat"
+                        f"the leader of {self.id} was lost before it answered: {_MAYBE_DONE}"
                     )
                 )
         self._queue.put_back(again)
@@ -320,8 +327,8 @@ class Shard:
         by_id = {view.source.id: view.replica for view in views}
         shard = cluster_pb2.Shard(shard_id=self.id)
         for replica in self._replicas.all:
-            told = by_id.get(replica.id) or cluster_pb2.Replica(replica_id=replica.id)
-            told.address = replica.address
+            told = by_id.get(replica.id) or cluster_pb2.Replica()
+            told.replica_id, told.address = replica.id, replica.address
             shard.replicas.append(told)
         return shard, views
 

@@ -258,7 +258,14 @@ class ContainerdRuntime:
         )
         exchange = Exchange(paths.exchange, self._clock)
         sandbox = ContainerdSandbox(
-            self._client, self._watcher, self._deletes, paths, record, exchange, message
+            self._client,
+            self._watcher,
+            self._clock,
+            self._deletes,
+            paths,
+            record,
+            exchange,
+            message,
         )
         container = self._container(work, image, paths, record, uid, gid)
         try:
@@ -358,14 +365,21 @@ class ContainerdRuntime:
             record = msgspec.json.decode(
                 await asyncio.to_thread(paths.record.read_bytes), type=Record
             )
-            opened = paths.opened.read_text()
+            # Empty: never opened, so its gate has exited by itself.
+            started_ns = int(await asyncio.to_thread(paths.opened.read_text))
             await self._client.get_task(attempt_id)
-        except (OSError, msgspec.DecodeError, ContainerdNotFound):
-            return None  # never opened, or gone: its gate has exited by itself
-        # Opened, and the executor died before it heard of the exec: then is as good as it gets.
-        started_ns = int(opened) if opened else paths.opened.stat().st_mtime_ns
+        except (OSError, ValueError, msgspec.DecodeError, ContainerdNotFound):
+            return None
         return ContainerdSandbox(
-            self._client, self._watcher, self._deletes, paths, record, None, b"", started_ns
+            self._client,
+            self._watcher,
+            self._clock,
+            self._deletes,
+            paths,
+            record,
+            None,
+            b"",
+            started_ns,
         )
 
     async def sweep(self, claimed: frozenset[str]) -> int:
@@ -379,6 +393,7 @@ class ContainerdRuntime:
                 sandbox = ContainerdSandbox(
                     self._client,
                     self._watcher,
+                    self._clock,
                     self._deletes,
                     self._paths(name),
                     record,
@@ -436,6 +451,7 @@ def _make_files(paths: Paths, exchange: Exchange, record: Record, payload: bytes
     paths.output.mkdir()
     exchange.make(payload)
     paths.record.write_bytes(msgspec.json.encode(record))
+    paths.opened.touch()
 
 
 def _message(work: Work, image: Image) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from ...mesh.clock import Clock
 from .. import accounting, limits, logs
 from ..errors import (
     ContainerdError,
@@ -62,7 +63,8 @@ class Paths:
 
     @property
     def opened(self) -> Path:
-        """When the gate was opened; written before, so that no start is ever forgotten."""
+        """When the gate was opened, ns since 1970; empty before. Written before the gate is told,
+        so that no start is ever forgotten, and again when the exec's time is known."""
         return self.directory / "opened"
 
 
@@ -73,6 +75,7 @@ class ContainerdSandbox:
         self,
         client: ContainerdClient,
         watcher: Watcher,
+        clock: Clock,
         deletes: asyncio.Semaphore,
         paths: Paths,
         record: Record,
@@ -82,6 +85,7 @@ class ContainerdSandbox:
     ) -> None:
         self._client = client
         self._watcher = watcher
+        self._clock = clock
         self._deletes = deletes
         self._paths = paths
         self._record = record
@@ -107,12 +111,19 @@ class ContainerdSandbox:
         assert self._exchange is not None and not self._started_ns, "a sandbox is started once"
         if self._deleted:
             raise StartError(StartReason.GATE_LOST, 0, "the sandbox was deleted before its start")
-        # Inline, not in a thread: it takes 50 microseconds and stands between due time and exec.
-        self._paths.opened.write_text("")
+        # Inline, not in a thread: it takes 20 microseconds and stands between due time and exec.
+        self._note_opened(self._clock.now_ns())
         self._started_ns = await self._exchange.open(self._message)
         self._message = b""
-        self._paths.opened.write_text(str(self._started_ns))
+        self._note_opened(self._started_ns)
         return self._started_ns
+
+    def _note_opened(self, time_ns: int) -> None:
+        file = os.open(self._paths.opened, os.O_WRONLY | os.O_CLOEXEC)  # it is there: no creation
+        try:
+            os.write(file, str(time_ns).encode())  # as long as what it replaces, for 250 years
+        finally:
+            os.close(file)
 
     async def wait(self) -> Exit:
         """See sandbox.Sandbox."""

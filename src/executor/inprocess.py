@@ -14,8 +14,9 @@ argument, as ("print", "hello", ";", "sleep", "0.5", ";", "exit", "3").
     signal SIGNAL   ends it as this number's signal would
     oom             ends it as the kernel does for want of memory
 
-Another word cannot be started, as a file that is not there. tests/conformance has the same words as
-a program in a real image.
+Another word cannot be started, as a file that is not there. A script without a word that writes has
+no output files either: making them would be most of what it costs. tests/conformance has the same
+words as a program in a real image.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from .sandbox import ATTEMPT_ID, Exit, Work
 WORDS = frozenset(
     ["true", "print", "error", "env", "payload", "sleep", "ignore", "exit", "signal", "oom"]
 )
+WRITES = frozenset(["print", "error", "env", "payload"])
 SIGNAL_BASE = 128
 
 
@@ -100,8 +102,11 @@ class InProcessRuntime:
         if work.attempt_id in self._sandboxes:
             raise SandboxError(f"sandbox {work.attempt_id} exists already")
         await self.ensure_image(work.image)
-        output = Output(self.output_directory(work.attempt_id), work.output_bytes_max)
-        sandbox = InProcessSandbox(work, output, self._clock, self._sandboxes)
+        steps = _steps([*work.command, *work.args])
+        output = None
+        if any(word in WRITES for word, _ in steps):
+            output = Output(self.output_directory(work.attempt_id), work.output_bytes_max)
+        sandbox = InProcessSandbox(work, steps, output, self._clock, self._sandboxes)
         self._sandboxes[work.attempt_id] = sandbox
         return sandbox
 
@@ -157,7 +162,8 @@ class InProcessSandbox:
     def __init__(
         self,
         work: Work,
-        output: Output,
+        steps: list[tuple[str, str]],
+        output: Output | None,
         clock: Clock,
         register: "dict[str, InProcessSandbox]",
     ) -> None:
@@ -165,7 +171,7 @@ class InProcessSandbox:
         self._output = output
         self._clock = clock
         self._register = register
-        self._steps = _steps([*work.command, *work.args])
+        self._steps = steps
         self._ignored: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -215,13 +221,13 @@ class InProcessSandbox:
             word, argument = self._steps.pop(0) if self._steps else ("exit", "0")
             match word:
                 case "print":
-                    self._output.write("stdout", argument.encode() + b"\n")
+                    self._write("stdout", argument.encode() + b"\n")
                 case "error":
-                    self._output.write("stderr", argument.encode() + b"\n")
+                    self._write("stderr", argument.encode() + b"\n")
                 case "env":
-                    self._output.write("stdout", self._work.env.get(argument, "").encode() + b"\n")
+                    self._write("stdout", self._work.env.get(argument, "").encode() + b"\n")
                 case "payload":
-                    self._output.write("stdout", self._work.payload)
+                    self._write("stdout", self._work.payload)
                 case "sleep":
                     loop = asyncio.get_running_loop()
                     self._timer = loop.call_later(float(argument), self._go_on)
@@ -235,13 +241,18 @@ class InProcessSandbox:
                 case "oom":
                     self._end(SIGNAL_BASE + signals.SIGKILL, oom=True)
 
+    def _write(self, name: str, data: bytes) -> None:
+        assert self._output is not None
+        self._output.write(name, data)
+
     def _end(self, status: int, oom: bool = False) -> None:
         if self._exit.done():
             return
         if self._timer is not None:
             self._timer.cancel()
-        with contextlib.suppress(OSError):  # its output has been discarded
-            self._output.finish()
+        if self._output is not None:
+            with contextlib.suppress(OSError):  # it has been discarded
+                self._output.finish()
         self._exit.set_result(
             Exit(
                 exit_code=status,

@@ -34,6 +34,9 @@ REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 """Between tries, doubling: a replica that restarts is found again within a second."""
 
+PACE_S = 0.002
+"""Between two messages of changes: a message costs more than the changes in it."""
+
 REPORTS_MAX = 1_000
 """Changes in one message: about 100 KiB."""
 
@@ -240,7 +243,8 @@ class Stream:
             if self._owes_heartbeat:
                 self._owes_heartbeat = False
                 await self._write_heartbeat(call)
-            await self._say_what_is_new(call)
+            if await self._say_what_is_new(call):
+                await asyncio.sleep(PACE_S)
             await self._wake.wait()
             # Once more around the loop: what happens in this turn goes into one message.
             await asyncio.sleep(0)
@@ -249,19 +253,21 @@ class Stream:
         heartbeat = shard_pb2.Heartbeat(sent_ns=self._clock.now_ns())
         await call.write(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
 
-    async def _say_what_is_new(self, call: _Call) -> None:
+    async def _say_what_is_new(self, call: _Call) -> bool:
+        """Whether there was something."""
+        said = self._owes_inventory
         if self._owes_inventory:
             self._owes_inventory = False
             inventory = self._shard.take_inventory()
             await call.write(shard_pb2.ExecutorMessage(inventory=inventory))
             self._confirms_ns = self._clock.now_ns()
             await self._write_heartbeat(call)
-        while self._shard.leading is self and not self._owes_inventory:
-            reports = self._shard.take_changes()
-            if not reports:
-                return
+        if self._shard.leading is self and (reports := self._shard.take_changes()):
             message = shard_pb2.AttemptReports(reports=reports)
             await call.write(shard_pb2.ExecutorMessage(reports=message))
+            said = True
+            self._wake.set()  # there may be more; a heartbeat may be owed first
+        return said
 
     # -- down ----------------------------------------------------------------------------------
 

@@ -128,11 +128,11 @@ async def test_nothing_runs_before_its_start_and_the_start_says_when(bed: Bed) -
 
 
 async def test_exits_signals_and_want_of_memory_are_told_apart(bed: Bed) -> None:
-    exit, _, _ = await bed.run("exit", "3")
+    exit, _, _ = await bed.run("print", "x", ";", "exit", "3")
     assert (exit.exit_code, exit.signal, exit.oom) == (3, 0, False)
-    exit, _, _ = await bed.run("signal", "11")
+    exit, _, _ = await bed.run("print", "x", ";", "signal", "11")
     assert (exit.exit_code, exit.signal, exit.oom) == (139, 11, False)
-    exit, _, _ = await bed.run("oom", memory_bytes=32 * limits.MIB)
+    exit, _, _ = await bed.run("print", "x", ";", "oom", memory_bytes=32 * limits.MIB)
     assert (exit.exit_code, exit.signal, exit.oom) == (137, 9, True)
 
 

@@ -105,6 +105,7 @@ async def _serve(
     server.add_secure_port(settings.listen, tls.server_credentials(settings.tls))
     await server.start()
     await process.serving(health)
+    process.settle()
     process.announce(settings.ready_file, settings.listen)
     try:
         await _until_ended(agent, runtime, stop)

@@ -68,6 +68,16 @@ def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[N
     uvloop.run(serve())
 
 
+def settle() -> None:
+    """Once everything is loaded: leave it out of every later garbage collection.
+
+    What was made until now stays for good; looking through it again takes 50 to 200 ms, in which
+    nothing starts on time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def announce(ready_file: str, address: str) -> None:
     """Tell whoever waits that the process serves at `address`: written whole, then renamed."""
     if ready_file:

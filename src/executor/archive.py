@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import limits
 from .errors import ImageError, ImageReason
-from .layers import check_digest
+from .layers import check_digest, check_headers
 from .manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -334,6 +334,8 @@ class ArchiveSource:
                     ImageReason.TOO_LARGE,
                     f"archive {self._path.name} has {total} bytes, at most {self._bytes_max}",
                 )
+            with self._path.open("rb") as file:
+                check_headers(f"archive {self._path.name}", file)
             with tarfile.open(self._path, "r:") as archive:
                 for member in archive:
                     if not member.isfile() or member.issparse():
@@ -344,9 +346,7 @@ class ArchiveSource:
                         member.offset_data,
                         member.size,
                     )
-                    if len(self._members) > limits.IMAGE_LAYERS_MAX * 8:
-                        raise self._corrupt("it has too many members for one image")
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, ValueError) as error:
             raise self._corrupt(f"it is no tar file ({error})") from error
         except OSError as error:
             raise ImageError(

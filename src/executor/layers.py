@@ -6,9 +6,10 @@ any pieces; nothing is kept of them.
 """
 
 import hashlib
+import os
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import zstandard
 
@@ -25,6 +26,8 @@ COMPRESSIONS = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip": GZIP,
     "application/vnd.docker.image.rootfs.diff.tar.zstd": ZSTD,
 }
+
+_NUMBER_DIGITS_MAX = 19  # 64 bits
 
 # A little compressed data can unpack to very much: these are the pieces between two looks.
 _UNPACKED_PIECE_BYTES = 1 * limits.MIB
@@ -143,7 +146,7 @@ class LayerInspector:
         self._compressed = hashlib.sha256()
         self._unpacked = hashlib.sha256()
         self._decompressor = _decompressor(kind)
-        self._tar = _TarWalker(digest, budget)
+        self._tar = _TarWalker(f"layer {digest}", budget)
         self.unpacked_bytes = 0
 
     def feed(self, data: bytes) -> None:
@@ -174,11 +177,26 @@ class LayerInspector:
             )
 
 
+def check_headers(what: str, file: BinaryIO) -> None:
+    """Looks at every header of a plain tar file, before a less careful reader does.
+
+    Raises ImageError(CORRUPT).
+    """
+    walker = _TarWalker(what, Budget(0, limits.ARCHIVE_ENTRIES_MAX))
+    while (skipped := walker.seek()) >= 0:
+        file.seek(skipped, os.SEEK_CUR)
+        block = file.read(BLOCK_BYTES)
+        if not block:
+            break
+        walker.feed(block)
+    walker.finish()
+
+
 class _TarWalker:
     """Looks at every header of a tar stream, skips every body."""
 
-    def __init__(self, digest: str, budget: Budget) -> None:
-        self._digest = digest
+    def __init__(self, what: str, budget: Budget) -> None:
+        self._what = what
         self._budget = budget
         self._buffer = bytearray()
         self._skip_bytes = 0
@@ -208,13 +226,20 @@ class _TarWalker:
                 else:
                     self._header(whole)
 
+    def seek(self) -> int:
+        """How many bytes may be passed over instead of being fed; -1 at the end mark."""
+        if self._ended:
+            return -1
+        skipped, self._skip_bytes = self._skip_bytes, 0
+        return skipped
+
     def finish(self) -> None:
         # A missing end mark is common and harmless; a body or header cut short is neither.
         if self._skip_bytes or self._buffer or self._meta_bytes:
             raise self._corrupt("ends in the middle of an entry")
 
     def _corrupt(self, what: str) -> ImageError:
-        return ImageError(ImageReason.CORRUPT, f"layer {self._digest} {what}")
+        return ImageError(ImageReason.CORRUPT, f"{self._what} {what}")
 
     def _header(self, block: bytes) -> None:
         if not block.strip(b"\0"):
@@ -263,7 +288,7 @@ class _TarWalker:
                 if key == b"path":
                     self._name = value
                 elif key == b"size":
-                    if not value.isdigit():
+                    if not value.isdigit() or len(value) > _NUMBER_DIGITS_MAX:
                         raise self._corrupt("has an entry with an impossible size")
                     self._size = int(value)
                 elif key.startswith(b"GNU.sparse"):
@@ -284,7 +309,9 @@ def _extended(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The records of a pax header: "length key=value\\n"."""
     while body:
         length, _, _ = body.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(body):
+        if not length.isdigit() or len(length) > _NUMBER_DIGITS_MAX:
+            return
+        if not 0 < int(length) <= len(body):
             return
         key, _, value = body[len(length) + 1 : int(length) - 1].partition(b"=")
         yield key, value

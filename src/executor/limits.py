@@ -9,6 +9,7 @@ GIB = 1024 * MIB
 IMAGE_BYTES_MAX = 1 * GIB
 IMAGE_LAYERS_MAX = 127  # overlayfs takes 128 lower directories in one mount; one is ours
 IMAGE_ENTRIES_MAX = 300_000  # files cost inodes, not only bytes
+ARCHIVE_ENTRIES_MAX = 1024  # an archive of one image: its layers and a few more
 MANIFEST_BYTES_MAX = 4 * MIB  # what registries accept by the distribution specification
 CONFIG_BYTES_MAX = 4 * MIB
 TAR_HEADER_BYTES_MAX = 1 * MIB  # one long name or one set of extended attributes

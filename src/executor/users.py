@@ -13,6 +13,7 @@ from .errors import ImageError, ImageReason
 
 NOBODY = 65534
 _ID_MAX = 2**31 - 1
+_ID_DIGITS_MAX = 10
 
 
 def resolve(user: str, layers: Sequence[Path]) -> tuple[int, int]:
@@ -24,26 +25,31 @@ def resolve(user: str, layers: Sequence[Path]) -> tuple[int, int]:
     if not user:
         return NOBODY, NOBODY
     name, _, group = user.partition(":")
-    passwd = None if name.isdigit() and group.isdigit() else _records(layers, "passwd", 4)
-    uid, gid = -1, -1
-    for fields in passwd or ():
-        if name in (fields[0], fields[2]):
-            uid, gid = int(fields[2]), int(fields[3])
-            break
-    if name.isdigit():
-        uid, gid = int(name), max(gid, 0)
-    if uid < 0:
+    uid, gid = _number(name), _number(group)
+    if uid is None or gid is None:
+        for fields in _records(layers, "passwd", 4):
+            if name == fields[0] or (uid is not None and fields[2] == name):
+                uid = _number(fields[2])
+                gid = _number(fields[3]) if gid is None else gid
+                break
+    if uid is None:
         raise ImageError(ImageReason.USER_UNKNOWN, f"the image has no user {name!r}")
-    if group.isdigit():
-        gid = int(group)
-    elif group:
-        gids = [int(fields[2]) for fields in _records(layers, "group", 3) if fields[0] == group]
-        if not gids:
+    if group and _number(group) is None:
+        rows = [fields for fields in _records(layers, "group", 3) if fields[0] == group]
+        if not rows:
             raise ImageError(ImageReason.USER_UNKNOWN, f"the image has no group {group!r}")
-        gid = gids[0]
+        gid = _number(rows[0][2])
+    gid = gid or 0
     if uid > _ID_MAX or gid > _ID_MAX:
         raise ImageError(ImageReason.USER_UNKNOWN, f"user {user!r} is out of range")
     return uid, gid
+
+
+def _number(text: str) -> int | None:
+    """An id written in digits; None when it is a name."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return int(text) if len(text) <= _ID_DIGITS_MAX else _ID_MAX + 1
 
 
 def _records(layers: Sequence[Path], file: str, numbers: int) -> list[list[str]]:
@@ -55,7 +61,8 @@ def _records(layers: Sequence[Path], file: str, numbers: int) -> list[list[str]]
             return [
                 row
                 for row in rows
-                if len(row) >= numbers and all(value.isdigit() for value in row[2:numbers])
+                if len(row) >= numbers
+                and all(_number(value) is not None for value in row[2:numbers])
             ]
     return []
 

@@ -130,6 +130,18 @@ def cut_in_the_middle(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def a_huge_header(path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 30
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+
+
+def too_many_files(path: Path) -> None:
+    parts = Parts(PLAIN).close()
+    parts.files.update({f"x/{number}": b"" for number in range(1024)})
+    parts.write(path)
+
+
 def no_index(path: Path) -> None:
     parts = Parts(PLAIN).close()
     del parts.files["index.json"]
@@ -272,9 +284,11 @@ Reason = ImageReason
 @pytest.mark.parametrize(
     ("spoil", "reason", "words"),
     [
-        (not_a_tar, Reason.CORRUPT, "bad.tar: it is no tar file"),
+        (not_a_tar, Reason.CORRUPT, "archive bad.tar is not a tar archive"),
         (an_empty_file, Reason.CORRUPT, "bad.tar: it is no tar file"),
         (cut_in_the_middle, Reason.CORRUPT, "bad.tar"),
+        (a_huge_header, Reason.CORRUPT, "archive bad.tar has an extended header of"),
+        (too_many_files, Reason.TOO_LARGE, "more than 1024 files"),
         (no_index, Reason.CORRUPT, "index.json is missing"),
         (an_index_that_is_no_json, Reason.CORRUPT, "index index.json cannot be read"),
         (a_manifest_of_another_shape, Reason.CORRUPT, "manifest sha256:"),

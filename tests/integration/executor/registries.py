@@ -1,6 +1,7 @@
 """A real registry (CNCF Distribution) on loopback, a push into it, and a door that misbehaves."""
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -8,9 +9,13 @@ import signal
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 _CONFIGURATION = """\
 version: 0.1
@@ -176,3 +181,87 @@ class Door:
 
 class _Broken(Exception):
     """This connection is over."""
+
+
+class TokenService:
+    """What gives out tokens for pulls, signed with a key that the registry trusts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.certificate = directory / "token.pem"
+        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tokens")])
+        now = datetime.now(UTC)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(self._key.public_key())
+            .serial_number(1)
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .sign(self._key, hashes.SHA256())
+        )
+        self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        self._chain = base64.b64encode(made.public_bytes(serialization.Encoding.DER)).decode()
+        self.questions: list[str] = []
+        """The first line of each request."""
+        self.actions = ["pull"]
+        self._server: asyncio.Server
+
+    async def __aenter__(self) -> "TokenService":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    @property
+    def host(self) -> str:
+        """host:port of the service."""
+        address, port = self._server.sockets[0].getsockname()
+        return f"{address}:{port}"
+
+    @property
+    def configuration(self) -> str:
+        """The registry's configuration that trusts this service."""
+        return (
+            f"auth:\n  token:\n    realm: http://{self.host}/token\n    service: tests\n"
+            f"    issuer: tokens\n    rootcertbundle: {self.certificate}\n"
+        )
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        question = head.partition("\r\n")[0]
+        self.questions.append(question)
+        query = httpx2.URL("http://x" + question.split()[1]).params
+        kind, _, rest = query["scope"].partition(":")
+        path, _, _ = rest.rpartition(":")
+        body = json.dumps({"token": self._token(query["service"], kind, path)}).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        writer.write(body)
+        await writer.drain()
+        writer.close()
+
+    def _token(self, audience: str, kind: str, path: str) -> str:
+        now = int(datetime.now(UTC).timestamp())
+        header = {"typ": "JWT", "alg": "RS256", "x5c": [self._chain]}
+        claims = {
+            "iss": "tokens",
+            "sub": "",
+            "aud": audience,
+            "exp": now + 300,
+            "nbf": now - 300,
+            "iat": now,
+            "jti": "1",
+            "access": [{"type": kind, "name": path, "actions": self.actions}],
+        }
+        signed = b".".join(_base64(json.dumps(part).encode()) for part in (header, claims))
+        signature = self._key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
+        return (signed + b"." + _base64(signature)).decode()
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tickmesh.executor import archive
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
@@ -15,7 +17,7 @@ from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, sha2
 from tickmesh.executor.registry import CheckedTransport, RegistrySource, parse
 from tickmesh.executor.sandbox import Work
 
-from .registries import Door, push, push_blob, push_manifest, registry
+from .registries import Door, TokenService, push, push_blob, push_manifest, registry
 
 pytestmark = pytest.mark.integration
 
@@ -288,3 +290,84 @@ async def test_a_blob_that_says_one_size_and_has_another_is_corrupt(host: str) -
         with pytest.raises(ImageError, match="has 10 bytes, its manifest says 11"):
             async for _ in source.chunks(Descriptor(digest=sha256(data), size=11)):
                 pass
+
+
+async def test_a_public_image_behind_a_token_service_is_pulled(
+    tmp_path: Path, stamp_archive: Path
+) -> None:
+    async with registry(tmp_path / "registry") as host:
+        digest = await push(host, "team/stamp", "1", stamp_archive)
+    async with (
+        TokenService(tmp_path) as tokens,
+        registry(tmp_path / "registry", tokens.configuration) as host,
+    ):
+        insecure = (host, tokens.host)
+        runtime = ContainerdRuntime("token", tmp_path / "executor", insecure_registries=insecure)
+        await runtime.start()
+        try:
+            image = await runtime.ensure_image(f"{host}/team/stamp:1")
+            assert image.digest == digest
+            assert len(tokens.questions) == 1  # one token for manifest, configuration and layer
+            assert "service=tests" in tokens.questions[0]
+            assert "scope=repository%3Ateam%2Fstamp%3Apull" in tokens.questions[0]
+            tokens.actions = []
+            with pytest.raises(ImageError, match="not there, or not public") as caught:
+                await runtime.ensure_image(f"{host}/team/private:1")
+            assert caught.value.reason is ImageReason.REGISTRY_DENIED
+        finally:
+            await runtime.close()
+
+
+async def test_a_token_service_at_a_private_address_is_denied(tmp_path: Path) -> None:
+    async with (
+        TokenService(tmp_path) as tokens,
+        registry(tmp_path / "registry", tokens.configuration) as host,
+    ):
+        reference = parse(f"{host}/team/stamp:1")
+        assert reference is not None
+        insecure = frozenset([host])
+        async with RegistrySource(reference, CheckedTransport(insecure), insecure) as source:
+            with pytest.raises(ImageError, match="https only") as caught:
+                await source.root()
+        assert caught.value.reason is ImageReason.REGISTRY_DENIED
+        assert tokens.questions == []
+
+
+@pytest.mark.parametrize(("certified", "trusted"), [(True, True), (False, True), (True, False)])
+async def test_a_registry_must_prove_its_name(certified: bool, trusted: bool) -> None:
+    """By TLS, for the name in the reference, although its checked address is connected to."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    name = "localhost" if certified else "another.example"
+    authority.issue_cert(name).configure_cert(context)
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n"
+            b"Content-Length: 2\r\n\r\n{}"
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    believed = ssl.create_default_context()
+    if trusted:
+        authority.configure_trust(believed)
+    transport = CheckedTransport(frozenset(), lambda address: address.is_loopback, believed)
+    reference = parse(f"localhost:{port}/team/stamp:1")
+    assert reference is not None
+    async with RegistrySource(reference, transport, frozenset()) as source:
+        if certified and trusted:
+            media_type, digest, data = await source.root()
+            assert (media_type, digest, data) == (OCI_MANIFEST, sha256(b"{}"), b"{}")
+            assert f"Host: localhost:{port}".encode() in asked[0]
+        else:
+            with pytest.raises(ImageError, match=r"(?i)certificate") as caught:
+                await source.root()
+            assert caught.value.reason is ImageReason.REGISTRY_UNAVAILABLE
+            assert asked == []
+    server.close()
+    await server.wait_closed()

@@ -328,6 +328,7 @@ class Member(RaftLibrary):
         if message.learner:
             self._learner_replied(peer, progress, message, next_index)
             return
+        in_flight_to = self.next_index(peer)
         self.library_receive(
             peer,
             {
@@ -337,6 +338,9 @@ class Member(RaftLibrary):
                 "success": message.success,
             },
         )
+        if message.success and not message.reset:
+            # The library would send again everything that is in flight behind this answer.
+            self.set_next_index(peer, max(in_flight_to, next_index))
 
     def _identified(self, peer: str, message: AppendReply) -> _Progress | None:
         """The progress that this reply belongs to; None when its sender's disk is another one."""

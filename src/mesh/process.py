@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable

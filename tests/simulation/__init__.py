@@ -1,0 +1,15 @@
+"""A whole shard in one process and one thread, driven by one seed.
+
+    loop        time that jumps, a shuffled ready queue, processes that die at once
+    machine     what a process takes from its machine: clocks, disks, workers
+    network     Raft messages, calls and streams between machines, with faults
+    ledger      what must be true of everything that is replicated
+    fires       what must be true of every due instant
+    executors   worker hosts that speak the Attach protocol
+    clients     callers of the public methods, and what they may be told
+    faults      what goes wrong, and when
+    world       all of it together: run(seed, minutes)
+    mutations   bugs put back in, one at a time, to see that they are found
+
+Real: core, store, Raft (pysyncobj), shard, dispatcher, service. Simulated: the rest of the world.
+"""

@@ -1,0 +1,181 @@
+"""What goes wrong, and when: one fault after the other, several at a time, all from the seed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .world import Node, World
+
+PAUSE_S = 2.5
+"""Mean between two faults."""
+
+CLOCK_BOUND_MS = 400.0
+"""How far wall clocks are from true time at most."""
+
+
+class Faults:
+    """See the module. `run` until cancelled; the world heals what is left."""
+
+    def __init__(self, world: World, seed: str) -> None:
+        self._world = world
+        self._chance = random.Random(f"{seed}/faults")
+        self._group: asyncio.TaskGroup
+        self._choices: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
+            (5, self.crash),
+            (5, self.crash_at_point),
+            (1, self.crash_all),
+            (4, self.isolate),
+            (3, self.cut_one_way),
+            (3, self.rough_network),
+            (2, self.jump_clock),
+            (2, self.slow_disk),
+            (1, self.fail_disk),
+            (1, self.wipe),
+            (2, self.flap),
+            (2, self.transfer),
+            (3, self.lose_executor),
+            (2, self.isolate_executor),
+            (2, self.isolate_client),
+        ]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        weights = [weight for weight, _ in self._choices]
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(self._chance.expovariate(1 / PAUSE_S))
+                (_, fault) = self._chance.choices(self._choices, weights)[0]
+                group.create_task(fault())
+
+    def _node(self) -> Node:
+        world, chance = self._world, self._chance
+        leaders = [node for node in world.nodes if node.leads]
+        return chance.choice(leaders if leaders and chance.random() < 0.5 else world.nodes)
+
+    async def _for(self, low_s: float, high_s: float) -> None:
+        await asyncio.sleep(self._chance.uniform(low_s, high_s))
+
+    # -- replicas ------------------------------------------------------------------------------
+
+    async def crash(self) -> None:
+        self._node().machine.die(power_lost=self._chance.random() < 0.5)
+
+    async def crash_at_point(self) -> None:
+        machine = self._node().machine
+        machine.power_lost_at_point = self._chance.random() < 0.8
+        machine.points_left = self._chance.randint(1, 60)
+
+    async def crash_all(self) -> None:
+        for node in self._world.nodes:
+            node.machine.die(power_lost=True)
+
+    async def jump_clock(self) -> None:
+        machine = self._node().machine
+        machine.offset_ms = self._chance.uniform(-CLOCK_BOUND_MS, CLOCK_BOUND_MS)
+        self._world.note(f"{machine.name}'s clock jumps to {machine.offset_ms:+.0f} ms")
+
+    async def slow_disk(self) -> None:
+        machine = self._node().machine
+        flush_s = machine.flush_s
+        machine.flush_s = self._chance.choice((0.02, 0.1, 0.4))
+        self._world.note(f"{machine.name}'s disk slows down to {machine.flush_s:g} s")
+        await self._for(0.5, 6.0)
+        machine.flush_s = flush_s
+
+    async def fail_disk(self) -> None:
+        machine = self._node().machine
+        machine.flush_fails = True
+        self._world.note(f"{machine.name}'s disk fails")
+        await self._for(0.2, 2.0)
+        machine.flush_fails = False
+
+    async def wipe(self) -> None:
+        """A disk is lost for good, while no other replica is still catching up."""
+        node = self._node()
+        if all(other.is_voter for other in self._world.nodes if other is not node):
+            node.wipe()
+
+    async def transfer(self) -> None:
+        for node in self._world.nodes:
+            if node.leads and node.replica is not None:
+                other = self._chance.choice([n for n in self._world.nodes if n is not node])
+                if node.replica.transfer_leadership(other.name):
+                    self._world.note(f"{node.name} hands over to {other.name}")
+
+    # -- the network ---------------------------------------------------------------------------
+
+    async def isolate(self) -> None:
+        node = self._node()
+        others = [other.name for other in self._world.nodes if other is not node]
+        if self._chance.random() < 0.4:  # from its clients and executors too
+            others += self._world.outsiders
+        links = [link for name in others for link in ((node.name, name), (name, node.name))]
+        await self._cut(f"{node.name} is isolated", links, 0.3, 8.0)
+
+    async def cut_one_way(self) -> None:
+        one, other = self._chance.sample([node.name for node in self._world.nodes], 2)
+        await self._cut(f"nothing gets from {one} to {other}", [(one, other)], 0.3, 8.0)
+
+    async def isolate_executor(self) -> None:
+        host = self._chance.choice(self._world.hosts).machine.name
+        names = [node.name for node in self._world.nodes]
+        if self._chance.random() < 0.4:
+            names = self._chance.sample(names, 1)
+        links = [link for name in names for link in ((host, name), (name, host))]
+        await self._cut(f"{host} cannot reach {names}", links, 0.5, 25.0)
+
+    async def isolate_client(self) -> None:
+        client = self._chance.choice(self._world.clients).name
+        node = self._node().name
+        links = self._chance.choice(([(client, node)], [(node, client)]))
+        await self._cut(f"{links} is cut", links, 0.5, 4.0)
+
+    async def _cut(
+        self, what: str, links: list[tuple[str, str]], low_s: float, high_s: float
+    ) -> None:
+        self._world.note(what)
+        for link in links:
+            self._world.network.cut(*link)
+        await self._for(low_s, high_s)
+        self._world.network.mend(links)
+
+    async def rough_network(self) -> None:
+        chance = self._chance
+        drop, duplicate = chance.choice((0.0, 0.05, 0.3)), chance.choice((0.0, 0.05, 0.3))
+        delay_s = chance.choice((0.005, 0.05, 0.25))
+        self._world.note(f"the network drops {drop:g}, doubles {duplicate:g}, delays {delay_s:g} s")
+        self._world.network.rough(drop, duplicate, delay_s)
+        await self._for(0.5, 6.0)
+        self._world.network.calm()
+
+    async def flap(self) -> None:
+        one, other = self._chance.sample(self._world.nodes, 2)
+        ends = [(one, other.name), (other, one.name)]
+        self._world.note(f"{one.name} and {other.name} lose their connection")
+        for node, peer in ends:
+            if node.transport is not None:
+                node.transport.handle_disconnected(peer)
+        await self._for(0.0, 1.0)
+        for node, peer in ends:
+            if node.transport is not None:
+                node.transport.handle_connected(peer)
+
+    # -- executors -----------------------------------------------------------------------------
+
+    async def lose_executor(self) -> None:
+        host = self._chance.choice(self._world.hosts)
+        if host.machine.process is None:
+            return
+        match self._chance.randrange(3):
+            case 0:
+                host.kill()
+            case 1:
+                host.reboot(forget=False)
+                self._world.note(f"{host.machine.name} reboots")
+            case 2:
+                host.reboot(forget=True)
+                self._world.note(f"{host.machine.name} is replaced")

@@ -1,0 +1,171 @@
+"""What must be true of what is replicated, checked at every step of every replica.
+
+The first replica that applies an entry writes it down here; every other one, and every later life
+of the same one, must apply the same entry to the same state and come to the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tickmesh.scheduler.core.commands import Entry, ExecuteJobs
+from tickmesh.scheduler.core.ids import attempt_id
+from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.raft.messages import Append, AppendReply, Message, Vote, VoteReply
+from tickmesh.scheduler.store.backend import MemoryBackend
+from tickmesh.scheduler.store.queries import Queries
+from tickmesh.scheduler.store.state import State
+
+from .fires import Fires
+from .machine import Machine, digest_of
+
+_ENTRY = msgspec.msgpack.Decoder(Entry)
+
+
+class _Reference(MemoryBackend):
+    """A backend that knows its digest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.digest = 0
+
+    def write(self, changes):  # type: ignore[no-untyped-def]
+        for key, value in changes.items():
+            earlier = self._values.get(key)
+            if earlier is not None:
+                self.digest ^= digest_of(key, earlier)
+            if value is not None:
+                self.digest ^= digest_of(key, value)
+        super().write(changes)
+
+
+class Ledger:
+    """See the module."""
+
+    def __init__(
+        self,
+        machines: list[Machine],
+        retention_ms: int,
+        arm_ahead_ms: int,
+        violate: Callable[[str], None],
+    ) -> None:
+        self._machines = {machine.name: machine for machine in machines}
+        self._violate = violate
+        self._backend = _Reference()
+        self.state = State(self._backend, retention_ms)  # type: ignore[arg-type]
+        self.queries = Queries(self._backend)
+        self.executions: dict[bytes, Execution] = {}
+        """Every execution there ever was, as of its last change."""
+        self.fires = Fires(
+            arm_ahead_ms, violate, self.queries.execution, lambda key: self.executions.get(key)
+        )
+        self.entries: dict[int, tuple[int, bytes]] = {}
+        self.digests: dict[int, int] = {0: 0}
+        self._requests: dict[bytes, list[bytes]] = {}
+        self._leaders: dict[int, str] = {}
+        self._votes: dict[tuple[str, int], str] = {}
+        self.on_change: Callable[[Execution], None] = lambda execution: None
+
+    # -- entries -------------------------------------------------------------------------------
+
+    def applying(self, name: str, index: int, term: int, payload: bytes) -> None:
+        """A replica is about to apply an entry."""
+        known = self.entries.get(index)
+        if known is None:
+            if index <= self.state.applied[0]:
+                self._violate(f"{name} applied entry {index}, which others have passed over")
+                return
+            self._check_durable(index, term)
+            self._extend(index, term, payload)
+        elif known != (term, payload):
+            self._violate(
+                f"{name} applied another entry {index}: of term {term}, not of {known[0]}:"
+                f" {_ENTRY.decode(payload)} instead of {_ENTRY.decode(known[1])}"
+            )
+
+    def applied(self, name: str, index: int, digest: int) -> None:
+        """A replica has applied an entry and has come to this digest."""
+        if self.digests.get(index) != digest:
+            self._violate(f"{name} has another state after entry {index}")
+
+    def holds(self, name: str, index: int, digest: int) -> None:
+        """A replica has opened or installed a state."""
+        if index and index not in self.digests:
+            self._violate(f"{name} holds entry {index}, which nobody has applied")
+        elif self.digests[index] != digest:
+            self._violate(f"{name} holds another state as of entry {index}")
+
+    def _extend(self, index: int, term: int, payload: bytes) -> None:
+        self.entries[index] = (term, payload)
+        applied = self.state.apply(index, term, payload)
+        self.digests[index] = self._backend.digest
+        entry = _ENTRY.decode(payload)
+        self.fires.observe(index, self.state.meta.time_ms, entry.commands, applied.outcomes)
+        for execution in applied.executions:
+            earlier = self.executions.get(execution.id)
+            if earlier is not None:
+                self._check_change(index, earlier, execution)
+            self.executions[execution.id] = execution
+            self.on_change(execution)
+        for command, outcome in zip(entry.commands, applied.outcomes, strict=True):
+            if isinstance(command, ExecuteJobs) and isinstance(outcome, list) and command.request:
+                made = [execution.id for execution in outcome]  # type: ignore[union-attr]
+                if self._requests.setdefault(command.request, made) != made:
+                    self._violate(f"a repeated request made other executions: {outcome}")
+
+    def _check_change(self, index: int, earlier: Execution, execution: Execution) -> None:
+        revived = earlier.state is ExecutionState.REVOKED and earlier.schedule_id
+        if earlier.state not in ACTIVE_STATES and not revived:
+            self._violate(f"entry {index} changes {earlier}, which has ended, to {execution}")
+        kept = len(earlier.attempts)
+        if [a.number for a in execution.attempts[:kept]] != [a.number for a in earlier.attempts]:
+            self._violate(f"entry {index} forgets attempts: {earlier} becomes {execution}")
+
+    def _check_durable(self, index: int, term: int) -> None:
+        """Whoever applies first knows that it is committed: a majority must hold it on disk."""
+        key = b"e" + index.to_bytes(8, "big")
+        holders = 0
+        for machine in self._machines.values():
+            # An acknowledgement may be under way when the disk behind it is lost: it counts.
+            values = (machine.journal.durable.get(key), machine.journal.lost.get(key))
+            holders += any(v is not None and int.from_bytes(v[4:12], "big") == term for v in values)
+        if holders * 2 <= len(self._machines):
+            self._violate(f"entry {index} was applied while only {holders} disks hold it")
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def sent(self, sender: str, recipient: str, message: Message) -> None:
+        """A replica sends a message."""
+        match message:
+            case Append():
+                leader = self._leaders.setdefault(message.term, sender)
+                if leader != sender:
+                    self._violate(f"{leader} and {sender} both lead in term {message.term}")
+            case VoteReply(granted=True, pre=False):
+                self._vote(sender, recipient, message.request_term)
+            case Vote(pre=False):
+                self._vote(sender, sender, message.term)
+            case AppendReply(success=True):
+                pass
+            case _:
+                pass
+
+    def _vote(self, voter: str, candidate: str, term: int) -> None:
+        earlier = self._votes.setdefault((voter, term), candidate)
+        if earlier != candidate:
+            self._violate(f"{voter} votes for {candidate} and {earlier} in term {term}")
+
+    # -- executions ----------------------------------------------------------------------------
+
+    def attempt(self, identity: str) -> Execution | None:
+        """The execution that an attempt belongs to."""
+        for execution in self.executions.values():
+            if identity.startswith(attempt_id(execution.id, 0)[:-1]):
+                return execution
+        return None
+
+    def active(self) -> list[Execution]:
+        """Executions that have not ended."""
+        return [e for e in self.executions.values() if e.state in ACTIVE_STATES]

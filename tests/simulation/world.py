@@ -1,0 +1,475 @@
+"""A shard of three replicas, its executors and its clients, under one seed: run(seed, minutes).
+
+Faults for a while, then everything heals, and then it must settle: a leader, every due fire made,
+every execution ended, everything acknowledged there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
+from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.raft.config import ReplicaConfig
+from tickmesh.scheduler.raft.messages import Message
+from tickmesh.scheduler.raft.replica import Replica
+from tickmesh.scheduler.service import ShardService
+from tickmesh.scheduler.shard import Shard
+from tickmesh.scheduler.store.state import State
+
+from .clients import Client, Register
+from .executors import Held, Host
+from .faults import Faults
+from .ledger import Ledger
+from .loop import Process, SimulatedLoop, outside, simulate
+from .machine import FLUSH_S, START_MS, Machine, SimulatedBackend, SimulatedEnvironment
+from .network import Network, Transport
+
+REPLICAS = 3
+EXECUTORS = 3
+CLIENTS = 3
+ARM_AHEAD_MS = 2_000
+LEASE_S = 5.0
+RETENTION_MS = 24 * 3600 * 1000
+"""Longer than a simulation: what was acknowledged can be read at its end."""
+
+SETTLE_S = 60.0
+"""From the end of all faults until everything must have settled: more than two leases, a
+lifetime of the longest execution, elections and restarts."""
+
+SETTLED_LAG_MS = 3_000
+"""Instants younger than this need not have fired when a simulation ends."""
+
+TRACE_LINES_MAX = 200_000
+
+
+@dataclass
+class Report:
+    """What came of a simulation."""
+
+    seed: int
+    virtual_s: float = 0.0
+    real_s: float = 0.0
+    steps: int = 0
+    violations: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    trace_hash: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Violated(Exception):
+    """Something that must always hold did not: the simulation ends at once."""
+
+
+class Node:
+    """A replica's machine, and its process while there is one."""
+
+    def __init__(self, world: World, name: str, seed: str, directory: Path) -> None:
+        self.name = name
+        self.machine = Machine(name, seed, directory)
+        self.machine.on_death = world.died
+        self._world = world
+        self.replica: Replica | None = None
+        self.service: ShardService | None = None
+        self.transport: Transport | None = None
+        self._bootstrap = True
+
+    @property
+    def leads(self) -> bool:
+        return self.machine.process is not None and bool(self.replica and self.replica.is_leader)
+
+    @property
+    def is_voter(self) -> bool:
+        """As its disk says."""
+        value = self.machine.journal.durable.get(b"m/membership", b"")
+        return value.endswith(b"\xc3")  # msgpack's true
+
+    def boot(self) -> None:
+        """Start a process."""
+        self.machine.process = process = Process(self.name)
+        self._world.note(f"{self.name} starts")
+        process.spawn(self._run(process))
+
+    def wipe(self) -> None:
+        """The disk is replaced by an empty one."""
+        self.machine.die(power_lost=True)
+        self.machine.journal.replace({})
+        self.machine.state.replace({})
+        shutil.rmtree(self.machine.directory)
+        self._bootstrap = False
+        self._world.note(f"{self.name}'s disk is lost")
+
+    async def _run(self, process: Process) -> None:
+        world, machine = self._world, self.machine
+        try:
+            await self._serve(process)
+            why = "ends"
+        except Exception as error:
+            if not machine.flush_fails and "injected" not in str(error):
+                text = "".join(traceback.format_exception(error)[-12:])
+                world.violate(f"{self.name} failed: {text}")
+            why = "ends: its disk failed"
+        if machine.process is process:
+            world.note(f"{self.name} {why}")
+            machine.die(power_lost=False)
+
+    async def _serve(self, process: Process) -> None:
+        world, machine = self._world, self.machine
+        backend = SimulatedBackend(machine)
+        state = State(backend, RETENTION_MS)  # type: ignore[arg-type]
+        world.ledger.holds(self.name, state.applied[0], backend.digest)
+        shard = Shard(
+            state, machine, arm_ahead_ms=ARM_AHEAD_MS, executor_lease_ms=int(LEASE_S * 1000)
+        )
+        state.observe(shard.observe)
+        self.transport = Transport(world.network, machine, process)
+        self.transport.sent = world.ledger.sent
+        world.transports[self.name] = self.transport
+        self.transport.know(world.transports)
+        self.replica = Replica(
+            ReplicaConfig(
+                group_id="shard-0",
+                replica_id=self.name,
+                peers=tuple(node.name for node in world.nodes if node is not self),
+                directory=machine.directory / "raft",
+                bootstrap=self._bootstrap,
+                retain_entries=40,
+            ),
+            Watched(self, state, backend),
+            self.transport,
+            SimulatedEnvironment(machine),
+        )
+        shard.bind(self.replica)
+        self.service = ShardService(shard, machine, "shard-0", self.name, machine.draw)
+        shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
+        await self.replica.start()
+        shard.changes.begin(state.applied[0])
+        working = asyncio.create_task(shard.run())
+        failing = asyncio.create_task(self.replica.failed.wait())
+        done, _ = await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if self.replica.failure is not None:
+            raise self.replica.failure
+
+    def found(self) -> tuple[Process, Any] | None:
+        """The process and its service, if it is up."""
+        if self.machine.process is None or self.service is None or self.replica is None:
+            return None
+        return self.machine.process, self.service
+
+    def down(self) -> None:
+        """The process is gone."""
+        self.replica = self.service = None
+        if self.transport is not None:
+            self.transport.crash()
+            self.transport = None
+
+
+class Watched:
+    """The state, with everything that is applied told to the ledger."""
+
+    def __init__(self, node: Node, state: State, backend: SimulatedBackend) -> None:
+        self._node = node
+        self._state = state
+        self._backend = backend
+        self._ledger = node._world.ledger
+        self.flush_wal = state.flush_wal
+        self.flush = state.flush
+        self.checkpoint = state.checkpoint
+
+    @property
+    def applied(self) -> tuple[int, int]:
+        return self._state.applied
+
+    def apply(self, index: int, term: int, payload: bytes) -> object:
+        name, world = self._node.name, self._node._world
+        world.hash(f"{name} applies {index} of {term}", payload)
+        self._ledger.applying(name, index, term, payload)
+        result = self._state.apply(index, term, payload)
+        self._ledger.applied(name, index, self._backend.digest)
+        return result
+
+    def install(self, directory: Path) -> None:
+        self._state.install(directory)
+        self._node._world.note(f"{self._node.name} installs {self._state.applied}")
+        self._ledger.holds(self._node.name, self._state.applied[0], self._backend.digest)
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, loop: SimulatedLoop, seed: int, directory: Path, verbose: bool) -> None:
+        self._loop = loop
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._verbose = verbose
+        self.report = Report(seed)
+        self.healing = False
+        text = str(seed)
+        self.network = Network(text)
+        self.network.raft.trace = self._arrived
+        self.transports: dict[str, Transport] = {}
+        self.nodes = [
+            Node(self, f"replica-{number}", text, directory / f"replica-{number}")
+            for number in range(REPLICAS)
+        ]
+        self.ledger = Ledger(
+            [node.machine for node in self.nodes], RETENTION_MS, ARM_AHEAD_MS, self.violate
+        )
+        self.ledger.on_change = self._changed
+        by_name = {node.name: node for node in self.nodes}
+        names = list(by_name)
+
+        def find(name: str) -> tuple[Process, Any] | None:
+            return by_name[name].found()
+
+        self.hosts: list[Host] = []
+        for number in range(EXECUTORS):
+            machine = Machine(f"executor-{number}", text, directory / f"executor-{number}")
+            machine.on_death = self.died
+            self.hosts.append(Host(machine, self.network, names, find, self, 12, LEASE_S))
+        registers: list[Register] = []
+        self.clients = [
+            Client(n, text, self.network, names, find, self.violate, self.note, registers)
+            for n in range(CLIENTS)
+        ]
+        self.outsiders = [host.machine.name for host in self.hosts]
+        self.outsiders += [client.name for client in self.clients]
+        self.faults = Faults(self, text)
+        self._starts: dict[str, str] = {}
+        self._healed_ms = 0
+        self._violated = loop.create_future()
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def note(self, what: str) -> None:
+        """A line of the trace."""
+        line = f"{self._loop.time() - 1000:9.3f}  {what}"
+        self.hash(line, b"")
+        if self._verbose or len(self.report.trace) < TRACE_LINES_MAX:
+            self.report.trace.append(line)
+
+    def hash(self, what: str, more: bytes) -> None:
+        """Part of the trace's hash only."""
+        self._hash.update(f"{self._loop.time():.6f} {what}\n".encode())
+        self._hash.update(more)
+
+    def violate(self, what: str) -> None:
+        """Something that must always hold does not."""
+        self.note(f"VIOLATION: {what}")
+        self.report.violations.append(what)
+        if not self._violated.done():
+            self._violated.set_result(None)
+
+    def _arrived(self, sender: str, recipient: str, message: Message) -> None:
+        self.hash(f"{sender} > {recipient} {type(message).__name__} {message.term}", b"")
+
+    def died(self, machine: Machine, what: str) -> None:
+        """A machine's process has died: it is started again after a while."""
+        self.note(f"{machine.name} {what}")
+        for node in self.nodes:
+            if node.machine is machine:
+                node.down()
+        after_s = machine.chance.choice(
+            (machine.chance.uniform(0.1, 1.0), machine.chance.uniform(0.5, 6.0), 20.0)
+        )
+        if self.healing:
+            after_s = min(after_s, 1.0)
+        outside(self._loop.call_later, after_s, self._boot, machine)
+
+    def _boot(self, machine: Machine) -> None:
+        if machine.process is None:
+            for each in (*self.nodes, *self.hosts):
+                if each.machine is machine:
+                    each.boot()
+
+    def _changed(self, execution: Execution) -> None:
+        """An execution was committed as new or changed."""
+        if execution.state in ACTIVE_STATES or not execution.attempts:
+            return
+        last = attempt_id(execution.id, execution.attempts[-1].number)
+        started = last in self._starts
+        if execution.state is ExecutionState.SUCCEEDED and not started:
+            self.violate(f"{last} succeeded without having been started")
+        if execution.state is ExecutionState.REVOKED and started:
+            self.violate(f"{last} is revoked, but it was started")
+
+    def attempt_started(self, host: str, held: Held) -> None:
+        """See executors.Watcher."""
+        self.note(f"{host} starts {held.id}")
+        if held.id in self._starts:
+            self.violate(f"{held.id} starts on {host}, after {self._starts[held.id]}")
+        self._starts[held.id] = host
+        identity, number = split_attempt_id(held.id) or (b"", 0)
+        execution = self.ledger.executions.get(identity)
+        if execution is None or len(execution.attempts) < number:
+            self.violate(f"{held.id} starts, but it was never committed")
+        elif execution.attempts[number - 1].executor != host:
+            self.violate(f"{held.id} starts on {host}: {execution.attempts}")
+        elif execution.state not in ACTIVE_STATES or number < len(execution.attempts):
+            self.violate(f"{held.id} starts after its end was committed: {execution.state.name}")
+
+    def attempt_acknowledged(self, host: str, held: Held) -> None:
+        """See executors.Watcher."""
+        identity, number = split_attempt_id(held.id) or (b"", 0)
+        execution = self.ledger.executions.get(identity)
+        ended = execution is not None and (
+            execution.state not in ACTIVE_STATES or execution.attempts[number - 1].ended_ns > 0
+        )
+        if not ended:
+            self.violate(f"the end of {held.id} is acknowledged, but not committed")
+
+    # -- the course of it ----------------------------------------------------------------------
+
+    async def run(self, fault_s: float) -> None:
+        """Faults, healing, settling, the last checks."""
+        for node in self.nodes:
+            node.boot()
+        for host in self.hosts:
+            host.boot()
+        working = [client.process.spawn(client.run()) for client in self.clients]
+        course = asyncio.create_task(self._course(fault_s, working))
+        await asyncio.wait((course, self._violated), return_when=asyncio.FIRST_COMPLETED)
+        if course.done():
+            course.result()
+        for error in self._loop.errors:
+            self.violate(f"an error that nobody took: {error}")
+        self._count()
+
+    async def _course(self, fault_s: float, working: list[asyncio.Task[Any]]) -> None:
+        faulting = asyncio.create_task(self.faults.run())
+        await asyncio.sleep(fault_s)
+        faulting.cancel()
+        await asyncio.gather(faulting, return_exceptions=True)
+        self.heal()
+        for client in self.clients:
+            client.stopping = True
+        until_s = self._loop.time() + SETTLE_S
+        while not self._is_settled(working):
+            if self._loop.time() > until_s:
+                self.violate(f"not settled {SETTLE_S:g} s after all is well: {self._unsettled()}")
+                return
+            await asyncio.sleep(0.5)
+        for task in working:
+            task.result()
+        reading = [client.process.spawn(client.read_everything()) for client in self.clients]
+        await asyncio.gather(*reading)
+        self.note("settled")
+        now_ms = self._now_ms()
+        self.ledger.fires.check_settled(now_ms - SETTLED_LAG_MS)
+        for client in self.clients:
+            for identity in client.acknowledged():
+                if identity not in self.ledger.executions:
+                    self.violate(f"{client.name} was told of {identity.hex()}, which is not there")
+
+    def heal(self) -> None:
+        """No more faults, and those that were are over."""
+        self.note("everything heals")
+        self.healing = True
+        self._healed_ms = self._now_ms()
+        self.network.calm()
+        self.network.mend_all()
+        for node in self.nodes:
+            node.machine.flush_s, node.machine.flush_fails = FLUSH_S, False
+            node.machine.points_left = 0
+            for other in self.nodes:
+                if node is not other and node.transport is not None:
+                    node.transport.handle_connected(other.name)
+        for machine in [each.machine for each in (*self.nodes, *self.hosts)]:
+            machine.offset_ms = 0.0
+            self._boot(machine)
+
+    def _is_settled(self, working: list[asyncio.Task[Any]]) -> bool:
+        now_ms = self._now_ms()
+        applied = {node.replica.applied_index for node in self.nodes if node.replica is not None}
+        return (
+            all(task.done() for task in working)
+            and not self._old()
+            and len(applied) == 1
+            and len([node for node in self.nodes if node.replica is not None]) == REPLICAS
+            and any(node.leads for node in self.nodes)
+            and not any(self._pending_fires(now_ms - SETTLED_LAG_MS))
+        )
+
+    def _old(self) -> list[Execution]:
+        """Executions that were due before everything healed, and have not ended."""
+        return [e for e in self.ledger.active() if e.due_ms < self._healed_ms]
+
+    def _now_ms(self) -> int:
+        """True time."""
+        return START_MS + int((self._loop.time() - 1000) * 1000)
+
+    def _pending_fires(self, until_ms: int) -> list[str]:
+        found: list[str] = []
+        fires = self.ledger.fires
+        violate, fires.violate = fires.violate, found.append
+        fires.check_settled(until_ms)
+        fires.violate = violate
+        return found
+
+    def _unsettled(self) -> str:
+        leaders = [node.name for node in self.nodes if node.leads]
+        applied = [node.replica and node.replica.applied_index for node in self.nodes]
+        fires = self._pending_fires(self._now_ms() - SETTLED_LAG_MS)
+        return (
+            f"leaders {leaders}, applied {applied}, not ended {self._old()[:2]}, fires {fires[:3]}"
+        )
+
+    def _count(self) -> None:
+        fires, report = self.ledger.fires, self.report
+        report.counts = {
+            "entries": len(self.ledger.entries),
+            "fires": len(fires.made),
+            "missed": fires.missed,
+            "late": fires.late,
+            "dropped": fires.dropped,
+            "again": fires.again,
+            "executions": len(self.ledger.executions),
+            "starts": len(self._starts),
+            "calls": sum(client.done for client in self.clients),
+            "unknown": sum(client.unknown for client in self.clients),
+        }
+        report.steps = self._loop.steps
+        report.virtual_s = self._loop.time() - 1000
+        report.trace_hash = self._hash.hexdigest()
+
+
+def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
+    """One simulation: `minutes` of faults, then healing."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("tickmesh").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("pysyncobj").setLevel(logging.CRITICAL + 1)
+    began_s = time.perf_counter()
+    memory = Path("/dev/shm")
+    directory = Path(
+        tempfile.mkdtemp(prefix="tickmesh-simulation-", dir=memory if memory.is_dir() else None)
+    )
+    worlds: list[World] = []
+
+    async def main(loop: SimulatedLoop) -> None:
+        world = World(loop, seed, directory, verbose)
+        worlds.append(world)
+        await world.run(minutes * 60)
+
+    # Collection would end forgotten generators at moments that no seed decides.
+    gc.disable()
+    try:
+        simulate(seed, main)
+    finally:
+        gc.enable()
+        shutil.rmtree(directory, ignore_errors=True)
+    report = worlds[0].report
+    report.real_s = time.perf_counter() - began_s
+    return report

@@ -131,7 +131,7 @@ class AsyncClient:
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        stub = self.executions.stub
+        stub = self.executions._stub
         answer = await self._transport.unary(stub.ExecuteJob, request, deadline_s)
         return AsyncExecutionHandle(self.executions, convert.from_execution(answer))
 
@@ -153,7 +153,7 @@ class AsyncClient:
             ],
             request_id=request_id or str(uuid.uuid4()),
         )
-        stub = self.executions.stub
+        stub = self.executions._stub
         answer = await self._transport.unary(stub.BatchExecuteJobs, request, deadline_s)
         return [
             AsyncExecutionHandle(self.executions, convert.from_execution(each))
@@ -534,12 +534,12 @@ class AsyncExecutions:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
         self._customer = transport.target.customer
-        self.stub = execution_pb2_grpc.ExecutionServiceStub(transport.channel)
+        self._stub = execution_pb2_grpc.ExecutionServiceStub(transport.channel)
 
     async def get(self, execution: str, *, deadline_s: float | None = None) -> Execution:
         """One execution. Raises NotFound."""
         request = execution_pb2.GetExecutionRequest(name=await self._name(execution))
-        answer = await self._transport.unary(self.stub.GetExecution, request, deadline_s)
+        answer = await self._transport.unary(self._stub.GetExecution, request, deadline_s)
         return convert.from_execution(answer)
 
     async def handle(
@@ -567,7 +567,7 @@ class AsyncExecutions:
                 schedule=names.schedule(self._customer, schedule) if schedule else "",
                 states=convert.to_states(states),
             )
-            answer = await self._transport.unary(self.stub.ListExecutions, request, deadline_s)
+            answer = await self._transport.unary(self._stub.ListExecutions, request, deadline_s)
             for each in answer.executions:
                 yield convert.from_execution(each)
             token = answer.next_page_token
@@ -578,7 +578,7 @@ class AsyncExecutions:
         """Executions of a job (default: of all) as they change, from now on or from a cursor."""
         return AsyncWatch(
             self._transport,
-            self.stub,
+            self._stub,
             names.jobs_of(self._customer, job),
             names.schedule(self._customer, schedule) if schedule else "",
             cursor,
@@ -587,7 +587,7 @@ class AsyncExecutions:
     async def cancel(self, execution: str, *, deadline_s: float | None = None) -> Execution:
         """Ask it to end. Cancelling what has ended changes nothing."""
         request = execution_pb2.CancelExecutionRequest(name=await self._name(execution))
-        answer = await self._transport.unary(self.stub.CancelExecution, request, deadline_s)
+        answer = await self._transport.unary(self._stub.CancelExecution, request, deadline_s)
         return convert.from_execution(answer)
 
     async def changes(
@@ -595,7 +595,7 @@ class AsyncExecutions:
     ) -> AsyncIterator[Execution]:
         """One execution: as it is, then as it changes, until it has ended."""
         watch = AsyncWatch(
-            self._transport, self.stub, await self._name(execution), "", "", deadline_s
+            self._transport, self._stub, await self._name(execution), "", "", deadline_s
         )
         async for each in watch:
             yield each
@@ -616,13 +616,14 @@ class AsyncExecutions:
         """
         name = await self._name(execution)
         deadline, patience, cursor = Deadline(deadline_s), Patience(), ""
+        most_s = limits.STREAM_DEADLINE_S if follow else self._transport.deadline_s
         while True:
             request = execution_pb2.StreamLogsRequest(
                 name=name, cursor=cursor, follow=follow, attempt=attempt
             )
             try:
                 async for answer in self._transport.stream(
-                    self.stub.StreamLogs, request, deadline.left_s(limits.STREAM_DEADLINE_S)
+                    self._stub.StreamLogs, request, deadline.left_s(most_s)
                 ):
                     patience.heard()
                     cursor = answer.cursor

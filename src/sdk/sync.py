@@ -131,7 +131,7 @@ class Client:
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        stub = self.executions.stub
+        stub = self.executions._stub
         answer = self._transport.unary(stub.ExecuteJob, request, deadline_s)
         return ExecutionHandle(self.executions, convert.from_execution(answer))
 
@@ -153,7 +153,7 @@ class Client:
             ],
             request_id=request_id or str(uuid.uuid4()),
         )
-        stub = self.executions.stub
+        stub = self.executions._stub
         answer = self._transport.unary(stub.BatchExecuteJobs, request, deadline_s)
         return [
             ExecutionHandle(self.executions, convert.from_execution(each))
@@ -530,12 +530,12 @@ class Executions:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._customer = transport.target.customer
-        self.stub = execution_pb2_grpc.ExecutionServiceStub(transport.channel)
+        self._stub = execution_pb2_grpc.ExecutionServiceStub(transport.channel)
 
     def get(self, execution: str, *, deadline_s: float | None = None) -> Execution:
         """One execution. Raises NotFound."""
         request = execution_pb2.GetExecutionRequest(name=self._name(execution))
-        answer = self._transport.unary(self.stub.GetExecution, request, deadline_s)
+        answer = self._transport.unary(self._stub.GetExecution, request, deadline_s)
         return convert.from_execution(answer)
 
     def handle(self, execution: str, *, deadline_s: float | None = None) -> ExecutionHandle:
@@ -561,7 +561,7 @@ class Executions:
                 schedule=names.schedule(self._customer, schedule) if schedule else "",
                 states=convert.to_states(states),
             )
-            answer = self._transport.unary(self.stub.ListExecutions, request, deadline_s)
+            answer = self._transport.unary(self._stub.ListExecutions, request, deadline_s)
             for each in answer.executions:
                 yield convert.from_execution(each)
             token = answer.next_page_token
@@ -572,7 +572,7 @@ class Executions:
         """Executions of a job (default: of all) as they change, from now on or from a cursor."""
         return Watch(
             self._transport,
-            self.stub,
+            self._stub,
             names.jobs_of(self._customer, job),
             names.schedule(self._customer, schedule) if schedule else "",
             cursor,
@@ -581,12 +581,12 @@ class Executions:
     def cancel(self, execution: str, *, deadline_s: float | None = None) -> Execution:
         """Ask it to end. Cancelling what has ended changes nothing."""
         request = execution_pb2.CancelExecutionRequest(name=self._name(execution))
-        answer = self._transport.unary(self.stub.CancelExecution, request, deadline_s)
+        answer = self._transport.unary(self._stub.CancelExecution, request, deadline_s)
         return convert.from_execution(answer)
 
     def changes(self, execution: str, *, deadline_s: float | None = None) -> Iterator[Execution]:
         """One execution: as it is, then as it changes, until it has ended."""
-        watch = Watch(self._transport, self.stub, self._name(execution), "", "", deadline_s)
+        watch = Watch(self._transport, self._stub, self._name(execution), "", "", deadline_s)
         for each in watch:
             yield each
             if each.state.final:
@@ -606,13 +606,14 @@ class Executions:
         """
         name = self._name(execution)
         deadline, patience, cursor = Deadline(deadline_s), Patience(), ""
+        most_s = limits.STREAM_DEADLINE_S if follow else self._transport.deadline_s
         while True:
             request = execution_pb2.StreamLogsRequest(
                 name=name, cursor=cursor, follow=follow, attempt=attempt
             )
             try:
                 for answer in self._transport.stream(
-                    self.stub.StreamLogs, request, deadline.left_s(limits.STREAM_DEADLINE_S)
+                    self._stub.StreamLogs, request, deadline.left_s(most_s)
                 ):
                     patience.heard()
                     cursor = answer.cursor

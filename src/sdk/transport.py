@@ -147,7 +147,7 @@ class AsyncTransport:
 
     def __init__(self, target: Target, deadline_s: float) -> None:
         self.target = target
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         if target.tls:
             self.channel = grpc.aio.secure_channel(
                 target.address, _credentials(target), options=_options()
@@ -166,7 +166,7 @@ class AsyncTransport:
         deadline_s: float | None,
     ) -> A:
         """One question, one answer. Raises TickmeshError."""
-        deadline_s = self._deadline_s if deadline_s is None else deadline_s
+        deadline_s = self.deadline_s if deadline_s is None else deadline_s
         try:
             return await method(request, timeout=deadline_s)
         except grpc.RpcError as error:
@@ -215,7 +215,7 @@ class Transport:
 
     def __init__(self, target: Target, deadline_s: float) -> None:
         self.target = target
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         if target.tls:
             self.channel = grpc.secure_channel(
                 target.address, _credentials(target), options=_options()
@@ -234,7 +234,7 @@ class Transport:
         deadline_s: float | None,
     ) -> A:
         """One question, one answer. Raises TickmeshError."""
-        deadline_s = self._deadline_s if deadline_s is None else deadline_s
+        deadline_s = self.deadline_s if deadline_s is None else deadline_s
         try:
             return method(request, timeout=deadline_s)
         except grpc.RpcError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -19,7 +18,7 @@ def group() -> None:
     """What to run: a container image with its command, environment and limits."""
 
 
-@group.command("create", context_settings={"ignore_unknown_options": False})
+@group.command("create")
 @click.argument("name", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--image", help="As registry.example/team/report@sha256:..., or imported: report:1.")
@@ -163,4 +162,3 @@ def delete(settings: Settings, /, jobs: tuple[str, ...], force: bool) -> None:
     for job in jobs:
         settings.client.jobs.delete(job, force=force)
         print(f"job {job} deleted", flush=True)
-        sys.stdout.flush()

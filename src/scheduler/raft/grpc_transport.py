@@ -249,12 +249,16 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
     # -- dialling ------------------------------------------------------------------------------
 
     async def _keep_dialling(self, peer: str) -> None:
-        told = ""
+        loop = asyncio.get_running_loop()
+        reached_s, told = loop.time(), ""
         while True:
             reason, was_connected = await self._dial(peer)
-            if not was_connected and reason != told:
+            if was_connected:
+                reached_s, told = loop.time(), ""
+            elif loop.time() - reached_s > DIAL_DEADLINE_S and reason != told:
+                # Said once, and not while a group starts or a peer restarts.
                 logger.warning("%s cannot reach %s: %s", self._replica_id, peer, reason)
-            told = "" if was_connected else reason
+                told = reason
             await asyncio.sleep(REDIAL_S)
 
     async def _dial(self, peer: str) -> tuple[str, bool]:
@@ -343,12 +347,15 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 async for part in parts:
                     await _soon(call.write(part_out(part)))
                 await _soon(call.done_writing())
-                return reply_in(await _soon(call))
             except TimeoutError:
                 raise TransportError(f"{peer} took nothing for {SNAPSHOT_SILENCE_S} s") from None
-            except asyncio.InvalidStateError:
-                # It answered before it had everything: that it needs no more, or an error.
-                return reply_in(await _answer(call))
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+                # It may have answered before it had everything: then that is the outcome.
+                logger.debug("%s takes no more of a snapshot: %s", peer, _explained(error))
+            try:
+                return reply_in(await _soon(call))
+            except TimeoutError:
+                raise TransportError(f"{peer} did not answer to a snapshot") from None
             except grpc.RpcError as error:
                 raise TransportError(_explained(error)) from error
 
@@ -388,15 +395,6 @@ async def _arriving(context: Context) -> Any:
 async def _soon(step: Awaitable[Any]) -> Any:
     async with asyncio.timeout(SNAPSHOT_SILENCE_S):
         return await step
-
-
-async def _answer(call: Awaitable[Any]) -> Any:
-    try:
-        return await _soon(call)
-    except TimeoutError:
-        raise TransportError("the snapshot was cut short without an answer") from None
-    except grpc.RpcError as error:
-        raise TransportError(_explained(error)) from error
 
 
 def _explained(error: Exception) -> str:

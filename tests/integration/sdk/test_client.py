@@ -132,15 +132,17 @@ async def test_a_watch_loses_nothing_when_the_leader_is_killed(mesh: LocalMesh) 
             if number == 10:
                 await (await leader(client, mesh)).kill()
             names.add((await client.execute("hello")).name)
-        async with asyncio.timeout(30):
-            while not names <= ended:
-                changed.clear()
-                await asyncio.wait(
-                    [task, asyncio.ensure_future(changed.wait())],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                assert not task.done() or task.result()
+        done = asyncio.get_running_loop().time() + 30
+        while not names <= ended and asyncio.get_running_loop().time() < done:
+            changed.clear()
+            signs = [task, asyncio.create_task(changed.wait())]
+            await asyncio.wait(signs, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            signs[1].cancel()
+            if task.done():
+                await task
         task.cancel()
+        unseen = [await client.executions.get(name) for name in names - ended]
+        assert unseen == []
 
 
 async def test_a_gateway_that_is_started_again_is_found_again(mesh: LocalMesh) -> None:

@@ -206,9 +206,11 @@ class Node:
 class Cluster:
     """A group of nodes on one network."""
 
-    def __init__(self, directory: Path, names: str = "abc", **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, names: str = "abc", network_seed: int = 7, **settings: Any
+    ) -> None:
         """settings: further fields of ReplicaConfig."""
-        self.network = MemoryNetwork(seed=7)
+        self.network = MemoryNetwork(network_seed)
         self.nodes = {name: Node(name) for name in names}
         self._directory = directory
         self._settings = settings

@@ -23,7 +23,7 @@ from .clockwork import Clockwork
 from .convert import Order
 from .ledger import Entry, Ledger
 from .outputs import OutputKeeper
-from .sandbox import Runtime
+from .sandbox import ATTEMPT_ID, Runtime
 from .uplink import Shard, Stream
 
 ACKNOWLEDGED_MAX = 50_000
@@ -238,6 +238,9 @@ class Agent:
         for message in work:
             attempt_id = message.attempt_id
             if attempt_id in self._acknowledged:
+                continue
+            if not ATTEMPT_ID.fullmatch(attempt_id):  # it would become part of a path
+                log.error("refused: no attempt's id", shard=shard.shard_id, attempt=attempt_id)
                 continue
             known = shard.attempts.get(attempt_id)
             if known is not None:

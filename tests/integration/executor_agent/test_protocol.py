@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tickmesh.executor.agent import Limits
+from tickmesh.executor.agent import HELD_FACTOR, Limits
 from tickmesh.executor.inprocess import InProcessRuntime
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
@@ -159,6 +160,48 @@ async def test_a_revocation_never_stops_what_has_started(mesh: World) -> None:
     assert (end.reason, end.exit_code) == (0, 0)
 
 
+async def test_nothing_starts_before_it_is_written_down(mesh: World) -> None:
+    disk_is_slow, disk_is_done = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        loop.call_soon_threadsafe(disk_is_slow.set)
+        disk_is_done.wait()
+
+    held = loop.run_in_executor(mesh.agent.ledger._thread, wait)
+    await disk_is_slow.wait()
+    mesh.leader.work(work("a-1"))
+    await mesh.leader.phase("a-1", PREPARED)
+    await mesh.leader.answered()
+    assert mesh.leader.latest("a-1").phase == PREPARED
+    disk_is_done.set()
+    await held
+    await mesh.leader.end("a-1")
+
+
+async def test_an_attempt_that_its_shard_gave_up_is_ended_and_forgotten(mesh: World) -> None:
+    mesh.leader.work(work("a-1", "sleep", "60"))
+    await mesh.leader.phase("a-1", RUNNING)
+    mesh.leader.acknowledge("a-1")
+    await mesh.leader.end("a-1")
+    mesh.leader.acknowledge("a-1")
+    await mesh.leader.answered(2)
+    assert mesh.agent.find("a-1") is None
+
+
+async def test_more_than_an_executor_can_hold_is_refused_by_name(mesh: World) -> None:
+    mesh.leader.work(*(work(f"a-{number}", in_s=60) for number in range(8 * HELD_FACTOR + 1)))
+    end = await mesh.leader.end(f"a-{8 * HELD_FACTOR}")
+    assert end.reason == execution_pb2.EXECUTION_REASON_INFRASTRUCTURE
+    assert not end.started_ns and str(8 * HELD_FACTOR) in end.message
+
+
+async def test_an_id_that_is_none_is_passed_over(mesh: World) -> None:
+    mesh.leader.work(work("../../etc"), work("", "print", "x"), work("b-1"))
+    await mesh.leader.end("b-1")
+    assert list(mesh.leader.reports) == ["b-1"]
+
+
 async def test_work_and_stops_of_a_lower_term_are_refused(mesh: World, tmp_path: Path) -> None:
     mesh.leader.work(work("old-1", "print", "never"), term=4)
     mesh.leader.work(work("new-1", "sleep", "60"))
@@ -213,6 +256,8 @@ async def test_nothing_starts_without_a_lease_until_a_leader_is_heard_again(
         runtime = InProcessRuntime(tmp_path / "runtime", SystemClock())
         await mesh.start(runtime, Limits(lease_s=0.2))
         await mesh.leader.lead(5)
+        mesh.leader.work(work("before-1"))
+        await mesh.leader.end("before-1")
         mesh.leader.answers = False
         ordered = work("a-1", in_s=0.5)
         mesh.leader.work(ordered, work("b-1", "print", "never", in_s=0.5))

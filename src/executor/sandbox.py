@@ -127,11 +127,14 @@ class Runtime(Protocol):
         ...
 
     async def ensure_image(self, reference: str) -> ImageInfo:
-        """Has an image at hand: it is, or it is pulled. Raises ImageError."""
+        """Has an image at hand: it is, or it is pulled. Raises ImageError, SandboxError."""
         ...
 
     async def import_image(self, reference: str, archive: Path) -> ImageInfo:
-        """Takes an OCI archive in under a name. Raises ImageError; then nothing has changed."""
+        """Takes an OCI archive in under a name.
+
+        Raises ImageError, SandboxError; then nothing has changed.
+        """
         ...
 
     async def list_images(self) -> list[str]:

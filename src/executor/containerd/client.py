@@ -70,9 +70,12 @@ def _translated(what: str) -> Iterator[None]:
         raise kind(f"containerd {what}: {error.code().name}: {error.details()}") from error
 
 
-def runc_options(binary: str) -> any_pb2.Any:
-    """Options of io.containerd.runc.v2 that name the program to run: "runc", "crun" or a path."""
-    options = runc_options_pb2.Options(binary_name=binary, no_new_keyring=True)
+def runc_options(binary: str, root: str = "") -> any_pb2.Any:
+    """Options of io.containerd.runc.v2 that name the program to run: "runc", "crun" or a path.
+
+    `root`: where it keeps its state; empty: where containerd lets it.
+    """
+    options = runc_options_pb2.Options(binary_name=binary, root=root, no_new_keyring=True)
     return any_pb2.Any(type_url=RUNC_OPTIONS_TYPE, value=options.SerializeToString())
 
 

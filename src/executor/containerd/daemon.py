@@ -42,6 +42,8 @@ root = {root}
 state = {state}
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
+  "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime",
   "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
@@ -105,6 +107,8 @@ class Daemon:
         # State must not outlive a boot, and a socket's path must be short: not in `directory`.
         self._state = RUN_DIRECTORY / name
         self.socket = str(self._state / "containerd.sock")
+        self.runtime_state = str(self._state / "runtime")
+        """Where runc or crun keep theirs, so that it goes with the daemon's."""
         self._pid_file = self._directory / "containerd.pid"
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0

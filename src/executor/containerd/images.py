@@ -88,10 +88,6 @@ class ImageStore:
         self._bytes_max = bytes_max
         self._known: dict[str, Image] = {}
 
-    def cached(self, reference: str) -> Image | None:
-        """An image that was used before, without asking anybody."""
-        return self._known.get(reference)
-
     async def get(self, reference: str) -> Image:
         """An image that is there. Raises ImageError(NOT_FOUND)."""
         known = self._known.get(reference)

@@ -35,7 +35,7 @@ from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
 from .daemon import Daemon
-from .images import Image, ImageStore
+from .images import Image, ImageSource, ImageStore
 from .sandbox import ContainerdSandbox, Paths, Record
 
 log = structlog.get_logger(__name__)
@@ -79,6 +79,7 @@ class ContainerdRuntime:
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
         self.daemon: Daemon | None = None
         """The private containerd; None when one was given."""
+        self._state_root = ""
         self._client: ContainerdClient
         self._images: ImageStore
         self._watcher: Watcher
@@ -101,6 +102,7 @@ class ContainerdRuntime:
             self.daemon = Daemon(self._data_directory / "containerd")
             await self.daemon.start()
             self._socket = self.daemon.socket
+            self._state_root = self.daemon.runtime_state
         self._client = ContainerdClient(self._socket, NAMESPACE)
         self._images = ImageStore(self._client)
         self._watcher = Watcher()
@@ -178,22 +180,39 @@ class ContainerdRuntime:
 
     async def ensure_image(self, reference: str) -> Image:
         """See sandbox.Runtime. Many who ask at once share one pull."""
-        cached = self._images.cached(reference)
-        if cached is not None:
-            return cached
-        return await self._shared(reference, functools.partial(self._fetch, reference))
+        try:
+            return await self._images.get(reference)
+        except ContainerdError as error:
+            raise SandboxError(f"image {reference} cannot be looked up: {error}") from error
+        except ImageError as error:
+            wanted = registry.parse(reference)
+            if error.reason is not ImageReason.NOT_FOUND or wanted is None:
+                raise
+        return await self._shared(reference, functools.partial(self._pull, reference, wanted))
 
     async def import_image(self, reference: str, archive_path: Path) -> Image:
         """See sandbox.Runtime."""
-        return await self._images.install(reference, archive.ArchiveSource(archive_path))
+        return await self._install(reference, archive.ArchiveSource(archive_path))
 
     async def list_images(self) -> list[str]:
         """See sandbox.Runtime."""
-        return [name for name in await self._images.list() if name != PROBE_IMAGE]
+        try:
+            return [name for name in await self._images.list() if name != PROBE_IMAGE]
+        except ContainerdError as error:
+            raise SandboxError(str(error)) from error
 
     async def delete_image(self, reference: str) -> None:
         """See sandbox.Runtime."""
-        await self._images.delete(reference)
+        try:
+            await self._images.delete(reference)
+        except ContainerdError as error:
+            raise SandboxError(f"image {reference} cannot be deleted: {error}") from error
+
+    async def _install(self, reference: str, source: ImageSource) -> Image:
+        try:
+            return await self._images.install(reference, source)
+        except ContainerdError as error:
+            raise SandboxError(f"image {reference} cannot be stored: {error}") from error
 
     async def _shared(self, reference: str, fetch: Callable[[], Awaitable[Image]]) -> Image:
         task = self._fetching.get(reference)
@@ -214,20 +233,14 @@ class ContainerdRuntime:
         if not task.cancelled():
             task.exception()  # every waiter has it; without waiters nobody needs it
 
-    async def _fetch(self, reference: str) -> Image:
-        try:
-            return await self._images.get(reference)
-        except ImageError as error:
-            wanted = registry.parse(reference)
-            if error.reason is not ImageReason.NOT_FOUND or wanted is None:
-                raise
+    async def _pull(self, reference: str, wanted: registry.Reference) -> Image:
         transport = registry.CheckedTransport(self._insecure_registries)
         try:
             async with (
                 asyncio.timeout(limits.PULL_DEADLINE_S),
                 registry.RegistrySource(wanted, transport, self._insecure_registries) as source,
             ):
-                return await self._images.install(reference, source)
+                return await self._install(reference, source)
         except TimeoutError:
             raise ImageError(
                 ImageReason.REGISTRY_UNAVAILABLE,
@@ -242,15 +255,10 @@ class ContainerdRuntime:
             raise SandboxError(
                 f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
             )
-        try:
-            image = await self.ensure_image(work.image)
-        except ContainerdError as error:
-            raise SandboxError(f"image {work.image} cannot be looked up: {error}") from error
+        image = await self.ensure_image(work.image)
         message = _message(work, image)
         uid, gid = await self._user(work, image)
         paths = self._paths(work.attempt_id)
-        if paths.directory.exists() or paths.output.exists():
-            raise SandboxError(f"sandbox {work.attempt_id} exists already")
         record = Record(
             attempt_id=work.attempt_id,
             cgroup_path=f"{self._cgroup_parent}/{work.attempt_id}",
@@ -268,6 +276,13 @@ class ContainerdRuntime:
             message,
         )
         container = self._container(work, image, paths, record, uid, gid)
+        try:
+            # First, and alone: what another sandbox of that id has must not be undone.
+            await asyncio.to_thread(_claim, paths)
+        except FileExistsError as error:
+            raise SandboxError(f"sandbox {work.attempt_id} exists already") from error
+        except OSError as error:
+            raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
         try:
             async with self._creates:
                 await self._create(work, image, container, exchange, paths, record)
@@ -339,7 +354,7 @@ class ContainerdRuntime:
             labels={LABEL_OWNER: self._owner, LABEL_CUSTOMER: work.customer},
             image=image.reference,
             runtime=containers_pb2.Container.Runtime(
-                name=RUNTIME, options=runc_options(self.binary)
+                name=RUNTIME, options=runc_options(self.binary, self._state_root)
             ),
             snapshotter=self._client.snapshotter,
             snapshot_key=image.view,
@@ -370,6 +385,8 @@ class ContainerdRuntime:
             await self._client.get_task(attempt_id)
         except (OSError, ValueError, msgspec.DecodeError, ContainerdNotFound):
             return None
+        except ContainerdError as error:
+            raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
         return ContainerdSandbox(
             self._client,
             self._watcher,
@@ -384,23 +401,30 @@ class ContainerdRuntime:
 
     async def sweep(self, claimed: frozenset[str]) -> int:
         """See sandbox.Runtime."""
-        mine = await self._client.list_containers(LABEL_OWNER, self._owner)
+        try:
+            mine = await self._client.list_containers(LABEL_OWNER, self._owner)
+        except ContainerdError as error:
+            raise SandboxError(str(error)) from error
         directories = await asyncio.to_thread(os.listdir, self._data_directory / "sandboxes")
         unclaimed = ({container.id for container in mine} | set(directories)) - claimed
-        async with asyncio.TaskGroup() as group:
-            for name in unclaimed:
-                record = Record(name, f"{self._cgroup_parent}/{name}", 0)
-                sandbox = ContainerdSandbox(
-                    self._client,
-                    self._watcher,
-                    self._clock,
-                    self._deletes,
-                    self._paths(name),
-                    record,
-                    None,
-                    b"",
-                )
-                group.create_task(sandbox.delete())
+        deletions = []
+        for name in unclaimed:
+            record = Record(name, f"{self._cgroup_parent}/{name}", 0)
+            sandbox = ContainerdSandbox(
+                self._client,
+                self._watcher,
+                self._clock,
+                self._deletes,
+                self._paths(name),
+                record,
+                None,
+                b"",
+            )
+            deletions.append(sandbox.delete())
+        # One that fails must not keep the others, nor hide behind an ExceptionGroup.
+        for outcome in await asyncio.gather(*deletions, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
         return len(unclaimed)
 
     def output_directory(self, attempt_id: str) -> Path:
@@ -447,8 +471,16 @@ def _remember(memory: Path, version: str, binary: str) -> None:
     memory.write_text(json.dumps(record))
 
 
+def _claim(paths: Paths) -> None:
+    paths.directory.mkdir(mode=0o700)
+    try:
+        paths.output.mkdir(mode=0o700)
+    except OSError:
+        paths.directory.rmdir()
+        raise
+
+
 def _make_files(paths: Paths, exchange: Exchange, record: Record, payload: bytes) -> None:
-    paths.output.mkdir()
     exchange.make(payload)
     paths.record.write_bytes(msgspec.json.encode(record))
     paths.opened.touch()

@@ -156,16 +156,21 @@ class ContainerdSandbox:
             raise SandboxError(str(error)) from error
 
     async def delete(self) -> None:
-        """See sandbox.Sandbox."""
+        """See sandbox.Sandbox. Raises SandboxError when containerd does not let go of it."""
         async with self._deleting:
             if self._deleted:
                 return
             if self._exchange is not None:
                 self._exchange.close()
-            async with self._deletes:
-                await self._delete_task()
-                with contextlib.suppress(ContainerdNotFound):
-                    await self._retried(self._client.delete_container, self._record.attempt_id)
+            try:
+                async with self._deletes:
+                    await self._delete_task()
+                    with contextlib.suppress(ContainerdNotFound):
+                        await self._retried(self._client.delete_container, self._record.attempt_id)
+            except ContainerdError as error:
+                raise SandboxError(
+                    f"sandbox {self._record.attempt_id} cannot be removed: {error}"
+                ) from error
             await asyncio.to_thread(self._remove_files)
             self._deleted = True
 
@@ -181,12 +186,8 @@ class ContainerdSandbox:
             with contextlib.suppress(SandboxError):
                 async with asyncio.timeout(limits.TASK_DEADLINE_S):
                     await self._ended()
-        try:
+        with contextlib.suppress(ContainerdNotFound):
             await self._retried(self._client.delete_task, name)
-        except ContainerdNotFound:
-            return
-        except ContainerdError as error:
-            raise SandboxError(f"sandbox {name} cannot be removed: {error}") from error
 
     async def _ended(self) -> tuple[int, int]:
         """Waits for the first process's end, through restarts of containerd."""

@@ -58,6 +58,9 @@ class Exchange:
         if data:
             self._report += data
             if not self._waiting.done():
+                # Both ends are open: without names, nobody in the sandbox can ever touch them.
+                for name in ("go", "started"):
+                    (self._directory / name).unlink(missing_ok=True)
                 self._waiting.set_result(None)
             return
         self._executed_ns = self._clock.now_ns()
@@ -88,19 +91,24 @@ class Exchange:
         """
         if self.lost:
             raise StartError(StartReason.GATE_LOST, 0, "the sandbox ended before its start")
-        if len(message) > _PIPE_BYTES:
-            fcntl.fcntl(self._go, fcntl.F_SETPIPE_SZ, limits.MESSAGE_BYTES_MAX)
-        written = os.write(self._go, message)
+        try:
+            if len(message) > _PIPE_BYTES:
+                fcntl.fcntl(self._go, fcntl.F_SETPIPE_SZ, limits.MESSAGE_BYTES_MAX)
+            written = os.write(self._go, message)
+        except OSError as error:  # the kernel limits how much all pipes of a user hold
+            raise StartError(
+                StartReason.GATE_LOST, error.errno or 0, "the gate's message cannot be passed"
+            ) from error
         assert written == len(message), "a FIFO of that size takes the message at once"
         try:
             async with asyncio.timeout(limits.GATE_DEADLINE_S):
                 await self._ended
         except TimeoutError:
             raise StartError(StartReason.GATE_LOST, 0, "the gate did not answer") from None
-        error = failure(bytes(self._report))
+        refusal = failure(bytes(self._report))
         self.close()
-        if error is not None:
-            raise error
+        if refusal is not None:
+            raise refusal
         return self._executed_ns
 
     def close(self) -> None:

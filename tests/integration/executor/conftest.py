@@ -1,6 +1,7 @@
 """A real runtime on a private containerd, and a check that nothing of it is left behind."""
 
 import asyncio
+import functools
 import os
 import time
 import uuid
@@ -11,7 +12,6 @@ import pytest
 
 from tickmesh.executor import archive, logs
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
-from tickmesh.executor.sandbox import Exit, Work
 from tickmesh.executor.watch import Watcher
 
 STAMP = Path(__file__).parents[3] / "scripts" / "benchmarks" / f"stamp-{os.uname().machine}"
@@ -97,40 +97,19 @@ async def python(runtime: ContainerdRuntime, python_archive: Path) -> Containerd
     return runtime
 
 
+async def read_output(runtime: ContainerdRuntime, attempt_id: str) -> tuple[bytes, bytes]:
+    """All that an attempt wrote, to its very end: stdout and stderr."""
+    watcher = Watcher()
+    try:
+        streams = {logs.STDOUT: b"", logs.STDERR: b""}
+        async for chunk in logs.read(runtime.output_directory(attempt_id), "", True, watcher):
+            streams[chunk.stream] += chunk.data
+        return streams[logs.STDOUT], streams[logs.STDERR]
+    finally:
+        watcher.close()
+
+
 @pytest.fixture
 async def output(runtime: ContainerdRuntime) -> Callable[[str], Awaitable[tuple[bytes, bytes]]]:
-    """Reads all that an attempt wrote: stdout and stderr."""
-
-    async def read(attempt_id: str) -> tuple[bytes, bytes]:
-        watcher = Watcher()
-        try:
-            streams = {logs.STDOUT: b"", logs.STDERR: b""}
-            async for chunk in logs.read(runtime.output_directory(attempt_id), "", True, watcher):
-                streams[chunk.stream] += chunk.data
-            return streams[logs.STDOUT], streams[logs.STDERR]
-        finally:
-            watcher.close()
-
-    return read
-
-
-@pytest.fixture
-async def run(
-    python: ContainerdRuntime, output: Callable[[str], Awaitable[tuple[bytes, bytes]]]
-) -> Callable[..., Awaitable[tuple[Exit, str, str]]]:
-    """Runs a Python program to its end in a sandbox: its exit, stdout and stderr."""
-    counter = iter(range(1_000_000))
-
-    async def run_program(program: str, **work: object) -> tuple[Exit, str, str]:
-        attempt = f"run-{next(counter)}"
-        arguments = {"command": ("python3", "-c", program), **work}
-        sandbox = await python.prepare(Work(attempt, "tests", PYTHON_IMAGE, **arguments))  # type: ignore[arg-type]
-        try:
-            await sandbox.start()
-            ended = await sandbox.wait()
-            out, err = await output(attempt)
-            return ended, out.decode(), err.decode()
-        finally:
-            await sandbox.delete()
-
-    return run_program
+    """Reads all that an attempt wrote."""
+    return functools.partial(read_output, runtime)

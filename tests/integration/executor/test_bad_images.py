@@ -17,7 +17,7 @@ from tickmesh.executor.errors import ImageError, ImageReason, StartError, StartR
 from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, architecture, sha256
 from tickmesh.executor.sandbox import Work
 
-from .conftest import PYTHON_IMAGE
+from .conftest import STAMP
 
 pytestmark = pytest.mark.integration
 
@@ -112,6 +112,23 @@ class Parts:
                 info.size = len(data)
                 opened.addfile(info, io.BytesIO(data))
         return path
+
+
+SMALL_IMAGE = "tests/small:1"
+
+
+@pytest.fixture
+async def small(runtime: ContainerdRuntime, tmp_path: Path) -> ContainerdRuntime:
+    """The runtime, with an image of a few files."""
+    files = {
+        "/stamp": archive.File(STAMP, archive.EXECUTABLE),
+        "/etc/passwd": archive.File(b"root:x:0:0::/:\n"),
+        "/usr/x": archive.File(b"x"),
+    }
+    process = archive.Process(entrypoint=("/stamp",))
+    archive.files_image(tmp_path / "small.tar", files, process)
+    await runtime.import_image(SMALL_IMAGE, tmp_path / "small.tar")
+    return runtime
 
 
 PLAIN = layer(entry("app"), data=b"x" * 2000)
@@ -424,9 +441,9 @@ async def test_an_image_and_a_job_without_a_command(
     ("user", "words"),
     [("nosuch", "no user 'nosuch'"), ("0:nosuch", "no group 'nosuch'"), ("9999999999", "out of")],
 )
-async def test_an_unknown_user(python: ContainerdRuntime, user: str, words: str) -> None:
+async def test_an_unknown_user(small: ContainerdRuntime, user: str, words: str) -> None:
     with pytest.raises(ImageError, match=words) as caught:
-        await python.prepare(Work("user", "tests", PYTHON_IMAGE, user=user))
+        await small.prepare(Work("user", "tests", SMALL_IMAGE, user=user))
     assert caught.value.reason is ImageReason.USER_UNKNOWN
 
 
@@ -437,19 +454,19 @@ async def test_an_unknown_user(python: ContainerdRuntime, user: str, words: str)
         (("/no/such",), "", StartReason.COMMAND_NOT_FOUND, "No such file"),
         (("/etc/passwd",), "", StartReason.COMMAND_NOT_EXECUTABLE, "Permission denied"),
         (("/usr",), "", StartReason.COMMAND_NOT_EXECUTABLE, "Permission denied"),
-        (("python3",), "/no/such", StartReason.WORKING_DIRECTORY_INVALID, "No such file"),
-        (("python3",), "/etc/passwd", StartReason.WORKING_DIRECTORY_INVALID, "Not a directory"),
+        (("/stamp",), "/no/such", StartReason.WORKING_DIRECTORY_INVALID, "No such file"),
+        (("/stamp",), "/etc/passwd", StartReason.WORKING_DIRECTORY_INVALID, "Not a directory"),
     ],
 )
 async def test_a_command_that_cannot_be_started_says_why(
-    python: ContainerdRuntime,
+    small: ContainerdRuntime,
     command: tuple[str, ...],
     directory: str,
     reason: StartReason,
     words: str,
 ) -> None:
-    sandbox = await python.prepare(
-        Work("start", "tests", PYTHON_IMAGE, command=command, working_dir=directory)
+    sandbox = await small.prepare(
+        Work("start", "tests", SMALL_IMAGE, command=command, working_dir=directory)
     )
     with pytest.raises(StartError, match=words) as caught:
         await sandbox.start()
@@ -469,9 +486,9 @@ async def test_a_command_that_cannot_be_started_says_why(
     ],
 )
 async def test_what_execve_cannot_take_is_refused_before_anything_is_made(
-    python: ContainerdRuntime, work: dict[str, Any]
+    small: ContainerdRuntime, work: dict[str, Any]
 ) -> None:
     with pytest.raises(StartError) as caught:
-        await python.prepare(Work("message", "tests", PYTHON_IMAGE, **work))
+        await small.prepare(Work("message", "tests", SMALL_IMAGE, **work))
     assert caught.value.reason is StartReason.MESSAGE_INVALID
-    assert not python.output_directory("message").exists()
+    assert not small.output_directory("message").exists()

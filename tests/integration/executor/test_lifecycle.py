@@ -10,6 +10,7 @@ import pytest
 
 from tickmesh.executor import archive
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.errors import SandboxError
 from tickmesh.executor.sandbox import Work
 
 from .conftest import PYTHON_IMAGE, STAMP_IMAGE
@@ -177,3 +178,28 @@ async def test_importing_a_name_again_moves_it(
     image = await runtime.import_image("tests/x:1", second)
     assert image.digest == digest
     assert (await runtime.ensure_image("tests/x:1")).digest == digest
+
+
+async def test_an_attempt_id_is_taken_once_and_its_sandbox_is_not_touched(
+    stamp: ContainerdRuntime, output: Output
+) -> None:
+    first = await stamp.prepare(Work("twice", "tests", STAMP_IMAGE))
+    with pytest.raises(SandboxError, match="sandbox twice exists already"):
+        await stamp.prepare(Work("twice", "tests", STAMP_IMAGE))
+    await first.start()
+    assert (await first.wait()).exit_code == 0
+    await first.delete()
+    assert (await output("twice"))[0].strip().isdigit()
+
+
+async def test_nobody_in_the_sandbox_reaches_the_gates_fifos(
+    python: ContainerdRuntime, output: Output
+) -> None:
+    program = "import os; print(os.listdir('/.tickmesh/io'))"
+    sandbox = await python.prepare(
+        Work("names", "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+    )
+    await sandbox.start()
+    await sandbox.wait()
+    assert (await output("names"))[0] == b"['payload']\n"
+    await sandbox.delete()

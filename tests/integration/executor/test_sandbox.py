@@ -1,18 +1,59 @@
 """What a sandbox is allowed, seen from inside, and how its ends are told."""
 
+import itertools
 import json
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tickmesh.executor import limits
-from tickmesh.executor.sandbox import Exit
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
+from tickmesh.executor.sandbox import Exit, Work
 
-pytestmark = pytest.mark.integration
+from .conftest import PYTHON_IMAGE, nothing_left, read_output
+
+# One runtime for all of them: each only looks around in a sandbox of its own.
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 Run = Callable[..., Awaitable[tuple[Exit, str, str]]]
 MIB = limits.MIB
+_numbers = itertools.count()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared(
+    tmp_path_factory: pytest.TempPathFactory, python_archive: Path
+) -> AsyncIterator[ContainerdRuntime]:
+    directory = tmp_path_factory.mktemp("shared")
+    runtime = ContainerdRuntime("shared", directory / "executor")
+    await runtime.start()
+    await runtime.import_image(PYTHON_IMAGE, python_archive)
+    yield runtime
+    await runtime.close()
+    nothing_left(directory, "shared")
+
+
+@pytest.fixture
+def run(shared: ContainerdRuntime) -> Run:
+    """Runs a Python program to its end in a sandbox: its exit, stdout and stderr."""
+
+    async def run_program(program: str, **work: object) -> tuple[Exit, str, str]:
+        attempt = f"run-{next(_numbers)}"
+        arguments = {"command": ("python3", "-c", program), **work}
+        sandbox = await shared.prepare(Work(attempt, "tests", PYTHON_IMAGE, **arguments))  # type: ignore[arg-type]
+        try:
+            await sandbox.start()
+            ended = await sandbox.wait()
+            out, err = await read_output(shared, attempt)
+            return ended, out.decode(), err.decode()
+        finally:
+            await sandbox.delete()
+
+    return run_program
+
 
 # What each of these system calls answers, by number for both architectures.
 _CALLS = """
@@ -75,9 +116,10 @@ async def test_its_network_has_only_a_loopback_that_is_its_own(run: Run) -> None
 async def test_it_sees_only_its_own_processes_and_name(run: Run) -> None:
     _, out, _ = await run(
         "import os, socket\n"
-        "print(sorted(int(n) for n in os.listdir('/proc') if n.isdigit()), socket.gethostname())"
+        "print(sorted(int(n) for n in os.listdir('/proc') if n.isdigit()))\n"
+        "print(socket.gethostname() == os.environ['HOSTNAME'])\n"
     )
-    assert out.strip() == "[1, 2] run-0"
+    assert out == "[1, 2]\nTrue\n"
 
 
 async def test_the_root_is_read_only_and_tmp_is_not(run: Run) -> None:

@@ -15,7 +15,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from ..mesh.errors import DeadlineRequired, MessageTooLarge, NotBuilt, TickmeshError, invalid
+from ..mesh.errors import (
+    DeadlineExceeded,
+    DeadlineRequired,
+    MessageTooLarge,
+    NotBuilt,
+    TickmeshError,
+    Unavailable,
+    invalid,
+)
 from ..mesh.limits import CALL_TIMEOUT_MAX_S, MESSAGE_BYTES_MAX, STREAM_SECONDS_MAX
 from ..proto.tickmesh.v1 import cluster_pb2
 from . import logs
@@ -27,6 +35,11 @@ from .shards import Shard
 from .status import Context, refuse, unexpected
 from .validation import check
 
+LATE_S = 1.0
+"""A stream that ends by its time with more than this of the caller's left ended by our limit."""
+
+_GO_ON = "go on from the last cursor"
+
 Answerer = Callable[[Method, Any, bytes, float, Context], Awaitable[bytes]]
 
 
@@ -37,6 +50,14 @@ class Door:
         self._shards = shards
         self._executors = executors
         self._images = Images(executors)
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._ending = False
+
+    def end_streams(self) -> None:
+        """The process ends: tell every reader to go on at another gateway."""
+        self._ending = True
+        for task in self._streams:
+            task.cancel()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """One a service, for grpc.aio's server."""
@@ -131,14 +152,29 @@ class Door:
         self, method: Method, answer: Callable[[Method, Any, bytes, float], AsyncIterator[bytes]]
     ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
         async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
+            task = asyncio.current_task()
+            assert task is not None
+            self._streams.add(task)
             try:
                 timeout_s = _timeout(context, STREAM_SECONDS_MAX)
                 async for response in answer(method, check(method, data), data, timeout_s):
                     yield response
+            except asyncio.CancelledError:
+                if not self._ending:
+                    raise
+                await refuse(context, Unavailable(f"this gateway ends: {_GO_ON}"))
+            except DeadlineExceeded as error:
+                left_s = context.time_remaining()
+                if left_s is not None and left_s > LATE_S:
+                    hours = f"{STREAM_SECONDS_MAX / 3600:g} h"
+                    await refuse(context, Unavailable(f"a stream lasts {hours} at most: {_GO_ON}"))
+                await refuse(context, error)
             except TickmeshError as error:
                 await refuse(context, error)
             except Exception as error:
                 await refuse(context, unexpected(method.name, error))
+            finally:
+                self._streams.discard(task)
 
         return handle
 

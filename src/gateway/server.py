@@ -11,7 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from ..mesh import process, telemetry, tls
+from ..mesh import process, tls
 from ..mesh.config import Config, ConfigError, GatewayConfig
 from ..mesh.limits import MESSAGE_BYTES_MAX
 from . import reflection
@@ -38,8 +38,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
 )
 
-log = telemetry.logger(__name__)
-
 
 async def serve(config: Config, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
@@ -50,39 +48,57 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     credentials = tls.channel_credentials(settings.tls)
     executors = Executors(credentials)
     shards = tuple(Shard(members, credentials) for members in settings.shards)
+    door = Door(shards, executors)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
-    server.add_generic_rpc_handlers((*Door(shards, executors).handlers(), *reflection.handlers()))
+    server.add_generic_rpc_handlers((*door.handlers(), *reflection.handlers()))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = _open(server, settings)
     await server.start()
-    await process.serving(health, *SERVICES)
-    process.announce(settings.ready_file, address)
     try:
-        await _until_asked(shards, stop)
+        # A sender that ends by itself ends the process.
+        async with asyncio.TaskGroup() as group:
+            senders = [group.create_task(shard.run()) for shard in shards]
+            process.settle()
+            await process.serving(health, *SERVICES)
+            process.announce(settings.ready_file, address)
+            await stop.wait()
+            await health.enter_graceful_shutdown()
+            # What is under way may end well: the senders go on meanwhile.
+            door.end_streams()
+            await server.stop(process.STOP_GRACE_S)
+            for sender in senders:
+                sender.cancel()
     finally:
-        await health.enter_graceful_shutdown()
-        await server.stop(process.STOP_GRACE_S)
+        await server.stop(None)
         for shard in shards:
             await shard.close()
         await executors.close()
 
 
 def _open(server: grpc.aio.Server, settings: GatewayConfig) -> str:
-    """Bind the public port; the address with the port that was bound."""
+    """Bind the public port; the address with the port that was bound. Raises ConfigError."""
     host, _, _ = settings.listen.rpartition(":")
-    if settings.door_certificate or settings.door_key:
-        if not (settings.door_certificate and settings.door_key):
-            raise ConfigError("gateway.door_certificate and door_key: set both, or neither")
-        pair = (Path(settings.door_key).read_bytes(), Path(settings.door_certificate).read_bytes())
-        port = server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
-    elif is_loopback(host):
-        port = server.add_insecure_port(settings.listen)
-    else:
+    secure = bool(settings.door_certificate or settings.door_key)
+    if secure and not (settings.door_certificate and settings.door_key):
+        raise ConfigError("gateway.door_certificate and door_key: set both, or neither")
+    if not secure and not is_loopback(host):
         raise ConfigError(
             f"gateway.listen: {settings.listen} is not a loopback address: set door_certificate "
             "and door_key, or listen on 127.0.0.1"
         )
+    try:
+        if secure:
+            paths = (settings.door_key, settings.door_certificate)
+            key, certificate = (Path(path).read_bytes() for path in paths)
+            credentials = grpc.ssl_server_credentials([(key, certificate)])
+            port = server.add_secure_port(settings.listen, credentials)
+        else:
+            port = server.add_insecure_port(settings.listen)
+    except OSError as error:
+        raise ConfigError(f"gateway: {error.filename}: {error.strerror}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"gateway.listen: {settings.listen} cannot be bound: {error}") from error
     return f"{host}:{port}"
 
 
@@ -94,12 +110,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-async def _until_asked(shards: tuple[Shard, ...], stop: asyncio.Event) -> None:
-    """Run the shards' senders until `stop`. A sender that ends by itself ends the process."""
-    async with asyncio.TaskGroup() as group:
-        senders = [group.create_task(shard.run()) for shard in shards]
-        await stop.wait()
-        for sender in senders:
-            sender.cancel()

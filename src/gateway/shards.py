@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -44,12 +44,20 @@ SEARCH_PAUSE_S = 0.02
 """Between two searches for a leader, and before a refused batch is sent again: an election takes
 hundreds of milliseconds, and a search costs a message a replica."""
 
-SUSPICION_S = 0.3
-"""A batch that is not answered for so long makes the gateway ask whether there is another leader:
-the same as the shard's own election timeout."""
 
-STREAM_SUSPICION_S = 1.0
-"""The same for streams, which may be silent for long: how often it is asked."""
+class Patience(NamedTuple):
+    """When the silence of a call's leader makes the gateway ask whether another leads, in
+    seconds."""
+
+    first_s: float
+    again_s: float
+
+
+CALL_PATIENCE = Patience(0.3, 0.1)
+"""For calls: begins with the shard's own election timeout, then goes on at its elections' pace."""
+
+STREAM_PATIENCE = Patience(1.0, 1.0)
+"""For streams, which may well be silent for long."""
 
 LOST_CODES = frozenset(
     {
@@ -74,15 +82,15 @@ class _Cancellable(Protocol):
 class _Underway:
     """A call to a leader: known, so that it can be abandoned if that leader hangs."""
 
-    __slots__ = ("abandoned", "call", "leader", "patience_s", "suspect_s")
+    __slots__ = ("abandoned", "call", "leader", "patience", "suspect_s")
 
     def __init__(
-        self, leader: Replica, call: _Cancellable, now_s: float, patience_s: float
+        self, leader: Replica, call: _Cancellable, now_s: float, patience: Patience
     ) -> None:
         self.leader = leader
         self.call = call
-        self.patience_s = patience_s
-        self.suspect_s = now_s + patience_s
+        self.patience = patience
+        self.suspect_s = now_s + patience.first_s
         """By the event loop's clock: when its silence becomes suspicious."""
         self.abandoned = False
 
@@ -196,7 +204,7 @@ class Shard:
             call.sent = True
         rpc = leader.stub.Call(to_message(batch, now_s), timeout=timeout_s + BATCH_GRACE_S)
         try:
-            with self._known(leader, rpc, SUSPICION_S):
+            with self._known(leader, rpc, CALL_PATIENCE):
                 response = await rpc
         except grpc.aio.AioRpcError as error:
             self._lost(leader, batch, error)
@@ -267,7 +275,7 @@ class Shard:
             leader = await self._find_before(expires_s)
             try:
                 call = asyncio.ensure_future(ask(leader, expires_s - loop.time()))
-                with self._known(leader, call, SUSPICION_S):
+                with self._known(leader, call, CALL_PATIENCE):
                     return await call
             except grpc.aio.AioRpcError as error:
                 _raise_if_told(error)
@@ -284,7 +292,7 @@ class Shard:
             leader = await self._find_before(expires_s)
             call = leader.stub.Watch(message, timeout=expires_s - loop.time())
             try:
-                with self._known(leader, call, STREAM_SUSPICION_S):
+                with self._known(leader, call, STREAM_PATIENCE):
                     async for response in call:
                         begun = True
                         yield response.response
@@ -381,10 +389,10 @@ class Shard:
         raise self._no_leader()
 
     @contextmanager
-    def _known(self, leader: Replica, call: _Cancellable, patience_s: float) -> Iterator[None]:
+    def _known(self, leader: Replica, call: _Cancellable, patience: Patience) -> Iterator[None]:
         """While inside, the call is abandoned if its leader hangs: that is seen as UNAVAILABLE."""
         loop = asyncio.get_running_loop()
-        underway = _Underway(leader, call, loop.time(), patience_s)
+        underway = _Underway(leader, call, loop.time(), patience)
         self._underway.add(underway)
         self._began.set()
         try:
@@ -413,14 +421,14 @@ class Shard:
             if first is None:
                 continue
             if first.suspect_s > now_s:
-                await asyncio.sleep(min(first.suspect_s - now_s, SUSPICION_S))
+                await asyncio.sleep(min(first.suspect_s - now_s, CALL_PATIENCE.first_s))
                 continue
             newer = await self._replicas.find_newer_leader(first.leader)
             if newer is None:
                 now_s = loop.time()
                 for each in self._underway:
                     if each.leader is first.leader:
-                        each.suspect_s = max(each.suspect_s, now_s + each.patience_s)
+                        each.suspect_s = max(each.suspect_s, now_s + each.patience.again_s)
                 continue
             if self._leader is first.leader or self._leader is None:
                 self._leader = newer

@@ -66,7 +66,11 @@ def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[N
             loop.add_signal_handler(number, stop.set)
         await main(settings, stop)
 
-    uvloop.run(serve())
+    try:
+        uvloop.run(serve())
+    except config.ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def settle() -> None:

@@ -7,11 +7,12 @@ import signal
 import time
 from itertools import pairwise
 
+import grpc.aio
 import pytest
 
-from tests.integration.gateway.conftest import TIMEOUT_S, User
+from tests.integration.gateway.conftest import TIMEOUT_S, User, refusal
 from tickmesh.mesh.local import Child, LocalMesh
-from tickmesh.proto.tickmesh.v1 import cluster_pb2, schedule_pb2
+from tickmesh.proto.tickmesh.v1 import cluster_pb2, execution_pb2, schedule_pb2
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -98,3 +99,42 @@ async def test_a_leader_that_is_lost_costs_no_write_and_no_error(
         await lost.serving()
     made = await first.schedule(job)
     assert made.name in await names(second, job)
+
+
+async def test_a_door_that_closes_ends_what_it_took_and_sends_streams_elsewhere(
+    mesh: LocalMesh, doors: tuple[User, User]
+) -> None:
+    first, second = doors
+    job = await first.job("closing", "hello")
+    watch = second.executions.WatchExecutions(
+        execution_pb2.WatchExecutionsRequest(parent=job), timeout=TIMEOUT_S
+    )
+    cursor = (await watch.read()).cursor
+    writes = [asyncio.create_task(second.schedule(job)) for _ in range(100)]
+    async with asyncio.timeout(TIMEOUT_S):
+        await writes[0]
+        ended = asyncio.create_task(mesh.gateways[1].end())
+        error = await refusal(watch.read())
+        assert (error.reason, "go on from the last cursor" in error.message) == (
+            "UNAVAILABLE",
+            True,
+        )
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        await ended
+    made = {each.name for each in results if isinstance(each, schedule_pb2.Schedule)}
+    # Calls that gRPC had not handed over when it was told to stop, it refuses by itself.
+    refused = [each for each in results if isinstance(each, grpc.aio.AioRpcError)]
+    assert {each.code() for each in refused} <= {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+    assert len(made) + len(refused) == len(results)
+    assert mesh.gateways[1].process is not None and mesh.gateways[1].process.returncode == 0
+    assert made <= await names(first, job)
+    again = first.executions.WatchExecutions(
+        execution_pb2.WatchExecutionsRequest(parent=job, cursor=cursor), timeout=TIMEOUT_S
+    )
+    assert (await again.read()).cursor
+    again.cancel()
+    await mesh.gateways[1].spawn()
+    await mesh.gateways[1].serving()

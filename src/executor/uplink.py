@@ -193,6 +193,8 @@ class Stream:
                     why = "the replica ended the stream"
                 except grpc.aio.AioRpcError as error:
                     why = f"{error.code().name}: {error.details()}"
+                except asyncio.InvalidStateError:  # we wrote at the moment at which it ended
+                    why = "the replica ended the stream"
                 except StreamSilent:
                     why = f"not a word for {SILENCE_S:g} s"
                 finally:

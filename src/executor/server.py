@@ -1,6 +1,7 @@
 """The executor's process: readies the runtime, finds again what it held, works, ends in order."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -32,6 +33,10 @@ MEMORY_SHARE = 3, 4
 """Of the host's memory, for attempts."""
 
 VERSION_TIMEOUT_S = 10.0
+
+PRIORITY = -10
+"""The executor's own niceness: it opens gates on time though what it runs wants every processor.
+(Four such on two processors: lateness p50 0.1 ms instead of 80.)"""
 
 log = telemetry.logger(__name__)
 
@@ -105,6 +110,8 @@ async def _serve(
     server.add_secure_port(settings.listen, tls.server_credentials(settings.tls))
     await server.start()
     await process.serving(health)
+    with contextlib.suppress(OSError):  # a wish; containerd gives it up again, see launch.py
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     process.settle()
     process.announce(settings.ready_file, settings.listen)
     try:

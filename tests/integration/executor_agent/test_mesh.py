@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ import pytest
 
 from tests.conformance.test_runtime import WORDS
 from tickmesh.executor import archive
+from tickmesh.executor.containerd import launch
+from tickmesh.executor.server import PRIORITY
 from tickmesh.mesh.config import Peer, ShardMembers
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.mesh.tls import DevelopmentAuthority
@@ -174,6 +178,23 @@ async def test_an_executor_that_is_ended_says_so_and_is_quick(mesh: LocalMesh, u
     assert "shut down" in execution.attempts[0].message
     if mesh.options.runtime == "containerd":
         assert _left(mesh.directory) == []
+
+
+async def test_an_executor_goes_before_what_it_runs(mesh: LocalMesh) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, mesh.executors[0].pid) == PRIORITY
+
+
+def test_containerd_does_not_inherit_the_executors_priority() -> None:
+    command = [sys.executable, "-I", "-S", launch.__file__, shutil.which("nice") or "nice"]
+    told = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+        preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, PRIORITY),
+    )
+    assert told.stdout.strip() == "0"
 
 
 def _left(directory: Path) -> list[str]:

@@ -38,6 +38,9 @@ from .validation import check
 LATE_S = 1.0
 """A stream that ends by its time with more than this of the caller's left ended by our limit."""
 
+TRACEPARENT_CHARACTERS_MAX = 128
+"""A traceparent: 55 today, and room for what a later version appends. A longer one is dropped."""
+
 _GO_ON = "go on from the last cursor"
 
 Answerer = Callable[[Method, Any, bytes, float, Context], Awaitable[bytes]]
@@ -254,6 +257,6 @@ def _timeout(context: Context, limit_s: float) -> float:
 def _traceparent(context: Context) -> str:
     """The caller's W3C trace context, if it sent one."""
     for key, value in context.invocation_metadata() or ():
-        if key == "traceparent":
-            return value if isinstance(value, str) else value.decode("ascii", "replace")
+        if key == "traceparent" and isinstance(value, str):
+            return value if len(value) <= TRACEPARENT_CHARACTERS_MAX else ""
     return ""

@@ -113,6 +113,8 @@ class Shard:
 
     async def close(self) -> None:
         """Close the channels."""
+        if self._search is not None:
+            self._search.cancel()
         await self._replicas.close()
 
     async def run(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.gateway.conftest import TIMEOUT_S, User, refusal
 from tickmesh.mesh.local import Child, LocalMesh
-from tickmesh.proto.tickmesh.v1 import cluster_pb2, execution_pb2, schedule_pb2
+from tickmesh.proto.tickmesh.v1 import cluster_pb2, execution_pb2, image_pb2, schedule_pb2
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -138,3 +138,29 @@ async def test_a_door_that_closes_ends_what_it_took_and_sends_streams_elsewhere(
     again.cancel()
     await mesh.gateways[1].spawn()
     await mesh.gateways[1].serving()
+
+
+async def test_logs_whose_executor_dies_end_with_its_name(
+    mesh: LocalMesh, doors: tuple[User, User]
+) -> None:
+    user, _ = doors
+    job = await user.job("orphans", "hello", "print", "hello", ";", "sleep", "60")
+    execution = await user.executions.ExecuteJob(
+        execution_pb2.ExecuteJobRequest(name=job), timeout=TIMEOUT_S
+    )
+    request = execution_pb2.StreamLogsRequest(name=execution.name, follow=True)
+    stream = user.executions.StreamLogs(request, timeout=TIMEOUT_S)
+    part = await stream.read()
+    assert part.data == b"hello\n"
+    await mesh.executors[0].kill()
+    error = await refusal(stream.read())
+    assert (error.reason, error.metadata) == ("NO_EXECUTOR", {"executor_id": "executor-0"})
+    again = execution_pb2.StreamLogsRequest(name=execution.name, cursor=part.cursor)
+    error = await refusal(user.executions.StreamLogs(again, timeout=TIMEOUT_S).read())
+    assert error.reason == "NO_EXECUTOR"
+    images = image_pb2.ListImagesRequest(parent="customers/orphans")
+    assert (
+        await refusal(user.images.ListImages(images, timeout=TIMEOUT_S))
+    ).reason == "NO_EXECUTOR"
+    await mesh.executors[0].spawn()
+    await mesh.executors[0].serving()

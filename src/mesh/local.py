@@ -422,8 +422,8 @@ class LocalMesh:
 
 
 def _memory_share(executors: int) -> int:
-    """An executor's part of the host's memory; 0 (its own default) where it is alone."""
-    if executors == 1:
+    """An executor's part of the host's memory; 0 (its own default) where it is alone, or none."""
+    if executors <= 1:
         return 0
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return host * 3 // 4 // executors

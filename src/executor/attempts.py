@@ -72,7 +72,9 @@ class Attempt:
         self._stop_message = ""
         self._grace_s = order.grace_s
         self._opening = sandbox is not None
-        self._living: asyncio.Task[End] | None = None
+        self._living: asyncio.Task[None] | None = None
+        """While a stop may end it by cancelling."""
+        self._cancelled = False
         self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
         """Set when it has a place for its output, or has ended."""
@@ -110,15 +112,14 @@ class Attempt:
         self._stop, self._stop_message = reason, message
         self._stopped.set_result(None)
         if not self._opening and self._living is not None:
+            self._cancelled = True
             self._living.cancel()
 
     async def run(self) -> None:
         """Live. Raises only what the ledger does."""
-        if self._stop:
-            end = self._never_started()
-        else:
-            self._living = asyncio.create_task(self._live())
-            end = await self._outcome(self._living)
+        self._living = asyncio.current_task()
+        end = await self._outcome()
+        self._living = None
         await self._write(end)
         if self._sandbox is not None:
             try:
@@ -126,21 +127,22 @@ class Attempt:
             except ExecutorError as error:
                 log.warning("a sandbox is left over", attempt=self.id, error=str(error))
 
-    async def _outcome(self, living: "asyncio.Task[End]") -> End:
-        try:
-            await asyncio.wait({living})
-        finally:
-            living.cancel()  # where this task itself is cancelled; else it has ended
-        if living.cancelled() or (self._stop and not self._opening):
+    async def _outcome(self) -> End:
+        if self._stop:
             return self._never_started()
-        error = living.exception()
-        if error is None:
-            return living.result()
-        if not isinstance(error, Exception):
-            raise error
-        if not isinstance(error, ExecutorError):
-            log.error("an attempt failed", attempt=self.id, exc_info=error)
-        return convert.failed(error, self._host.clock.now_ns())
+        try:
+            return await self._live()
+        except asyncio.CancelledError:
+            # A stop's own cancel ends here; the agent's, which may come beside it, does not.
+            if not self._cancelled or self._living is None or self._living.uncancel():
+                raise
+            return self._never_started()
+        except Exception as error:
+            if self._stop and not self._opening:
+                return self._never_started()
+            if not isinstance(error, ExecutorError):
+                log.error("an attempt failed", attempt=self.id, exc_info=error)
+            return convert.failed(error, self._host.clock.now_ns())
 
     def _never_started(self) -> End:
         return End(self._stop, self._stop_message, self._host.clock.now_ns())
@@ -169,6 +171,8 @@ class Attempt:
             await self._host.due(self.order)
             self._opening = True
             self.started_ns = await sandbox.start()
+            # Whatever else is due now starts first; what follows from a start can wait.
+            await asyncio.sleep(0)
             self._host.changed(self)
         self.ready.set()
         return await self._follow(self._sandbox)
@@ -177,8 +181,11 @@ class Attempt:
         """Wait for the command's end, and see to it that it comes."""
         exited = asyncio.create_task(sandbox.wait())
         try:
-            first: set[asyncio.Future[Any]] = {exited, self._stopped}
-            await asyncio.wait(first, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # a command that is over at once is known to be
+            if not exited.done():
+                either: set[asyncio.Future[Any]] = {exited, self._stopped}
+                left_s = self._left_s()
+                await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if not exited.done():
                 if not self._stop:
                     self._stop = execution_pb2.EXECUTION_REASON_TIMEOUT

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import heapq
-import itertools
 import os
 from collections import deque
 
@@ -45,8 +44,10 @@ class Clockwork:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._order = itertools.count()
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+        """By the instant that they wait for: the herd of an instant is woken as one."""
+        self._instants: list[int] = []
+        """A heap of those instants."""
         self._loop = asyncio.get_running_loop()
         self._timer = _libc.timerfd_create(_CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._timer < 0:
@@ -62,17 +63,20 @@ class Clockwork:
         """Return at an instant, nanoseconds since 1970: never before it by this host's clock."""
         while self._clock.now_ns() < instant_ns:
             future: asyncio.Future[None] = self._loop.create_future()
-            heapq.heappush(self._waiting, (instant_ns, next(self._order), future))
-            if self._waiting[0][2] is future:
-                self._arm()
+            others = self._waiting.get(instant_ns)
+            if others is not None:
+                others.append(future)
+            else:
+                self._waiting[instant_ns] = [future]
+                heapq.heappush(self._instants, instant_ns)
+                if self._instants[0] == instant_ns:
+                    self._arm()
             await future
 
     def _arm(self) -> None:
-        """Set the timer to the earliest instant that somebody still waits for."""
-        while self._waiting and self._waiting[0][2].done():
-            heapq.heappop(self._waiting)
-        if self._waiting:
-            seconds, nanoseconds = divmod(max(1, self._waiting[0][0]), _NS)
+        """Set the timer to the earliest instant, though nobody may wait for it any more."""
+        if self._instants:
+            seconds, nanoseconds = divmod(max(1, self._instants[0]), _NS)
             timer = _Timer(0, 0, seconds, nanoseconds)
             flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
             if _libc.timerfd_settime(self._timer, flags, ctypes.byref(timer), None) < 0:
@@ -83,10 +87,10 @@ class Clockwork:
         with contextlib.suppress(OSError):
             os.read(self._timer, 8)
         now_ns = self._clock.now_ns()
-        while self._waiting and self._waiting[0][0] <= now_ns:
-            future = heapq.heappop(self._waiting)[2]
-            if not future.done():
-                future.set_result(None)
+        while self._instants and self._instants[0] <= now_ns:
+            for future in self._waiting.pop(heapq.heappop(self._instants)):
+                if not future.done():
+                    future.set_result(None)
         self._arm()
 
 

@@ -55,6 +55,7 @@ class InProcessRuntime:
     def __init__(self, directory: Path, clock: Clock, any_image: bool = True) -> None:
         """any_image: every image is at hand; else only those that were imported."""
         self._directory = directory
+        self._outputs = directory / "output"
         self._clock = clock
         self._any_image = any_image
         self._images: dict[str, Image] = {}
@@ -124,7 +125,7 @@ class InProcessRuntime:
 
     def output_directory(self, attempt_id: str) -> Path:
         """See sandbox.Runtime."""
-        return self._directory / "output" / attempt_id
+        return self._outputs / attempt_id
 
     async def discard_output(self, attempt_id: str) -> None:
         """See sandbox.Runtime."""
@@ -197,11 +198,13 @@ class InProcessSandbox:
                 StartReason.COMMAND_NOT_FOUND, errno.ENOENT, "the command cannot be executed"
             )
         self._started_ns = self._clock.now_ns()
-        self._go_on()
+        asyncio.get_running_loop().call_soon(self._go_on)  # as a process: beside its start
         return self._started_ns
 
     async def wait(self) -> Exit:
         """See sandbox.Sandbox."""
+        if self._exit.done():
+            return self._exit.result()
         return await asyncio.shield(self._exit)
 
     async def kill(self, signal: int) -> None:

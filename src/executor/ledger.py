@@ -8,13 +8,19 @@ and it remembers which outputs are kept, oldest first, so that they can be dropp
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 BATCH_MAX = 1_000
 """Writes in one transaction: about 10 ms."""
+
+ROWS_MAX = 250
+"""Rows in one statement. Each statement lets go of the interpreter and must win it back from a busy
+event loop, which takes half a millisecond: a statement a row would take seconds when many attempts
+come at once."""
 
 OUTPUT_OVERHEAD_BYTES = 16 * 1024
 """What an output costs on disk beyond its bytes: a directory and three small files."""
@@ -29,7 +35,6 @@ CREATE TABLE IF NOT EXISTS outputs (
 CREATE INDEX IF NOT EXISTS outputs_by_end ON outputs (ended_ns);
 """
 
-_Write = Callable[[sqlite3.Connection], None]
 _Result = TypeVar("_Result")
 
 
@@ -52,6 +57,19 @@ class Output(NamedTuple):
     """On disk, with OUTPUT_OVERHEAD_BYTES."""
 
 
+class _Batch:
+    """Writes of one transaction. An attempt is accepted, ends, is forgotten: so in that order."""
+
+    def __init__(self) -> None:
+        self.accepts: list[tuple[str, str, bytes]] = []
+        self.ends: list[tuple[str, bytes]] = []
+        self.outputs: list[tuple[str, int, Path]] = []
+        self.forgets: list[tuple[str]] = []
+        self.forgotten_outputs: list[Output] = []
+        self.done: list[asyncio.Future[None]] = []
+        self.size = 0
+
+
 class Ledger:
     """See the module. `run` must run for writes to be done."""
 
@@ -60,7 +78,7 @@ class Ledger:
         # One thread, and so one order of writes; SQLite lets go of the interpreter while it syncs.
         self._thread = ThreadPoolExecutor(1, "ledger")
         self._connection: sqlite3.Connection
-        self._pending: list[tuple[_Write, asyncio.Future[None]]] = []
+        self._pending: deque[_Batch] = deque()
         self._wake = asyncio.Event()
         self.output_bytes = 0
         """Of all kept outputs."""
@@ -97,27 +115,49 @@ class Ledger:
 
     async def _write_pending(self) -> None:
         while self._pending:
-            batch, self._pending = self._pending[:BATCH_MAX], self._pending[BATCH_MAX:]
             # A batch under way is finished even when this task is cancelled.
-            await asyncio.shield(self._write(batch))
+            await asyncio.shield(self._write(self._pending.popleft()))
 
-    async def _write(self, batch: list[tuple[_Write, asyncio.Future[None]]]) -> None:
+    async def _write(self, batch: _Batch) -> None:
         try:
-            await self._in_thread(lambda: self._commit([write for write, _ in batch]))
+            await self._in_thread(lambda: self._commit(batch))
         except sqlite3.Error as error:
-            for _, done in batch:
+            for done in batch.done:
                 if not done.done():
                     done.set_exception(error)
                     done.exception()  # whoever waits gets it; where nobody does, `run` raises it
             raise
-        for _, done in batch:
+        for done in batch.done:
             if not done.done():
                 done.set_result(None)
 
-    def _commit(self, writes: list[_Write]) -> None:
+    def _commit(self, batch: _Batch) -> None:
+        sizes = [(key, at_ns, _size(path)) for key, at_ns, path in batch.outputs]
+        outputs = [output for output in sizes if output[2] is not None]
+        gone = [(output.attempt_id,) for output in batch.forgotten_outputs]
         with self._transaction():
-            for write in writes:
-                write(self._connection)
+            self._rows(
+                "INSERT OR IGNORE INTO attempts (attempt_id, shard_id, work) VALUES {}",
+                batch.accepts,
+            )
+            self._rows(
+                "UPDATE attempts SET report = ended.column2 FROM (VALUES {}) AS ended "
+                "WHERE attempt_id = ended.column1",
+                batch.ends,
+            )
+            self._rows("INSERT OR REPLACE INTO outputs VALUES {}", outputs)
+            self._rows("DELETE FROM attempts WHERE attempt_id IN (VALUES {})", batch.forgets)
+            self._rows("DELETE FROM outputs WHERE attempt_id IN (VALUES {})", gone)
+        self.output_bytes += sum(size or 0 for _, _, size in outputs)
+        self.output_bytes -= sum(output.bytes for output in batch.forgotten_outputs)
+
+    def _rows(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Execute a statement for all rows, which stand where it says {}."""
+        for start in range(0, len(rows), ROWS_MAX):
+            part = rows[start : start + ROWS_MAX]
+            places = ",".join(["(" + ",".join("?" * len(part[0])) + ")"] * len(part))
+            values = [value for row in part for value in row]
+            self._connection.execute(statement.format(places), values)
 
     @contextlib.contextmanager
     def _transaction(self):  # type: ignore[no-untyped-def]
@@ -129,10 +169,19 @@ class Ledger:
             raise
         self._connection.execute("COMMIT")
 
-    def _submit(self, write: _Write) -> asyncio.Future[None]:
+    def _batch(self) -> _Batch:
+        """The batch that takes the next write."""
+        if not self._pending or self._pending[-1].size >= BATCH_MAX:
+            self._pending.append(_Batch())
+            self._wake.set()
+        batch = self._pending[-1]
+        batch.size += 1
+        return batch
+
+    @staticmethod
+    def _done(batch: _Batch) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((write, done))
-        self._wake.set()
+        batch.done.append(done)
         return done
 
     async def _in_thread(self, function: Callable[[], _Result]) -> _Result:
@@ -142,43 +191,23 @@ class Ledger:
 
     def accept(self, attempt_id: str, shard_id: str, work: bytes) -> asyncio.Future[None]:
         """Remember an attempt. Done once it is on disk: nothing may start before."""
-        return self._submit(
-            lambda connection: _execute(
-                connection,
-                "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, NULL)",
-                (attempt_id, shard_id, work),
-            )
-        )
+        batch = self._batch()
+        batch.accepts.append((attempt_id, shard_id, work))
+        return self._done(batch)
 
     def end(
         self, attempt_id: str, report: bytes, ended_ns: int, output: Path
     ) -> asyncio.Future[None]:
         """Remember an attempt's end, and its output. Done once it is on disk."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            _execute(
-                connection,
-                "UPDATE attempts SET report = ? WHERE attempt_id = ?",
-                (report, attempt_id),
-            )
-            size = _size(output)
-            if size is not None:
-                _execute(
-                    connection,
-                    "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)",
-                    (attempt_id, ended_ns, size),
-                )
-                self.output_bytes += size
-
-        return self._submit(write)
+        batch = self._batch()
+        batch.ends.append((attempt_id, report))
+        if output.exists():
+            batch.outputs.append((attempt_id, ended_ns, output))
+        return self._done(batch)
 
     def forget(self, attempt_id: str) -> None:
         """The shard has an attempt's end: it need not be known here any more."""
-        self._submit(
-            lambda connection: _execute(
-                connection, "DELETE FROM attempts WHERE attempt_id = ?", (attempt_id,)
-            )
-        )
+        self._batch().forgets.append((attempt_id,))
 
     # -- outputs -------------------------------------------------------------------------------
 
@@ -196,21 +225,9 @@ class Ledger:
 
     def forget_outputs(self, outputs: list[Output]) -> asyncio.Future[None]:
         """These have been removed."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            for output in outputs:
-                _execute(
-                    connection, "DELETE FROM outputs WHERE attempt_id = ?", (output.attempt_id,)
-                )
-                self.output_bytes -= output.bytes
-
-        return self._submit(write)
-
-
-def _execute(
-    connection: sqlite3.Connection, statement: str, values: tuple[str | bytes | int, ...]
-) -> None:
-    connection.execute(statement, values)
+        batch = self._batch()
+        batch.forgotten_outputs += outputs
+        return self._done(batch)
 
 
 def _size(directory: Path) -> int | None:

@@ -53,6 +53,11 @@ REGISTRY_REDIRECTS_MAX = 5  # a registry sends on to its storage, which may send
 REGISTRY_TOKEN_BYTES_MAX = 64 * KIB
 LEASE_SECONDS = 3600  # an import that takes longer has failed; what it left is collected
 
+# A sandbox that could not be made whole is removed at once, or, while containerd hangs, later.
+UNDO_WAIT_S = 2.0
+REMOVAL_RETRY_S = 15.0
+REMOVALS_MAX = 40  # ten minutes; then the next start's sweep finds it
+
 # Concurrency. Creates are bound by cpu: more at once only makes each slower. Deletes yield to them.
 CREATES_AT_ONCE_MAX = 8
 DELETES_AT_ONCE_MAX = 2

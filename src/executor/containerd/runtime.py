@@ -75,6 +75,7 @@ class ContainerdRuntime:
         self._creates = asyncio.Semaphore(limits.CREATES_AT_ONCE_MAX)
         self._deletes = asyncio.Semaphore(limits.DELETES_AT_ONCE_MAX)
         self._fetching: dict[str, asyncio.Task[Image]] = {}
+        self._removals: set[asyncio.Task[None]] = set()
         self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
         self.daemon: Daemon | None = None
@@ -117,11 +118,12 @@ class ContainerdRuntime:
 
     async def close(self) -> None:
         """See sandbox.Runtime."""
+        background = (*self._removals, *self._fetching.values())
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(ExecutorError):
             await self.sweep(frozenset())
-        for task in list(self._fetching.values()):
-            task.cancel()
-        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
         self._watcher.close()
         await self._client.close()
         if self.daemon is not None:
@@ -292,7 +294,7 @@ class ContainerdRuntime:
             await self._undo(sandbox, paths)
             raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
         except BaseException:
-            await asyncio.shield(self._undo(sandbox, paths))
+            await self._undo(sandbox, paths)
             raise
         return sandbox
 
@@ -324,11 +326,22 @@ class ContainerdRuntime:
         await self._client.start_task(work.attempt_id)
 
     async def _undo(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
-        try:
-            await sandbox.delete()
-            await asyncio.to_thread(shutil.rmtree, paths.output, ignore_errors=True)
-        except ExecutorError as error:
-            log.warning("left for the sweeper", attempt=sandbox.attempt_id, error=str(error))
+        """Removes a sandbox that was not made whole; goes on by itself when that takes long."""
+        task = asyncio.create_task(self._remove(sandbox, paths))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+        await asyncio.wait({task}, timeout=limits.UNDO_WAIT_S)
+
+    async def _remove(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
+        for _ in range(limits.REMOVALS_MAX):
+            try:
+                await sandbox.delete()
+                await asyncio.to_thread(shutil.rmtree, paths.output, ignore_errors=True)
+                return
+            except ExecutorError as error:
+                log.warning("cannot be removed yet", attempt=sandbox.attempt_id, error=str(error))
+            await asyncio.sleep(limits.REMOVAL_RETRY_S)
+        log.error("left for the next start's sweep", attempt=sandbox.attempt_id)
 
     def _container(
         self, work: Work, image: Image, paths: Paths, record: Record, uid: int, gid: int

@@ -183,7 +183,7 @@ class ContainerdSandbox:
         if self._exit is None:
             with contextlib.suppress(ContainerdError):
                 await self._retried(self._client.kill_task, name, signals.SIGKILL)
-            with contextlib.suppress(SandboxError):
+            with contextlib.suppress(SandboxError, TimeoutError):
                 async with asyncio.timeout(limits.TASK_DEADLINE_S):
                     await self._ended()
         with contextlib.suppress(ContainerdNotFound):

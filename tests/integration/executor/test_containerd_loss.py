@@ -117,6 +117,25 @@ async def test_under_load_each_prepare_works_or_says_that_it_does_not(
     await sandbox.delete()
 
 
+async def test_a_containerd_that_hangs_fails_a_prepare_by_its_deadline(
+    stamp: ContainerdRuntime,
+) -> None:
+    assert stamp.daemon is not None
+    os.kill(stamp.daemon.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(SandboxError, match=r"sandbox hung cannot be made: .*DEADLINE_EXCEEDED"):
+            await stamp.prepare(Work("hung", "tests", STAMP_IMAGE))
+    finally:
+        os.kill(stamp.daemon.pid, signal.SIGCONT)
+    # What was begun is removed by itself, and it works again.
+    await asyncio.gather(*stamp._removals)
+    assert not stamp.output_directory("hung").exists()
+    sandbox = await stamp.prepare(Work("hung", "tests", STAMP_IMAGE))
+    await sandbox.start()
+    assert (await sandbox.wait()).exit_code == 0
+    await sandbox.delete()
+
+
 async def begun(runtime: ContainerdRuntime, attempt: str) -> None:
     """Waits until an attempt has written something."""
     directory = runtime.output_directory(attempt)

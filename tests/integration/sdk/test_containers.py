@@ -34,7 +34,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
     finally:
         if dev.process.poll() is None:
-            assert dev.end() == (0, "")
+            code, err = dev.end()
+            assert code == 0 and "error" not in err
     gone(list(pids.values()))
 
 

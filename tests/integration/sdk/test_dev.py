@@ -105,7 +105,8 @@ def test_from_the_first_start_to_the_last_end(tmp_path: Path) -> None:
         second = Dev(tmp_path, "--runtime", "inprocess")
         code, err = second.ended()
         assert code == 1 and "in use" in err
-        assert dev.end(signal.SIGINT) == (0, "")
+        code, err = dev.end(signal.SIGINT)
+        assert code == 0 and "error" not in err  # it may have said that its start was slow
     gone(list(pids.values()))
     assert not (tmp_path / ".tickmesh/dev.json").exists()
     # What was made is kept; another number of replicas is another shard.

@@ -290,7 +290,8 @@ async def test_who_is_not_the_peer_it_says_is_refused(
     b = await mesh.end("b")
     async with mesh.dial(role, name) as stub:
         call = stub.Exchange(timeout=5)
-        await call.write(said)
+        if code is not grpc.StatusCode.PERMISSION_DENIED:  # that comes before any word
+            await call.write(said)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
         assert refused.value.code() == code

@@ -1,12 +1,9 @@
 """Shell completion."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from click.shell_completion import BashComplete
 
-from tickmesh.sdk.cli.main import run
+from tickmesh.sdk.cli.main import cli, run
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -16,19 +13,16 @@ def test_each_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str]
     assert "_TICKMESH_COMPLETE" in script and f"{shell}_complete" in script
 
 
-def test_commands_and_verbs_are_completed() -> None:
-    def complete(words: str) -> list[str]:
-        environment = {
-            **os.environ,
-            "_TICKMESH_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split(" ")) - 1),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tickmesh"], env=environment, capture_output=True, text=True
-        )
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
-
-    assert complete("tickmesh sch") == ["schedule"]
-    assert complete("tickmesh schedule p") == ["pause", "preview"]
-    assert "--every" in complete("tickmesh schedule create --ev")
+@pytest.mark.parametrize(
+    ("words", "incomplete", "completed"),
+    [
+        ([], "sch", ["schedule"]),
+        (["schedule"], "p", ["pause", "preview"]),
+        (["schedule", "create"], "--ev", ["--every"]),
+        (["job", "list", "-o"], "j", ["json"]),
+    ],
+)
+def test_words_are_completed(words: list[str], incomplete: str, completed: list[str]) -> None:
+    completer = BashComplete(cli, {}, "tickmesh", "_TICKMESH_COMPLETE")
+    found = completer.get_completions(words, incomplete)
+    assert [item.value for item in found] == completed

@@ -19,7 +19,7 @@ from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .convert import work_message
 from .core.commands import Assign, EndAttempts, Outcome, Placement
-from .core.ids import attempt_id, split_attempt_id
+from .core.ids import attempt_id
 from .core.model import Attempt, Execution, ExecutionState, Reason
 from .proposals import Proposals
 from .store.queries import Queries
@@ -89,6 +89,12 @@ class Dispatcher:
         self._heard_ns: dict[str, int] = {}
         self.active: dict[bytes, Execution] = {}
         """By execution id, which is unique for ever."""
+        self._attempts: dict[str, bytes] = {}
+        """The execution of each assigned attempt: cheaper than to read it from the attempt's id."""
+        self._attempt_ids: dict[bytes, str] = {}
+        """The other way."""
+        self._forgotten: dict[str, list[str]] = {}
+        """By executor: attempts to acknowledge, once the whole entry that ended them is seen."""
         self._used: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
         self._waiting: list[tuple[int, bytes]] = []
@@ -161,6 +167,16 @@ class Dispatcher:
             link = self.links.get(executor_id)
             if link is not None:
                 self._send_work(link, batch)
+        if self._forgotten:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        for executor_id, attempts in self._forgotten.items():
+            link = self.links.get(executor_id)
+            if link is not None:
+                acknowledgement = shard_pb2.Acknowledgement(attempt_ids=attempts)
+                link.send(shard_pb2.ShardMessage(acknowledgement=acknowledgement))
+        self._forgotten.clear()
 
     def _take(self, execution: Execution) -> bool:
         """Follow an execution's durable state; whether an attempt was newly assigned."""
@@ -180,8 +196,10 @@ class Dispatcher:
             self._assigning.discard(key)
             if was_assigned:
                 return False
-            executor_id = execution.attempts[-1].executor
-            self._used[executor_id] = self.used(executor_id) + 1
+            attempt = execution.attempts[-1]
+            self._used[attempt.executor] = self.used(attempt.executor) + 1
+            self._attempt_ids[key] = spelled = attempt_id(key, attempt.number)
+            self._attempts[spelled] = key
             return True
         self.active.pop(key, None)
         self._assigning.discard(key)
@@ -191,18 +209,14 @@ class Dispatcher:
 
     def _release(self, assigned: Execution) -> None:
         """The attempt has ended: its slot is free, and its executor may forget it."""
-        attempt = assigned.attempts[-1]
-        self._used[attempt.executor] -= 1
-        self._forget(attempt.executor, attempt_id(assigned.id, attempt.number))
-        self._pump_wake.set()
-
-    def _forget(self, executor_id: str, attempt: str) -> None:
+        executor_id = assigned.attempts[-1].executor
+        self._used[executor_id] -= 1
+        attempt = self._attempt_ids.pop(assigned.id)
+        del self._attempts[attempt]
         self.soft.pop(attempt, None)
         self._ending.discard(attempt)
-        link = self.links.get(executor_id)
-        if link is not None:
-            acknowledgement = shard_pb2.Acknowledgement(attempt_ids=[attempt])
-            link.send(shard_pb2.ShardMessage(acknowledgement=acknowledgement))
+        self._forgotten.setdefault(executor_id, []).append(attempt)
+        self._pump_wake.set()
 
     def _work(self, execution: Execution) -> shard_pb2.Work:
         job = self._queries.job(execution.customer, execution.job_id)
@@ -273,14 +287,8 @@ class Dispatcher:
             self._submit_ends(ends)
 
     def _find(self, attempt: str) -> Execution | None:
-        parts = split_attempt_id(attempt)
-        if parts is None:
-            return None
-        identity, number = parts
-        execution = self.active.get(identity)
-        if execution is None or not execution.attempts:
-            return None
-        return execution if execution.attempts[-1].number == number else None
+        identity = self._attempts.get(attempt)
+        return None if identity is None else self.active[identity]
 
     def _unknown(self, link: Link, report: shard_pb2.AttemptReport) -> None:
         """An attempt that is not active (any more): its end is history, its life must end."""

@@ -82,6 +82,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     await replica.start()
     shard.changes.begin(state.applied[0])
     await server.start()
+    process.settle()
     await process.serving(health)
     process.announce(settings.ready_file, address)
     try:

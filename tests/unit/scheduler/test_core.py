@@ -12,6 +12,7 @@ from tickmesh.scheduler.core.model import (
     Attempt,
     Execution,
     ExecutionState,
+    Policy,
     Reason,
     ScheduleState,
 )
@@ -49,7 +50,8 @@ def end(
 def update(world: World, payload: bytes) -> None:
     """Change the payload of the schedule that World.schedule makes, and nothing else."""
     spec = world.new_schedule("unused").spec
-    world.do(commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, payload))
+    command = commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, Policy(), payload)
+    world.do(command)
 
 
 class TestJobs:
@@ -204,7 +206,7 @@ class TestSchedules:
         schedule = world.schedule()
         world.now_ms = schedule.due_ms - 2_000
         (armed,) = world.fire(schedule)
-        world.do(commands.Cancel(armed.job_uid, armed.id))
+        world.do(commands.Cancel([(armed.job_uid, armed.id)]))
         end(world, armed, Reason.CANCELLED)
         update(world, payload=b"new")
         assert world.fire(world.stored(schedule)) == []
@@ -312,12 +314,12 @@ class TestExecutions:
     def test_cancelling_what_waits_ends_it(self, world: World) -> None:
         new = commands.NewExecution("hello", world.next_uid(), b"", None)
         (execution,) = world.do(commands.ExecuteJobs("acme", [new], b""))  # type: ignore[misc]
-        world.do(commands.Cancel(execution.job_uid, execution.id))
+        world.do(commands.Cancel([(execution.job_uid, execution.id)]))
         assert world.execution(execution).state is ExecutionState.CANCELLED
 
     def test_cancelling_what_is_assigned_asks_for_it(self, world: World) -> None:
         (execution,) = world.execute()
-        world.do(commands.Cancel(execution.job_uid, execution.id))
+        world.do(commands.Cancel([(execution.job_uid, execution.id)]))
         asked = world.execution(execution)
         assert (asked.state, asked.stop) == (ExecutionState.ASSIGNED, Reason.CANCELLED)
         assert end(world, execution, Reason.CANCELLED).state is ExecutionState.CANCELLED
@@ -325,7 +327,7 @@ class TestExecutions:
     def test_cancelling_what_has_ended_changes_nothing(self, world: World) -> None:
         (execution,) = world.execute()
         before = end(world, execution)
-        world.do(commands.Cancel(execution.job_uid, execution.id))
+        world.do(commands.Cancel([(execution.job_uid, execution.id)]))
         assert world.execution(execution) == before
 
     def test_what_waits_is_assigned_once(self, world: World) -> None:

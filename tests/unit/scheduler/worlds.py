@@ -7,7 +7,7 @@ from typing import Any
 from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Placement
 from tickmesh.scheduler.core.ids import UID_BYTES
-from tickmesh.scheduler.core.model import Execution, Job, JobSpec, Schedule
+from tickmesh.scheduler.core.model import Execution, Job, JobSpec, Policy, Schedule
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
@@ -67,14 +67,24 @@ class World:
         assert isinstance(made[0], Job)
         return made[0]
 
-    def new_schedule(self, schedule_id: str, **spec: Any) -> commands.NewSchedule:
+    def new_schedule(
+        self, schedule_id: str, policy: Policy | None = None, **spec: Any
+    ) -> commands.NewSchedule:
         """A schedule to create."""
         recur = recurrence.Spec(**(spec or {"every": ((10_000, 0),)}))
-        return commands.NewSchedule(schedule_id, self.next_uid(), (), recur, b"payload")
+        return commands.NewSchedule(
+            schedule_id, self.next_uid(), (), recur, policy or Policy(), b"payload"
+        )
 
-    def schedule(self, schedule_id: str = "often", job_id: str = "hello", **spec: Any) -> Schedule:
+    def schedule(
+        self,
+        schedule_id: str = "often",
+        job_id: str = "hello",
+        policy: Policy | None = None,
+        **spec: Any,
+    ) -> Schedule:
         """Create a schedule: every 10 seconds unless told otherwise."""
-        new = self.new_schedule(schedule_id, **spec)
+        new = self.new_schedule(schedule_id, policy, **spec)
         made = self.do(commands.CreateSchedules("acme", job_id, [new], b""))
         assert isinstance(made, list), made
         assert isinstance(made[0], Schedule)
@@ -88,7 +98,9 @@ class World:
 
     def fire(self, schedule: Schedule, placement: Placement | None = HERE) -> list[Execution]:
         """Fire the schedule's timer."""
-        due = commands.DueFire(schedule.job_uid, schedule.schedule_id, schedule.due_ms, placement)
+        due = commands.DueFire(
+            schedule.job_uid, schedule.schedule_id, schedule.due_ms, placement, schedule.deferred
+        )
         made = self.do(commands.Fire([due], 0))
         assert isinstance(made, list)
         return made  # type: ignore[return-value]

@@ -1,0 +1,373 @@
+"""What becomes of instants when things are not as planned: policies, retries, the ledger."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.unit.scheduler.worlds import HERE, SPEC, World
+from tickmesh.scheduler.core import commands, recurrence
+from tickmesh.scheduler.core.commands import Refused, Why
+from tickmesh.scheduler.core.fires import BRAKE_FIRES_PER_MINUTE, MISFIRE_GRACE_MS
+from tickmesh.scheduler.core.ledger import Outcome, Row, chained
+from tickmesh.scheduler.core.model import (
+    Attempt,
+    Execution,
+    ExecutionState,
+    Misfire,
+    Overlap,
+    Policy,
+    Reason,
+    Retry,
+    Schedule,
+    ScheduleState,
+    TimerKind,
+)
+
+PERIOD_MS = 10_000  # of World.schedule
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.job()
+    return made
+
+
+def end(
+    world: World,
+    execution: Execution,
+    reason: Reason = Reason.NONE,
+    exit_code: int = 0,
+    started: bool = True,
+) -> Execution:
+    """End its last attempt."""
+    execution = world.execution(execution)
+    if execution.state is ExecutionState.PENDING:
+        world.do(commands.Assign([(execution.job_uid, execution.id, HERE)]))
+        execution = world.execution(execution)
+    ended = Attempt(
+        number=len(execution.attempts),
+        executor="whoever",
+        incarnation="whatever",
+        assign_ms=0,
+        started_ns=world.now_ms * 1_000_000 if started else 0,
+        ended_ns=world.now_ms * 1_000_000 + 5,
+        exit_code=exit_code,
+        reason=reason,
+    )
+    world.do(commands.EndAttempts([(execution.job_uid, execution.id, ended)]))
+    return world.execution(execution)
+
+
+def fire_when_due(world: World, schedule: Schedule) -> list[Execution]:
+    """Let the next timer come up at its due time (not ahead)."""
+    stored = world.stored(schedule)
+    world.now_ms = max(world.now_ms, stored.due_ms)
+    return world.fire(stored)
+
+
+def rows(world: World, schedule: Schedule) -> list[Row]:
+    """Its ledger, checked for the chain."""
+    found = world.queries.rows(schedule.uid, 0, 1_000)
+    previous = b""
+    for number, row in enumerate(found):
+        assert row.hash == chained(previous, number, row)
+        previous = row.hash
+    stored = world.queries.schedule(schedule.job_uid, schedule.schedule_id)
+    assert stored is not None
+    assert (stored.ledger_count, stored.ledger_hash) == (len(found), previous)
+    return found
+
+
+def outcomes(world: World, schedule: Schedule) -> list[tuple[Outcome, int]]:
+    """(outcome, how many) of the rows that are about instants."""
+    found = rows(world, schedule)
+    return [(row.outcome, row.count) for row in found if row.outcome is not Outcome.DEFINED]
+
+
+class TestOverlap:
+    def test_skip_leaves_out_what_comes_while_one_runs(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.SKIP))
+        (first,) = fire_when_due(world, schedule)
+        assert fire_when_due(world, schedule) == []
+        end(world, first)
+        assert len(fire_when_due(world, schedule)) == 1
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.OVERLAP, 1),
+            (Outcome.FIRED, 1),
+        ]
+
+    def test_it_is_decided_when_due_and_not_ahead(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.SKIP))
+        (first,) = fire_when_due(world, schedule)
+        stored = world.stored(schedule)
+        world.now_ms = stored.due_ms - 2_000
+        assert world.fire(stored) == []
+        (timer,) = [t for t in world.timers() if t.kind is not TimerKind.PURGE]
+        assert (timer.kind, timer.due_ms) == (TimerKind.DECIDE, stored.due_ms)
+        end(world, first)
+        assert len(fire_when_due(world, schedule)) == 1
+
+    def test_queue_runs_them_one_after_the_other(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE, queue_max=2))
+        (first,) = fire_when_due(world, schedule)
+        for _ in range(3):
+            fire_when_due(world, schedule)
+        assert len(world.stored(schedule).waiting) == 2
+        end(world, first)
+        (second,) = list(world.queries.active())
+        assert second.due_ms == first.due_ms + PERIOD_MS
+        end(world, second)
+        (third,) = list(world.queries.active())
+        end(world, third)
+        assert list(world.queries.active()) == []
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.OVERLAP, 1),
+            (Outcome.FIRED, 1),
+            (Outcome.FIRED, 1),
+        ]
+
+    def test_replace_cancels_what_runs_and_starts_when_it_has_ended(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.REPLACE))
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        assert world.execution(first).stop is Reason.REPLACED
+        assert [e.id for e in world.queries.active()] == [first.id]
+        ended = end(world, first, Reason.CANCELLED)
+        assert (ended.state, ended.reason) == (ExecutionState.CANCELLED, Reason.REPLACED)
+        (second,) = world.queries.active()
+        assert second.due_ms == first.due_ms + PERIOD_MS
+
+    def test_a_pause_drops_what_waits(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE))
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        end(world, first)
+        assert list(world.queries.active()) == []
+        assert outcomes(world, schedule)[-1] == (Outcome.PAUSED, 1)
+
+
+class TestMisfires:
+    def missed(self, world: World, policy: Policy) -> tuple[Schedule, list[Execution]]:
+        """Seven instants pass; then the timer comes up, the last instant within the grace."""
+        schedule = world.schedule(policy=policy)
+        world.now_ms = schedule.due_ms + 6 * PERIOD_MS + 1_000
+        return schedule, world.fire(schedule)
+
+    def test_a_fire_within_the_grace_is_only_late(self, world: World) -> None:
+        schedule = world.schedule(every=((1_000, 0),))
+        world.now_ms = schedule.due_ms + MISFIRE_GRACE_MS
+        for _ in range(6):
+            (made,) = world.fire(world.stored(schedule))
+            assert made.missed == 0
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)] * 6
+
+    def test_latest_fires_the_latest_for_all(self, world: World) -> None:
+        schedule, made = self.missed(world, Policy())
+        assert [(e.due_ms, e.missed) for e in made] == [(schedule.due_ms + 5 * PERIOD_MS, 5)]
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 5), (Outcome.CAUGHT_UP, 1)]
+        assert world.stored(schedule).next_ms == schedule.due_ms + 6 * PERIOD_MS
+        assert world.stored(schedule).missed_count == 5
+
+    def test_skip_fires_none(self, world: World) -> None:
+        schedule, made = self.missed(world, Policy(misfire=Misfire.SKIP))
+        assert made == []
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 6)]
+
+    def test_all_fires_each_up_to_the_cap(self, world: World) -> None:
+        schedule, made = self.missed(world, Policy(misfire=Misfire.ALL, misfire_max=4))
+        assert [e.due_ms - schedule.due_ms for e in made] == [n * PERIOD_MS for n in (2, 3, 4, 5)]
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 2)] + [(Outcome.CAUGHT_UP, 1)] * 4
+
+    def test_all_of_a_very_long_absence_finds_the_last_ones(self, world: World) -> None:
+        policy = Policy(misfire=Misfire.ALL, misfire_max=3)
+        schedule = world.schedule(policy=policy, every=((1_000, 0),))
+        world.now_ms = schedule.due_ms + 30 * 86_400_000
+        made = world.fire(schedule)
+        last_ms = world.now_ms - MISFIRE_GRACE_MS
+        assert [e.due_ms for e in made] == [last_ms - 2_000, last_ms - 1_000, last_ms]
+        assert outcomes(world, schedule)[0] == (Outcome.MISSED, 0)
+
+    def test_the_window_leaves_out_what_is_too_old(self, world: World) -> None:
+        policy = Policy(misfire=Misfire.ALL, misfire_window_ms=35_000)
+        schedule, made = self.missed(world, policy)
+        assert [e.due_ms - schedule.due_ms for e in made] == [n * PERIOD_MS for n in (3, 4, 5)]
+        assert outcomes(world, schedule)[0] == (Outcome.MISSED, 3)
+
+    def test_the_start_deadline_is_told(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(start_deadline_ms=2_000))
+        world.now_ms = schedule.due_ms + 2_001
+        assert world.fire(schedule) == []
+        assert outcomes(world, schedule) == [(Outcome.DEADLINE, 1)]
+
+
+class TestPauses:
+    def test_what_fell_due_meanwhile_is_one_row(self, world: World) -> None:
+        schedule = world.schedule()
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        world.now_ms += 3_600_500
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert outcomes(world, schedule) == [(Outcome.PAUSED, 360)]
+
+    def test_failures_in_a_row_pause_it(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(pause_after_failures=2))
+        for state in (ScheduleState.ACTIVE, ScheduleState.PAUSED):
+            (made,) = fire_when_due(world, schedule)
+            end(world, made, Reason.EXIT_CODE, 1)
+            assert world.stored(schedule).state is state
+        assert "2 executions in a row" in world.stored(schedule).pause_reason
+        assert [t for t in world.timers() if t.kind is TimerKind.FIRE] == []
+
+    def test_a_success_begins_the_count_anew(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(pause_after_failures=2))
+        for reason in (Reason.EXIT_CODE, Reason.NONE, Reason.EXIT_CODE):
+            (made,) = fire_when_due(world, schedule)
+            end(world, made, reason)
+        assert world.stored(schedule).state is ScheduleState.ACTIVE
+
+    def test_a_runaway_is_braked_and_paused(self, world: World) -> None:
+        # Such a schedule is refused at the door; here the arithmetic itself runs away.
+        schedule = world.schedule(every=((100, 0),))
+        for _ in range(BRAKE_FIRES_PER_MINUTE + 1):
+            world.fire(world.stored(schedule))
+        assert world.stored(schedule).state is ScheduleState.PAUSED
+        assert outcomes(world, schedule)[-1] == (Outcome.BRAKE, 1)
+        assert outcomes(world, schedule).count((Outcome.FIRED, 1)) == BRAKE_FIRES_PER_MINUTE
+
+    def test_so_many_fires_and_no_more(self, world: World) -> None:
+        schedule = world.schedule(every=((PERIOD_MS, 0),), max_fires=2)
+        for _ in range(2):
+            fire_when_due(world, schedule)
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+
+
+class TestRetries:
+    @pytest.fixture
+    def made(self, world: World) -> Execution:
+        """An execution whose job is tried three times."""
+        retry = Retry(max_attempts=3, backoff_ms=1_000, backoff_max_ms=1_500)
+        world.job("stubborn", spec=replace(SPEC, retry=retry))
+        (made,) = world.execute("stubborn")
+        return made
+
+    def test_a_failure_waits_and_is_tried_again(self, world: World, made: Execution) -> None:
+        waits = []
+        for _ in range(2):
+            waiting = end(world, made, Reason.EXIT_CODE, 1)
+            assert waiting.state is ExecutionState.PENDING
+            waits.append(waiting.not_before_ms - world.now_ms)
+            world.now_ms = waiting.not_before_ms
+            world.do(commands.Assign([(made.job_uid, made.id, HERE)]))
+        assert 750 <= waits[0] <= 1_000
+        assert 1_125 <= waits[1] <= 1_500
+        failed = end(world, made, Reason.EXIT_CODE, 1)
+        assert (failed.state, len(failed.attempts)) == (ExecutionState.FAILED, 3)
+
+    def test_a_cancelled_one_is_not_tried_again(self, world: World, made: Execution) -> None:
+        world.do(commands.Cancel([(made.job_uid, made.id)]))
+        assert end(world, made, Reason.EXIT_CODE, 143).state is ExecutionState.FAILED
+
+    def test_an_image_that_is_not_there_is_not_tried_again(
+        self, world: World, made: Execution
+    ) -> None:
+        assert end(world, made, Reason.IMAGE_NOT_FOUND).state is ExecutionState.FAILED
+
+    def test_only_the_named_exit_codes_are_worth_it(self, world: World) -> None:
+        retry = Retry(max_attempts=2, exit_codes=(75,))
+        world.job("picky", spec=replace(SPEC, retry=retry))
+        (first,) = world.execute("picky")
+        assert end(world, first, Reason.EXIT_CODE, 1).state is ExecutionState.FAILED
+        (second,) = world.execute("picky")
+        assert end(world, second, Reason.EXIT_CODE, 75).state is ExecutionState.PENDING
+
+    def test_at_most_once_is_tried_again_only_if_it_never_started(self, world: World) -> None:
+        spec = replace(SPEC, retry=Retry(max_attempts=2), at_most_once=True)
+        world.job("once", spec=spec)
+        for reason, started, state in (
+            (Reason.EXIT_CODE, True, ExecutionState.FAILED),
+            (Reason.EXECUTOR_LOST, False, ExecutionState.FAILED),
+            (Reason.INFRASTRUCTURE, False, ExecutionState.PENDING),
+        ):
+            (made,) = world.execute("once")
+            assert end(world, made, reason, started=started).state is state
+
+    def test_the_total_timeout_is_told_as_such(self, world: World, made: Execution) -> None:
+        world.do(commands.Cancel([(made.job_uid, made.id)], Reason.TIMEOUT))
+        ended = end(world, made, Reason.CANCELLED)
+        assert (ended.state, ended.reason) == (ExecutionState.FAILED, Reason.TIMEOUT)
+        assert "total timeout" in ended.message
+
+
+class TestTriggersAndBackfills:
+    def test_a_trigger_is_an_execution_besides_the_instants(self, world: World) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.SKIP))
+        command = commands.TriggerSchedule(
+            "acme", "hello", "often", world.next_uid(), HERE, b"request"
+        )
+        (made,) = world.do(command)  # type: ignore[misc]
+        assert (made.schedule_id, made.payload) == ("often", b"payload")
+        assert world.do(command) == [made]
+        assert outcomes(world, schedule) == []
+
+    def backfill(self, world: World, start_ms: int, end_ms: int) -> object:
+        command = commands.BackfillSchedule(
+            "acme", "hello", "often", start_ms, end_ms, world.next_uid(), b"again"
+        )
+        return world.do(command)
+
+    def test_a_backfill_fires_each_instant_of_its_range(self, world: World) -> None:
+        schedule = world.schedule()
+        start_ms = schedule.next_ms - 10 * PERIOD_MS
+        made = self.backfill(world, start_ms, start_ms + 3 * PERIOD_MS)
+        assert isinstance(made, list)
+        assert [e.nominal_ms for e in made] == [start_ms + n * PERIOD_MS for n in range(3)]
+        assert {e.due_ms for e in made} == {world.now_ms}
+        assert self.backfill(world, start_ms, start_ms + 3 * PERIOD_MS) == made
+
+    def test_one_that_is_too_large_changes_nothing(self, world: World) -> None:
+        schedule = world.schedule()
+        before = world.queries.rows(schedule.uid, 0, 10)
+        outcome = self.backfill(world, 0, world.now_ms)
+        assert isinstance(outcome, Refused) and outcome.why is Why.TOO_MANY
+        assert list(world.queries.active()) == []
+        assert world.queries.rows(schedule.uid, 0, 10) == before
+
+
+class TestActiveKeys:
+    def execute(self, world: World, key: bytes) -> Execution:
+        new = commands.NewExecution("hello", world.next_uid(), b"", HERE, key)
+        (made,) = world.do(commands.ExecuteJobs("acme", [new], b""))  # type: ignore[misc]
+        assert isinstance(made, Execution)
+        return made
+
+    def test_a_key_has_one_execution_while_that_is_active(self, world: World) -> None:
+        first = self.execute(world, b"key")
+        assert self.execute(world, b"key").id == first.id
+        assert self.execute(world, b"other").id != first.id
+        end(world, first)
+        assert self.execute(world, b"key").id != first.id
+
+
+class TestSkips:
+    def test_a_time_that_does_not_exist_is_in_the_ledger(self, world: World) -> None:
+        # 28 March 2027: clocks in Berlin go forward from 02:00 to 03:00.
+        world.now_ms = 1_806_120_000_000  # 2027-03-26T...
+        new = recurrence.Spec(crons=("30 2 * * *",), zone="Europe/Berlin", gap=recurrence.Gap.SKIP)
+        command = commands.NewSchedule("often", world.next_uid(), (), new, Policy(), b"")
+        (schedule,) = world.do(  # type: ignore[misc]
+            commands.CreateSchedules("acme", "hello", [command], b"")
+        )
+        assert isinstance(schedule, Schedule)
+        for _ in range(4):
+            fire_when_due(world, schedule)
+        assert [outcome for outcome, _ in outcomes(world, schedule)].count(Outcome.CLOCK) == 1
+
+    def test_excluded_days_are_in_the_ledger_as_runs(self, world: World) -> None:
+        schedule = world.schedule(every=((3_600_000, 0),), excluded_dates=("01-16",))
+        for _ in range(20):
+            fire_when_due(world, schedule)
+        assert (Outcome.EXCLUDED, 24) in outcomes(world, schedule)

@@ -13,6 +13,7 @@ import msgspec
 from tickmesh.scheduler.core.commands import Entry, ExecuteJobs
 from tickmesh.scheduler.core.ids import attempt_id
 from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.raft.journal import Ballot
 from tickmesh.scheduler.raft.messages import Append, AppendReply, Message, Vote, VoteReply
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
@@ -153,6 +154,10 @@ class Ledger:
                 pass
 
     def _vote(self, voter: str, candidate: str, term: int) -> None:
+        sealed = self._machines[voter].journal.durable.get(b"m/ballot", b"")
+        ballot = msgspec.msgpack.decode(sealed[4:], type=Ballot) if sealed else Ballot(0, None)
+        if ballot.term < term:
+            self._violate(f"{voter} votes in term {term}; its disk is in term {ballot.term}")
         earlier = self._votes.setdefault((voter, term), candidate)
         if earlier != candidate:
             self._violate(f"{voter} votes for {candidate} and {earlier} in term {term}")

@@ -136,6 +136,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if process is None or process.alive:
                 handle._run()
 
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        """Forgotten generators are those of dead processes: they do nothing more."""
+
     def _process_events(self, event_list: Any) -> None:
         """There are none: no sockets."""
 

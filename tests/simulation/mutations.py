@@ -1,4 +1,7 @@
-"""Bugs put back in, one at a time, to see that the simulator finds each of them."""
+"""Bugs put back in, one at a time, to see that the simulator finds each of them.
+
+Each says what the product does instead; `mutated` patches it in for a while.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,150 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from msgspec.structs import replace
+
+from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
+from tickmesh.scheduler import shard
+from tickmesh.scheduler.core import executions, machine
+from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
+from tickmesh.scheduler.dispatch import Dispatcher
+from tickmesh.scheduler.raft.replica import Replica
+from tickmesh.scheduler.store import keys
+from tickmesh.scheduler.store.state import State
+from tickmesh.scheduler.timers import Window
+
 Patch = tuple[Any, str, Any]
-MUTATIONS: dict[str, Callable[[], list[Patch]]] = {}
+
+
+def vote_not_flushed() -> list[Patch]:
+    """A vote leaves before the disk has it."""
+
+    async def persist(self: Any) -> None:
+        journal = self._journal
+        if journal.dirty:
+            only_ballot = all(key == b"m/ballot" for _, key, _ in journal._staged)
+            written = journal.write()
+            if not only_ballot:
+                await self._journal_worker.run(journal.flush)
+            journal.flushed(written)
+
+    return [(Replica, "_persist", persist)]
+
+
+def acknowledged_before_flush() -> list[Patch]:
+    """Entries are acknowledged before the disk has them."""
+
+    async def persist(self: Any) -> None:
+        journal = self._journal
+        if journal.dirty:
+            only_entries = all(key[:1] == b"e" for _, key, _ in journal._staged)
+            written = journal.write()
+            if not only_entries:
+                await self._journal_worker.run(journal.flush)
+            journal.flushed(written)
+
+    return [(Replica, "_persist", persist)]
+
+
+def applied_index_in_a_batch_of_its_own() -> list[Patch]:
+    """An entry's changes are one write, its index another."""
+    apply = State.apply
+
+    def applied(self: Any, index: int, term: int, payload: bytes) -> Any:
+        write = self.backend.write
+
+        def split(changes: dict[bytes, bytes | None]) -> None:
+            rest = {key: value for key, value in changes.items() if key != keys.META}
+            write(rest)
+            write({keys.META: changes[keys.META]})
+
+        self.backend.write = split
+        try:
+            return apply(self, index, term, payload)
+        finally:
+            del self.backend.write
+
+    return [(State, "apply", applied)]
+
+
+def end_acknowledged_before_its_commit() -> list[Patch]:
+    """An executor is told to forget an end when it is proposed."""
+    submit = Dispatcher._submit_ends
+
+    def submitted(self: Any, ends: Any) -> None:
+        submit(self, ends)
+        for _, identity, attempt in ends:
+            link = self.links.get(attempt.executor)
+            if link is not None:
+                ids = [attempt_id(identity, attempt.number)]
+                acknowledgement = shard_pb2.Acknowledgement(attempt_ids=ids)
+                link.send(shard_pb2.ShardMessage(acknowledgement=acknowledgement))
+
+    return [(Dispatcher, "_submit_ends", submitted)]
+
+
+def timers_before_the_new_leader_forgotten() -> list[Patch]:
+    """A new leader looks for timers from now on, not from the floor on."""
+
+    class Hasty(Window):
+        begun = False
+
+        def extend(self, now_ms: int) -> None:
+            if not self.begun:
+                self.begun, self.until_ms = True, now_ms
+            super().extend(now_ms)
+
+    return [(shard, "Window", Hasty)]
+
+
+def request_id_ignored() -> list[Patch]:
+    """A repeated ExecuteJob executes again."""
+    execute = executions.execute
+
+    def executed(view: Any, command: Any, now_ms: int) -> Any:
+        return execute(view, replace(command, request=b""), now_ms)
+
+    return [(machine.executions, "execute", executed)]
+
+
+def attempt_number_ignored() -> list[Patch]:
+    """What is said of an earlier attempt is taken for the present one."""
+
+    def find(self: Any, attempt: str) -> Any:
+        parts = split_attempt_id(attempt)
+        execution = None if parts is None else self.active.get(parts[0])
+        return execution if execution is not None and execution.attempts else None
+
+    return [(Dispatcher, "_find", find)]
+
+
+def read_without_barrier() -> list[Patch]:
+    """A replica that believes that it leads answers reads."""
+
+    async def read_barrier(self: Any) -> None:
+        self._check_leading()
+
+    return [(Replica, "read_barrier", read_barrier)]
+
+
+MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
+    mutation.__name__: mutation
+    for mutation in (
+        vote_not_flushed,
+        acknowledged_before_flush,
+        applied_index_in_a_batch_of_its_own,
+        end_acknowledged_before_its_commit,
+        timers_before_the_new_leader_forgotten,
+        request_id_ignored,
+        attempt_number_ignored,
+        read_without_barrier,
+    )
+}
 
 
 @contextlib.contextmanager
 def mutated(name: str) -> Iterator[None]:
-    """With the named bug; with none for an empty name."""
+    """With the named bug; without any for an empty name."""
     patches = MUTATIONS[name]() if name else []
     kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in patches]
     for owner, attribute, value in patches:

@@ -121,13 +121,10 @@ class Transport(MemoryTransport):
                     answer = await handler.on_snapshot(self.replica_id, header, _parts(pipe))
                 except TransportError as error:
                     answer = SnapshotReply(False, str(error))
-                self._links.later(
-                    peer,
-                    self.replica_id,
-                    lambda: None if reply.done() else reply.set_result(answer),
-                )
+                self._links.later(peer, self.replica_id, lambda: _answer(reply, answer))
 
-        end._process.spawn(receive())
+        receiving = end._process.spawn(receive())
+        outside(asyncio.create_task, self._watch(end, pipe, receiving))
         async for part in parts:
             pipe.send(part)
             await asyncio.sleep(self._links.delay_s())
@@ -138,6 +135,17 @@ class Transport(MemoryTransport):
         except TimeoutError:
             outside(pipe.close)
             raise TransportError(f"{peer} was lost") from None
+
+    async def _watch(
+        self, end: Transport, pipe: Pipe[SnapshotPart], receiving: asyncio.Task[None]
+    ) -> None:
+        """Break the stream when its sender is gone or its link is cut for long: in nobody's
+        process."""
+        while end._process.alive and not receiving.done():
+            await asyncio.sleep(0.25)
+            cut_s = self._links.cut_for_s(self.replica_id, end.replica_id)
+            if not self._process.alive or cut_s > KEEPALIVE_S:
+                pipe.close()
 
     def _works(self, end: Transport) -> bool:
         return (

@@ -33,6 +33,7 @@ from .clients import Client, Register
 from .executors import Held, Host
 from .faults import Faults
 from .ledger import Ledger
+from .limits import drawn
 from .loop import Process, SimulatedLoop, outside, simulate
 from .machine import FLUSH_S, START_MS, Machine, SimulatedBackend, SimulatedEnvironment
 from .network import Network, Transport
@@ -458,15 +459,19 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     )
     worlds: list[World] = []
 
+    limits: list[str] = []
+
     async def main(loop: SimulatedLoop) -> None:
         world = World(loop, seed, directory, verbose)
         worlds.append(world)
+        world.note(f"small limits: {', '.join(limits)}")
         await world.run(minutes * 60)
 
     # Collection would end forgotten generators at moments that no seed decides.
     gc.disable()
     try:
-        simulate(seed, main)
+        with drawn(seed) as limits:
+            simulate(seed, main)
     finally:
         gc.enable()
         shutil.rmtree(directory, ignore_errors=True)

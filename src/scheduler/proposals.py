@@ -46,9 +46,15 @@ class Proposals:
         self._queue: deque[tuple[AnyCommand, int, asyncio.Future[Outcome]]] = deque()
         self._wake = asyncio.Event()
 
-    def submit(self, command: AnyCommand, weight: int = 1) -> asyncio.Future[Outcome]:
-        """What will come of a command. Raises Overloaded; the future raises RaftError."""
-        if len(self._queue) >= QUEUE_MAX:
+    def submit(
+        self, command: AnyCommand, weight: int = 1, *, owed: bool = False
+    ) -> asyncio.Future[Outcome]:
+        """What will come of a command. Raises Overloaded; the future raises RaftError.
+
+        owed: not asked by a caller who could come back: never refused. Its number is limited by
+        what it answers, as ends are by the slots of executors.
+        """
+        if len(self._queue) >= QUEUE_MAX and not owed:
             raise Overloaded(
                 f"the shard has {QUEUE_MAX} commands waiting: try again later",
                 retry_after_ms=RETRY_AFTER_MS,

@@ -33,7 +33,7 @@ from . import convert, pages
 from .core import commands, recurrence
 from .core.commands import Outcome, Placement, Refused, Why
 from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
-from .core.model import Execution, ExecutionState, Job, Schedule
+from .core.model import Execution, ExecutionState, Job, Policy, Schedule
 from .shard import Shard
 
 UPDATE_TRIES_MAX = 5
@@ -84,6 +84,8 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
             return JobHasSchedules(f"job {what} still has schedules: delete them, or set force")
         case Why.NOT_PAUSED:
             return NotPaused(f"schedule {what} is not paused")
+        case Why.TOO_MANY:
+            return invalid("end_time", "the range has 1,000 instants or more: make it smaller")
         case Why.NEVER_FIRES:
             return invalid(field or "schedule.recurrence", "has no instant that is still to come")
 
@@ -383,6 +385,7 @@ class Calls:
             drawn,
             labels(schedule),
             spec,
+            Policy(),
             schedule.payload,
         )
 
@@ -418,7 +421,7 @@ class Calls:
             if request.validate_only:
                 return message
             command = commands.UpdateSchedule(
-                *parts, schedule.version, labels(message), spec, message.payload
+                *parts, schedule.version, labels(message), spec, Policy(), message.payload
             )
             try:
                 made = await self._do(command)
@@ -571,7 +574,7 @@ class Calls:
         """See the proto."""
         await self._shard.replica.read_barrier()
         execution = self.execution(request.name)
-        made = await self._do(commands.Cancel(execution.job_uid, execution.id))
+        made = await self._do(commands.Cancel([(execution.job_uid, execution.id)]))
         return self._one(made[0])
 
 

@@ -394,8 +394,8 @@ def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
     attempt = execution.attempts[-1]
     return shard_pb2.Work(
         attempt_id=f"{spell(execution.id)}-{attempt.number}",
-        start_at_ns=execution.due_ms * 1_000_000,
-        due_ns=execution.due_ms * 1_000_000,
+        start_at_ns=max(execution.due_ms, execution.not_before_ms) * 1_000_000,
+        due_ns=(execution.nominal_ms or execution.due_ms) * 1_000_000,
         execution=names.execution_name(execution.customer, execution.job_id, spell(execution.id)),
         customer=execution.customer,
         image=image_reference(spec.image, execution.customer, "image"),

@@ -8,6 +8,7 @@ own inventories when another replica takes the lead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,9 +19,9 @@ from ..mesh.errors import Overloaded
 from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .convert import work_message
-from .core.commands import Assign, EndAttempts, Outcome, Placement
+from .core.commands import Assign, Cancel, EndAttempts, Outcome, Placement
 from .core.ids import attempt_id
-from .core.model import Attempt, Execution, ExecutionState, Reason
+from .core.model import Attempt, Execution, ExecutionState, JobSpec, Reason
 from .proposals import Proposals
 from .store.queries import Queries
 
@@ -31,6 +32,12 @@ OUTBOX_MAX = 100_000
 """Messages that wait for one executor's stream: more than it could ever hold work for."""
 
 LEASE_CHECK_S = 1.0
+
+SPECS_REMEMBERED_MAX = 4_096
+"""Revisions of jobs, about 1 KiB each."""
+
+TIMEOUT_CHECK_S = 0.25
+"""Between looks at total timeouts: they are to the second."""
 
 OVERLOADED_PAUSE_S = 0.1
 """Before asking again where the queue of commands is full: a tenth of what clearing it takes."""
@@ -76,8 +83,11 @@ class Dispatcher:
         clock: Clock,
         lease_ms: int,
         tell: Callable[[Execution], None],
+        ahead_ms: int = 0,
     ) -> None:
-        """tell: called when a soft fact of an execution changed."""
+        """tell: called when a soft fact of an execution changed. ahead_ms: how long before it is
+        due an attempt is given out."""
+        self._ahead_ms = ahead_ms
         self.term = term
         self._queries = queries
         self._proposals = proposals
@@ -98,6 +108,10 @@ class Dispatcher:
         self._used: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
         self._waiting: list[tuple[int, bytes]] = []
+        """(when it is due, id) of those that wait for an executor."""
+        self._total_timeouts: dict[bytes, int] = {}
+        """When the total timeout of an active execution is over, for those that have one."""
+        self._specs: dict[tuple[bytes, int], JobSpec] = {}
         self._assigning: set[bytes] = set()
         self._ending: set[str] = set()
         self.soft: dict[str, shard_pb2.AttemptReport] = {}
@@ -188,8 +202,9 @@ class Dispatcher:
             if was_assigned and earlier is not None:
                 self._release(earlier)
             if earlier is None or was_assigned:
-                heapq.heappush(self._waiting, (execution.due_ms, key))
-                self._pump_wake.set()
+                self._wait(execution)
+            if earlier is None:
+                self._note_timeout(execution)
             return False
         if execution.state is ExecutionState.ASSIGNED:
             self.active[key] = execution
@@ -200,12 +215,39 @@ class Dispatcher:
             self._used[attempt.executor] = self.used(attempt.executor) + 1
             self._attempt_ids[key] = spelled = attempt_id(key, attempt.number)
             self._attempts[spelled] = key
+            if earlier is None:
+                self._note_timeout(execution)
             return True
         self.active.pop(key, None)
+        self._total_timeouts.pop(key, None)
         self._assigning.discard(key)
         if was_assigned and earlier is not None:
             self._release(earlier)
         return False
+
+    def _wait(self, execution: Execution) -> None:
+        """It waits for an executor: at once, or from when its retry may be prepared."""
+        ready_ms = max(execution.due_ms, execution.not_before_ms)
+        heapq.heappush(self._waiting, (ready_ms, execution.id))
+        self._pump_wake.set()
+
+    def _note_timeout(self, execution: Execution) -> None:
+        total_ms = self._spec(execution).total_timeout_ms
+        if total_ms:
+            self._total_timeouts[execution.id] = execution.due_ms + total_ms
+
+    def _spec(self, execution: Execution) -> JobSpec:
+        """What an execution runs. A revision never changes, so those met lately are remembered."""
+        key = (execution.job_uid, execution.revision)
+        known = self._specs.get(key)
+        if known is None:
+            job = self._queries.job(execution.customer, execution.job_id)
+            known = self._queries.spec(job, *key)
+            assert known is not None, "the revision of an active execution is always kept"
+            if len(self._specs) >= SPECS_REMEMBERED_MAX:
+                self._specs.clear()
+            self._specs[key] = known
+        return known
 
     def _release(self, assigned: Execution) -> None:
         """The attempt has ended: its slot is free, and its executor may forget it."""
@@ -219,10 +261,7 @@ class Dispatcher:
         self._pump_wake.set()
 
     def _work(self, execution: Execution) -> shard_pb2.Work:
-        job = self._queries.job(execution.customer, execution.job_id)
-        spec = self._queries.spec(job, execution.job_uid, execution.revision)
-        assert spec is not None, "the revision of an active execution is always kept"
-        return work_message(execution, spec)
+        return work_message(execution, self._spec(execution))
 
     def _send_work(self, link: Link, batch: list[shard_pb2.Work]) -> None:
         link.send(shard_pb2.ShardMessage(work=shard_pb2.WorkBatch(work=batch, term=self.term)))
@@ -231,8 +270,11 @@ class Dispatcher:
         attempt = execution.attempts[-1]
         link = self.links.get(attempt.executor)
         if link is not None:
+            # What a cancellation was for is known here; an executor carries all of them out alike.
+            revoked = execution.stop is Reason.REVOKED
+            reason = Reason.REVOKED if revoked else Reason.CANCELLED
             stop = shard_pb2.Stop(
-                attempt_id=attempt_id(execution.id, attempt.number), reason=execution.stop.value
+                attempt_id=attempt_id(execution.id, attempt.number), reason=reason.value
             )
             batch = shard_pb2.StopBatch(stops=[stop], term=self.term)
             link.send(shard_pb2.ShardMessage(stop=batch))
@@ -321,7 +363,7 @@ class Dispatcher:
         self._submit_ends([(execution.job_uid, execution.id, ended)])
 
     def _submit_ends(self, ends: list[tuple[bytes, bytes, Attempt]]) -> None:
-        future = self._proposals.submit(EndAttempts(ends), weight=len(ends))
+        future = self._proposals.submit(EndAttempts(ends), weight=len(ends), owed=True)
 
         def decided(done: asyncio.Future[Outcome]) -> None:
             if not done.cancelled() and done.exception() is not None:
@@ -338,34 +380,69 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pump())
             group.create_task(self._watch_leases())
+            group.create_task(self._watch_timeouts())
 
     async def _pump(self) -> None:
         while True:
-            await self._pump_wake.wait()
+            try:
+                async with asyncio.timeout(self._until_ready_s()):
+                    await self._pump_wake.wait()
+            except TimeoutError:
+                pass
             self._pump_wake.clear()
-            while self._waiting:
-                assignments: list[tuple[bytes, bytes, Placement]] = []
-                while self._waiting and len(assignments) < ASSIGN_MAX:
-                    _, key = self._waiting[0]
-                    execution = self.active.get(key)
-                    if execution is None or execution.state is not ExecutionState.PENDING:
-                        heapq.heappop(self._waiting)
-                        continue
-                    placement = self.place()
-                    if placement is None:
-                        break
-                    heapq.heappop(self._waiting)
-                    assignments.append((execution.job_uid, key, placement))
-                if not assignments:
-                    break
+            while assignments := self._assignments():
                 try:
                     await self._proposals.submit(Assign(assignments), weight=len(assignments))
                 except Overloaded:
                     for _, key, _ in assignments:
-                        heapq.heappush(self._waiting, (self.active[key].due_ms, key))
+                        if key in self.active:
+                            self._wait(self.active[key])
                     await asyncio.sleep(OVERLOADED_PAUSE_S)
                 finally:
                     self.release(placement for _, _, placement in assignments)
+
+    def _until_ready_s(self) -> float | None:
+        """How long until the first of those that wait may be prepared; None: nobody waits."""
+        if not self._waiting:
+            return None
+        now_ms = self._clock.now_ns() // 1_000_000
+        ready_ms = self._waiting[0][0] - self._ahead_ms - now_ms
+        # Ready already, and still waiting: for room, which wakes us.
+        return ready_ms / 1_000 if ready_ms > 0 else None
+
+    def _assignments(self) -> list[tuple[bytes, bytes, Placement]]:
+        """Who of those that wait, and are ready to be prepared, goes where, as far as there is
+        room."""
+        ready_ms = self._clock.now_ns() // 1_000_000 + self._ahead_ms
+        assignments: list[tuple[bytes, bytes, Placement]] = []
+        while self._waiting and len(assignments) < ASSIGN_MAX and self._waiting[0][0] <= ready_ms:
+            key = self._waiting[0][1]
+            execution = self.active.get(key)
+            if execution is None or execution.state is not ExecutionState.PENDING:
+                heapq.heappop(self._waiting)
+                continue
+            placement = self.place()
+            if placement is None:
+                break
+            heapq.heappop(self._waiting)
+            assignments.append((execution.job_uid, key, placement))
+        return assignments
+
+    async def _watch_timeouts(self) -> None:
+        """End what is over its job's total timeout. Soft: a new leader begins anew."""
+        while True:
+            await asyncio.sleep(TIMEOUT_CHECK_S)
+            now_ms = self._clock.now_ns() // 1_000_000
+            late = [
+                (execution.job_uid, execution.id)
+                for key, over_ms in list(self._total_timeouts.items())
+                if over_ms <= now_ms and (execution := self.active.get(key)) is not None
+            ]
+            if late:
+                with contextlib.suppress(Overloaded):
+                    await self._proposals.submit(Cancel(late, Reason.TIMEOUT), weight=len(late))
+                for _, key in late:
+                    self._total_timeouts.pop(key, None)
 
     async def _watch_leases(self) -> None:
         while True:

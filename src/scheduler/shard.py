@@ -133,9 +133,15 @@ class Shard:
 
     async def _lead(self, term: int) -> None:
         self.leading = Dispatcher(
-            term, self.queries, self.proposals, self._clock, self._lease_ms, self._tell
+            term,
+            self.queries,
+            self.proposals,
+            self._clock,
+            self._lease_ms,
+            self._tell,
+            self._arm_ahead_ms,
         )
-        self._window = Window(self.queries, self.state.meta.floor_ms)
+        self._window = Window(self.queries, self.state.meta.floor_ms, self._arm_ahead_ms)
         log.info("leading", term=term, active=len(self.leading.active))
         for watcher in self._watchers:
             watcher()
@@ -152,13 +158,14 @@ class Shard:
             now_ms = self.now_ms()
             window.extend(now_ms)
             floor_ms = min(now_ms, self.state.meta.time_ms)
-            due = window.pop(now_ms + self._arm_ahead_ms, FIRE_MAX)
+            due = window.pop(now_ms, FIRE_MAX)
             if due:
-                await self._fire_now(dispatcher, due, min(floor_ms, due[0].due_ms))
+                floor_ms = min(floor_ms, min(timer.due_ms for timer in due))
+                await self._fire_now(dispatcher, due, floor_ms)
                 continue
             self._timer_wake.clear()
             next_ms = window.next_ms()
-            wait_ms = 1_000 if next_ms is None else next_ms - self._arm_ahead_ms - now_ms
+            wait_ms = 1_000 if next_ms is None else next_ms - now_ms
             try:
                 async with asyncio.timeout(max(1, min(wait_ms, 1_000)) / 1_000):
                     await self._timer_wake.wait()
@@ -167,9 +174,15 @@ class Shard:
 
     async def _fire_now(self, dispatcher: Dispatcher, due: list[Timer], floor_ms: int) -> None:
         fires = [
-            DueFire(timer.job_uid, timer.id.decode(), timer.due_ms, dispatcher.place())
+            DueFire(
+                timer.job_uid,
+                timer.id.decode(),
+                timer.due_ms,
+                dispatcher.place(),
+                timer.kind is TimerKind.DECIDE,
+            )
             for timer in due
-            if timer.kind is TimerKind.FIRE
+            if timer.kind is not TimerKind.PURGE
         ]
         purges = [(t.job_uid, t.id, t.due_ms) for t in due if t.kind is TimerKind.PURGE]
         batch: list[AnyCommand] = []

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterable
 from typing import Protocol
 
-from .core.model import Timer
+from .core.model import Timer, TimerKind
 
 HORIZON_MS = 60_000
 """How far ahead timers are held in memory: a minute's fires of a busy shard are some megabytes."""
@@ -31,10 +31,12 @@ class Index(Protocol):
 class Window:
     """Timers that are due before `until_ms`, and not popped yet."""
 
-    def __init__(self, index: Index, floor_ms: int) -> None:
-        """floor_ms: no timer is due before it."""
+    def __init__(self, index: Index, floor_ms: int, ahead_ms: int = 0) -> None:
+        """floor_ms: no timer is due before it. ahead_ms: how much earlier fires are popped."""
         self._index = index
-        self._heap: list[Timer] = []
+        self._ahead_ms = ahead_ms
+        self._heap: list[tuple[int, Timer]] = []
+        """By the time at which each is to be popped."""
         self._present: set[Timer] = set()
         self.until_ms = floor_ms
         """Everything due before this has been loaded."""
@@ -47,7 +49,10 @@ class Window:
         for timer in timers:
             if timer.due_ms < self.until_ms and timer not in self._present:
                 self._present.add(timer)
-                heapq.heappush(self._heap, timer)
+                heapq.heappush(self._heap, (self._pop_ms(timer), timer))
+
+    def _pop_ms(self, timer: Timer) -> int:
+        return timer.due_ms - (self._ahead_ms if timer.kind is TimerKind.FIRE else 0)
 
     def extend(self, now_ms: int) -> None:
         """Load what the window should hold by now."""
@@ -68,15 +73,15 @@ class Window:
         self.until_ms = goal_ms
         self.add(found)
 
-    def pop(self, until_ms: int, count: int) -> list[Timer]:
-        """Take the first `count` timers that are due at or before an instant."""
+    def pop(self, now_ms: int, count: int) -> list[Timer]:
+        """Take the first `count` timers to act on by now: due, or for fires due within ahead_ms."""
         popped: list[Timer] = []
-        while self._heap and self._heap[0].due_ms <= until_ms and len(popped) < count:
-            timer = heapq.heappop(self._heap)
+        while self._heap and self._heap[0][0] <= now_ms and len(popped) < count:
+            _, timer = heapq.heappop(self._heap)
             self._present.discard(timer)
             popped.append(timer)
         return popped
 
     def next_ms(self) -> int | None:
-        """When the first timer is due."""
-        return self._heap[0].due_ms if self._heap else None
+        """When the first timer is to be popped."""
+        return self._heap[0][0] if self._heap else None

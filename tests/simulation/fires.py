@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Refused
+from tickmesh.scheduler.core.fires import MISFIRE_GRACE_MS
 from tickmesh.scheduler.core.model import Execution, Reason, Schedule, ScheduleState
 from tickmesh.scheduler.core.recurrence import Spec
 
@@ -139,8 +140,11 @@ class Fires:
             self.violate(f"stands for {execution.missed} others, of {len(due)}: {what}")
         if execution.missed and nominal_ms > time_ms:
             self.violate(f"skipped instants that were still to come: {what}")
-        if nominal_ms <= time_ms and instants(spec, nominal_ms, time_ms):
-            self.violate(f"a late fire is not the latest: {what}")
+        overdue_ms = time_ms - MISFIRE_GRACE_MS
+        if nominal_ms < overdue_ms and instants(spec, nominal_ms, overdue_ms - 1):
+            self.violate(f"a missed fire is not the latest: {what}")
+        if nominal_ms > overdue_ms and execution.missed:
+            self.violate(f"stands for others, though it was not missed: {what}")
         if nominal_ms > time_ms + self.arm_ahead_ms:
             self.violate(f"armed too early: {what}")
         self.missed += execution.missed

@@ -11,7 +11,7 @@ import enum
 
 import msgspec
 
-from .model import Attempt, Execution, Job, JobSpec, Record, Schedule
+from .model import Attempt, Execution, Job, JobSpec, Policy, Reason, Record, Schedule
 from .recurrence import Spec
 
 
@@ -64,6 +64,7 @@ class NewSchedule(Record, frozen=True):
     uid: bytes
     labels: tuple[tuple[str, str], ...]
     spec: Spec
+    policy: Policy
     payload: bytes
 
 
@@ -85,6 +86,7 @@ class UpdateSchedule(Command, frozen=True):
     version: int
     labels: tuple[tuple[str, str], ...]
     spec: Spec
+    policy: Policy
     payload: bytes
 
 
@@ -129,6 +131,8 @@ class NewExecution(Record, frozen=True):
     origin: bytes
     payload: bytes
     placement: Placement | None
+    active_key: bytes = b""
+    """If an execution of the job with this key has not ended, that one is answered instead."""
 
 
 class ExecuteJobs(Command, frozen=True):
@@ -147,6 +151,8 @@ class DueFire(Record, frozen=True):
     due_ms: int
     """The timer's due time: if the schedule's is another by now, the fire is stale."""
     placement: Placement | None
+    deferred: bool = False
+    """The timer came up at its due time (TimerKind.DECIDE)."""
 
 
 class Fire(Command, frozen=True):
@@ -164,11 +170,38 @@ class Assign(Command, frozen=True):
     """(job uid, execution id, executor)"""
 
 
-class Cancel(Command, frozen=True):
-    """Ask an execution to end."""
+class TriggerSchedule(Command, frozen=True):
+    """Fire a schedule now, besides its instants and whatever its policy and state."""
 
-    job_uid: bytes
-    execution: bytes
+    customer: str
+    job_id: str
+    schedule_id: str
+    origin: bytes
+    placement: Placement | None
+    request: bytes
+
+
+class BackfillSchedule(Command, frozen=True):
+    """Fire every instant of a past range, as executions of their own that are due now."""
+
+    customer: str
+    job_id: str
+    schedule_id: str
+    start_ms: int
+    end_ms: int
+    """The range: start included, end not."""
+    origin: bytes
+    """10 bytes, new: with an instant it makes the id of that instant's execution."""
+    request: bytes
+
+
+class Cancel(Command, frozen=True):
+    """Ask executions to end; those that are not there (any more) are passed over."""
+
+    executions: list[tuple[bytes, bytes]]
+    """(job uid, execution id)"""
+    reason: Reason = Reason.CANCELLED
+    """CANCELLED, or TIMEOUT: the total one."""
 
 
 class EndAttempts(Command, frozen=True):
@@ -196,6 +229,8 @@ AnyCommand = (
     | PauseSchedule
     | ResumeSchedule
     | ExecuteJobs
+    | TriggerSchedule
+    | BackfillSchedule
     | Fire
     | Assign
     | Cancel
@@ -226,6 +261,7 @@ class Why(enum.IntEnum):
     HAS_SCHEDULES = 4
     NOT_PAUSED = 5
     NEVER_FIRES = 6
+    TOO_MANY = 7
 
 
 class Refused(Exception):

@@ -1,7 +1,8 @@
 """Executions: create, assign, end, stop, purge.
 
     PENDING ──assign──► ASSIGNED ──end──► SUCCEEDED · FAILED · CANCELLED · REVOKED
-       └───────────stop──────────────────► CANCELLED · REVOKED
+       ▲  └────────stop────│─────────────► CANCELLED · REVOKED
+       └───────retry───────┘
     REVOKED ──fire again──► PENDING        (its schedule was changed or resumed, and fires then too)
 
 RUNNING is ASSIGNED with a process: a soft fact that is not stored until the end tells when it
@@ -9,6 +10,8 @@ began. A stop of what is assigned is a request: the executor's end says what won
 """
 
 from __future__ import annotations
+
+import hashlib
 
 from msgspec.structs import replace
 
@@ -18,10 +21,9 @@ from .commands import (
     Cancel,
     EndAttempts,
     ExecuteJobs,
+    NewExecution,
     Placement,
     Purge,
-    Refused,
-    Why,
 )
 from .ids import execution_id
 from .model import (
@@ -40,7 +42,22 @@ FINAL_BY_REASON = {
     Reason.NONE: ExecutionState.SUCCEEDED,
     Reason.CANCELLED: ExecutionState.CANCELLED,
     Reason.REVOKED: ExecutionState.REVOKED,
+    Reason.REPLACED: ExecutionState.CANCELLED,
 }
+
+STOPPED = {
+    Reason.TIMEOUT: "the job's total timeout is over",
+    Reason.REPLACED: "a later fire of its schedule took its place",
+}
+"""Stops that an executor carries out as a cancellation, and what they really were."""
+
+RETRIED = frozenset(
+    {
+        *(Reason.EXIT_CODE, Reason.SIGNAL, Reason.OUT_OF_MEMORY, Reason.TIMEOUT),
+        *(Reason.REGISTRY_UNAVAILABLE, Reason.EXECUTOR_LOST, Reason.INFRASTRUCTURE),
+    }
+)
+"""What may go better the next time. An image that is not there will not be there either."""
 
 
 def create(
@@ -53,8 +70,11 @@ def create(
     payload: bytes,
     placement: Placement | None,
     schedule_id: str = "",
+    nominal_ms: int = 0,
     missed: int = 0,
+    watched: bool = False,
     request: bytes = b"",
+    active_key: bytes = b"",
 ) -> Execution:
     """Create an execution, given to an executor if the leader chose one."""
     execution = Execution(
@@ -68,8 +88,11 @@ def create(
         due_ms=due_ms,
         create_ms=now_ms,
         payload=payload,
+        nominal_ms=nominal_ms,
         missed=missed,
+        watched=watched,
         request=request,
+        active_key=active_key,
     )
     if placement is not None:
         execution = _assigned(execution, placement, now_ms)
@@ -131,30 +154,55 @@ def _assigned(execution: Execution, placement: Placement, now_ms: int) -> Execut
 
 def execute(view: View, command: ExecuteJobs, now_ms: int) -> list[Execution]:
     """All or none; the same request again answers what it made the first time."""
-    if command.request:
-        earlier = view.request(command.customer, command.request)
-        if earlier is not None:
-            found = [view.execution(*key) for key in earlier]
-            return [execution for execution in found if execution is not None]
+    earlier = of_request(view, command.customer, command.request)
+    if earlier is not None:
+        return earlier
     targets = [
         jobs.existing(view, command.customer, new.job_id, index)
         for index, new in enumerate(command.executions)
     ]
     made = [
-        create(
-            view,
-            job,
-            execution_id(now_ms, new.origin),
-            due_ms=now_ms,
-            now_ms=now_ms,
-            payload=new.payload,
-            placement=new.placement,
-            request=command.request,
-        )
+        _execute(view, job, new, command.request, now_ms)
         for job, new in zip(targets, command.executions, strict=True)
     ]
-    if command.request:
-        view.put_request(command.customer, command.request, [(e.job_uid, e.id) for e in made])
+    keep_request(view, command.customer, command.request, made)
+    return made
+
+
+def of_request(view: View, customer: str, request: bytes) -> list[Execution] | None:
+    """What a request made the first time; None: it is new."""
+    earlier = view.request(customer, request) if request else None
+    if earlier is None:
+        return None
+    found = [view.execution(*key) for key in earlier]
+    return [execution for execution in found if execution is not None]
+
+
+def keep_request(view: View, customer: str, request: bytes, made: list[Execution]) -> None:
+    """Remember what a request made, until that is purged."""
+    if request:
+        view.put_request(customer, request, [(each.job_uid, each.id) for each in made])
+
+
+def _execute(view: View, job: Job, new: NewExecution, request: bytes, now_ms: int) -> Execution:
+    if new.active_key:
+        active = view.active_by_key(job.uid, new.active_key)
+        found = None if active is None else view.execution(job.uid, active)
+        if found is not None:
+            return found
+    made = create(
+        view,
+        job,
+        execution_id(now_ms, new.origin),
+        due_ms=now_ms,
+        now_ms=now_ms,
+        payload=new.payload,
+        placement=new.placement,
+        request=request,
+        active_key=new.active_key,
+    )
+    if new.active_key:
+        view.put_active_by_key(job.uid, new.active_key, made.id)
     return made
 
 
@@ -172,17 +220,20 @@ def assign(view: View, command: Assign, now_ms: int) -> list[Execution]:
 
 def cancel(view: View, command: Cancel, now_ms: int) -> list[Execution]:
     """Cancelling what has ended changes nothing."""
-    execution = view.execution(command.job_uid, command.execution)
-    if execution is None:
-        raise Refused(Why.NOT_FOUND, "execution")
-    return [stop(view, execution, Reason.CANCELLED, now_ms)]
+    stopped = []
+    for job_uid, identity in command.executions:
+        execution = view.execution(job_uid, identity)
+        if execution is not None:
+            stopped.append(stop(view, execution, command.reason, now_ms))
+    return stopped
 
 
 def stop(view: View, execution: Execution, reason: Reason, now_ms: int) -> Execution:
-    """End what waits; ask the executor to end what it holds. A cancel outweighs a revocation."""
+    """End what waits; ask the executor to end what it holds. A revocation is outweighed by all."""
     if execution.state is ExecutionState.PENDING:
-        return _finished(view, execution, reason, "", now_ms)
-    if execution.state in ACTIVE_STATES and execution.stop is not Reason.CANCELLED:
+        return _finished(view, execution, reason, STOPPED.get(reason, ""), now_ms)
+    weaker = execution.stop in (Reason.NONE, Reason.REVOKED)
+    if execution.state in ACTIVE_STATES and weaker:
         execution = replace(execution, stop=reason, again=False)
         view.put_execution(execution)
     return execution
@@ -213,12 +264,52 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
     if attempt.reason is Reason.REVOKED and execution.again:
         job = view.job(execution.customer, execution.job_id)
         schedule = view.schedule(execution.job_uid, execution.schedule_id)
-        # A pause or a deletion meanwhile would have cleared `again`.
-        assert job is not None and schedule is not None
-        execution = _anew(execution, job, schedule.payload)
+        # A deletion before its due time would have cleared `again`; one after it did not look.
+        if job is not None and schedule is not None and execution.id.endswith(schedule.uid):
+            execution = _anew(execution, job, schedule.payload)
+            view.put_execution(execution)
+            return execution
+    reason, message = attempt.reason, attempt.message
+    if reason is Reason.CANCELLED and execution.stop in STOPPED:
+        reason, message = execution.stop, STOPPED[execution.stop]
+    elif wait_ms := _retry_after_ms(view, execution, attempt):
+        execution = replace(execution, state=ExecutionState.PENDING, not_before_ms=now_ms + wait_ms)
         view.put_execution(execution)
         return execution
-    return _finished(view, execution, attempt.reason, attempt.message, now_ms)
+    return _finished(view, execution, reason, message, now_ms)
+
+
+def _retry_after_ms(view: View, execution: Execution, attempt: Attempt) -> int:
+    """How long to wait before the next attempt; 0: there is none.
+
+    Exponential: backoff, doubled for each attempt, up to backoff_max; of that, between three
+    quarters and all, drawn from the execution and the attempt, so that a herd does not return.
+    """
+    if attempt.reason not in RETRIED or execution.stop:
+        return 0
+    job = view.job(execution.customer, execution.job_id)
+    current = job is not None and (job.uid, job.revision) == (
+        execution.job_uid,
+        execution.revision,
+    )
+    spec = job.spec if job is not None and current else None
+    spec = spec or view.spec(execution.job_uid, execution.revision)
+    assert spec is not None, "the revision of an active execution is always kept"
+    retry = spec.retry
+    # Revoked attempts never started: they do not count.
+    tried = sum(each.reason is not Reason.REVOKED for each in execution.attempts)
+    if tried >= retry.max_attempts:
+        return 0
+    may_have_started = attempt.started_ns > 0 or attempt.reason is Reason.EXECUTOR_LOST
+    if spec.at_most_once and may_have_started:
+        return 0
+    worth = not retry.exit_codes or attempt.exit_code in retry.exit_codes
+    if attempt.reason is Reason.EXIT_CODE and not worth:
+        return 0
+    full_ms = min(retry.backoff_ms << min(tried - 1, 30), retry.backoff_max_ms)
+    draw = hashlib.blake2b(execution.id + bytes([tried]), digest_size=8).digest()
+    spread_ms = full_ms // 4
+    return max(1, full_ms - int.from_bytes(draw, "big") % (spread_ms + 1))
 
 
 def _finished(
@@ -233,6 +324,8 @@ def _finished(
     )
     view.put_execution(finished)
     view.put_timer(_purge_timer(finished, view.retention_ms))
+    if execution.active_key:
+        view.delete_active_by_key(execution.job_uid, execution.active_key)
     return finished
 
 

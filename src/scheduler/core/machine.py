@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from . import commands, executions, jobs, schedules
+from . import commands, executions, fires, jobs, schedules
 from .commands import AnyCommand, Outcome, Refused
+from .model import Execution
 from .view import View
 
 
@@ -24,9 +25,9 @@ def apply(view: View, entry: list[AnyCommand], now_ms: int) -> list[Outcome]:
 def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
     match command:
         case commands.Fire():
-            return schedules.fire(view, command, now_ms)
+            return fires.fire(view, command, now_ms)
         case commands.EndAttempts():
-            return executions.end(view, command, now_ms)
+            return _followed(view, executions.end(view, command, now_ms), now_ms)
         case commands.CreateSchedules():
             return schedules.create(view, command, now_ms)
         case commands.ExecuteJobs():
@@ -48,6 +49,15 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
         case commands.Assign():
             return executions.assign(view, command, now_ms)
         case commands.Cancel():
-            return executions.cancel(view, command, now_ms)
+            return _followed(view, executions.cancel(view, command, now_ms), now_ms)
+        case commands.TriggerSchedule():
+            return fires.trigger(view, command, now_ms)
+        case commands.BackfillSchedule():
+            return fires.backfill(view, command, now_ms)
         case commands.Purge():
             return executions.purge(view, command)
+
+
+def _followed(view: View, changed: list[Execution], now_ms: int) -> list[Execution]:
+    fires.follow(view, changed, now_ms)
+    return changed

@@ -14,6 +14,30 @@ import msgspec
 from .recurrence import Spec
 
 
+class Overlap(enum.IntEnum):
+    """What happens at an instant when an earlier execution has not ended. Numbers as in the API."""
+
+    ALLOW = 1
+    """Both run."""
+    SKIP = 2
+    """The new one is skipped."""
+    QUEUE = 3
+    """The new one waits for the end of those before it; beyond `queue_max` it is skipped."""
+    REPLACE = 4
+    """The running one is cancelled, and the new one starts when it has ended."""
+
+
+class Misfire(enum.IntEnum):
+    """What happens to instants that nobody fired in time. Numbers as in the public API."""
+
+    LATEST = 1
+    """The latest of them fires, and stands for the others."""
+    SKIP = 2
+    """None fires."""
+    ALL = 3
+    """Each fires."""
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything stored."""
 
@@ -59,9 +83,39 @@ class Reason(enum.IntEnum):
     INFRASTRUCTURE = 12
     REVOKED = 13
     JOB_DELETED = 14
+    REPLACED = 15
+    """A later fire took its place (Overlap.REPLACE)."""
 
 
 ACTIVE_STATES = frozenset({ExecutionState.PENDING, ExecutionState.ASSIGNED, ExecutionState.RUNNING})
+
+
+class Policy(Record, frozen=True):
+    """What a schedule does when things are not as planned."""
+
+    overlap: Overlap = Overlap.ALLOW
+    queue_max: int = 1
+    """Instants that wait under Overlap.QUEUE."""
+    misfire: Misfire = Misfire.LATEST
+    misfire_window_ms: int = 0
+    """Instants older than this are never caught up; 0: no such bound."""
+    misfire_max: int = 100
+    """Instants that are caught up at most under Misfire.ALL: the latest ones."""
+    start_deadline_ms: int = 0
+    """A fire later than this is skipped; 0: none is too late."""
+    pause_after_failures: int = 0
+    """The schedule is paused after so many failures in a row; 0: never."""
+
+
+class Retry(Record, frozen=True):
+    """When an attempt that failed is followed by another."""
+
+    max_attempts: int = 1
+    backoff_ms: int = 1_000
+    """Before the second attempt; doubled before each further one."""
+    backoff_max_ms: int = 600_000
+    exit_codes: tuple[int, ...] = ()
+    """Only these exit codes are worth another try; empty: all."""
 
 
 class JobSpec(Record, frozen=True):
@@ -80,6 +134,9 @@ class JobSpec(Record, frozen=True):
     timeout_ms: int
     grace_ms: int
     at_most_once: bool
+    retry: Retry = Retry()
+    total_timeout_ms: int = 0
+    """From the due time to the end of the last attempt; 0: no bound but the attempts' own."""
 
 
 class Job(Record, frozen=True):
@@ -110,6 +167,7 @@ class Schedule(Record, frozen=True):
     uid: bytes
     labels: tuple[tuple[str, str], ...]
     spec: Spec
+    policy: Policy
     payload: bytes
     state: ScheduleState
     pause_reason: str
@@ -125,6 +183,24 @@ class Schedule(Record, frozen=True):
     update_ms: int
     version: int
     request: bytes
+    deferred: bool = False
+    """What becomes of the next instant is decided when it is due: an execution has not ended."""
+    running: tuple[bytes, ...] = ()
+    """Executions that have not ended, unless Overlap.ALLOW."""
+    waiting: tuple[int, ...] = ()
+    """Nominal instants that wait for those to end, oldest first."""
+    failures: int = 0
+    """In a row, if the policy counts them."""
+    paused_ms: int = 0
+    """Since when it is paused."""
+    brake_minute: int = 0
+    """The minute (since 1970) that `brake_count` is of."""
+    brake_count: int = 0
+    """Fires in that minute."""
+    ledger_count: int = 0
+    """Rows in its ledger."""
+    ledger_hash: bytes = b""
+    """Of the last row: see ledger.py."""
 
 
 class Attempt(Record, frozen=True):
@@ -162,15 +238,23 @@ class Execution(Record, frozen=True):
     due_ms: int
     create_ms: int
     payload: bytes = b""
+    nominal_ms: int = 0
+    """The schedule's instant, without jitter; 0 if it was executed by a call."""
     missed: int = 0
     """How many earlier instants of its schedule it stands for."""
+    watched: bool = False
+    """Its schedule's policy wants to know of its end."""
+    not_before_ms: int = 0
+    """When its next attempt is due, if that is later than the execution: a retry."""
     stop: Reason = Reason.NONE
-    """CANCELLED or REVOKED once somebody asked it to end."""
+    """Once somebody asked it to end: CANCELLED, TIMEOUT (the total one), REPLACED or REVOKED."""
     attempts: tuple[Attempt, ...] = ()
     reason: Reason = Reason.NONE
     message: str = ""
     end_ms: int = 0
     request: bytes = b""
+    active_key: bytes = b""
+    """See commands.NewExecution."""
     again: bool = False
     """Its instant came up anew while its revocation was under way: once that is confirmed, it
     waits for an executor again."""
@@ -181,6 +265,8 @@ class TimerKind(enum.IntEnum):
 
     FIRE = 1
     PURGE = 2
+    DECIDE = 3
+    """As FIRE, but acted on when it is due and not ahead: see Schedule.deferred."""
 
 
 class Timer(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -190,4 +276,4 @@ class Timer(msgspec.Struct, frozen=True, array_like=True, order=True):
     kind: TimerKind
     job_uid: bytes
     id: bytes
-    """The schedule's id (FIRE) or the execution's (PURGE)."""
+    """The schedule's id (FIRE, DECIDE) or the execution's (PURGE)."""

@@ -8,6 +8,8 @@
     y customer 0 newest(6) origin(10)       job_uid: a customer's executions, newest first
     a job_uid id(16)                        empty: executions that have not ended
     q customer 0 request                    executions that an ExecuteJobs made
+    k job_uid active_key                    id of the execution with that key that has not ended
+    l schedule_uid number(8)                Row of a schedule's ledger
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
     m                                       Meta
 
@@ -83,6 +85,16 @@ def split_active(key: bytes) -> tuple[bytes, bytes]:
 def request(customer: str, request: bytes) -> bytes:
     """Of what an ExecuteJobs made."""
     return b"q%b\0%b" % (customer.encode(), request)
+
+
+def active_by_key(job_uid: bytes, key: bytes) -> bytes:
+    """Of the execution with an active_key."""
+    return b"k" + job_uid + key
+
+
+def row(schedule_uid: bytes, number: int) -> bytes:
+    """Of a row of a ledger."""
+    return b"l" + schedule_uid + number.to_bytes(8, "big")
 
 
 def timer(timer: Timer) -> bytes:

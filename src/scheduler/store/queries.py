@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..core.ids import EXECUTION_ID_BYTES
+from ..core.ledger import Row
 from ..core.model import Execution, Job, JobSpec, Schedule, Timer
 from . import keys
 from .backend import Backend
-from .view import Meta, StoreView, decode_execution, decode_job, decode_schedule
+from .view import Meta, StoreView, decode_execution, decode_job, decode_row, decode_schedule
 
 
 class Queries:
@@ -106,6 +107,17 @@ class Queries:
         prefix = keys.schedule(job_uid, "")
         pairs, _ = self._page(prefix, b"", count)
         return [key[len(prefix) :].decode() for key, _ in pairs]
+
+    def rows(self, schedule_uid: bytes, first: int, count: int) -> list[Row]:
+        """Rows of a schedule's ledger, from a number on."""
+        start = keys.row(schedule_uid, first)
+        found: list[Row] = []
+        stop = keys.after_prefix_of(keys.row(schedule_uid, 0)[:-8])
+        for _, value in self._backend.scan(start, stop):
+            if len(found) == count:
+                break
+            found.append(decode_row(value))
+        return found
 
     def active(self) -> Iterator[Execution]:
         """Every execution that has not ended."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..core.ledger import Row
 from ..core.model import (
     ACTIVE_STATES,
     Execution,
@@ -23,12 +24,14 @@ _JOB = msgspec.msgpack.Decoder(Job)
 _SPEC = msgspec.msgpack.Decoder(JobSpec)
 _SCHEDULE = msgspec.msgpack.Decoder(Schedule)
 _EXECUTION = msgspec.msgpack.Decoder(Execution)
+_BYTES = msgspec.msgpack.Decoder(bytes)
 _COUNT = msgspec.msgpack.Decoder(int)
 _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
 
 decode_job = _JOB.decode
 decode_schedule = _SCHEDULE.decode
 decode_execution = _EXECUTION.decode
+decode_row = msgspec.msgpack.Decoder(Row).decode
 
 
 class Meta(msgspec.Struct, array_like=True):
@@ -174,6 +177,25 @@ class StoreView:
     def delete_request(self, customer: str, request: bytes) -> None:
         """See core.View."""
         self._write(keys.request(customer, request), None)
+
+    def active_by_key(self, job_uid: bytes, key: bytes) -> bytes | None:
+        """See core.View."""
+        found: bytes | None = self._read(keys.active_by_key(job_uid, key), _BYTES)
+        return found
+
+    def put_active_by_key(self, job_uid: bytes, key: bytes, execution: bytes) -> None:
+        """See core.View."""
+        # Encoded: a bytes value of its own would be taken for one that is encoded already.
+        self._known[keys.active_by_key(job_uid, key)] = execution
+        self._written[keys.active_by_key(job_uid, key)] = _encode(execution)
+
+    def delete_active_by_key(self, job_uid: bytes, key: bytes) -> None:
+        """See core.View."""
+        self._write(keys.active_by_key(job_uid, key), None)
+
+    def put_row(self, schedule_uid: bytes, number: int, row: Row) -> None:
+        """See core.View."""
+        self._written[keys.row(schedule_uid, number)] = row
 
     def put_timer(self, timer: Timer) -> None:
         """See core.View."""

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .preview import Fire, preview
 from .program import due_ms, latest_fire, next_fire
+from .skips import Skip, skips
 from .spec import Calendar, Fold, Gap, Problem, Spec, with_calendars
 from .upgrade import Moves, fires_moved
 from .validate import validate
@@ -48,6 +49,7 @@ __all__ = [
     "Moves",
     "Problem",
     "RecurrenceError",
+    "Skip",
     "Spec",
     "UnknownCalendar",
     "UnknownZone",
@@ -58,6 +60,7 @@ __all__ = [
     "next_fire",
     "parse_cron",
     "preview",
+    "skips",
     "validate",
     "with_calendars",
     "zones_version",

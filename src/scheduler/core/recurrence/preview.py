@@ -71,7 +71,7 @@ def _explained(
     fires = set(nominals)
     start_ms = max(after_ms + 1, spec.start_ms or 0)
     end_ms = min(until_ms + 1, HORIZON_MS if spec.end_ms is None else spec.end_ms)
-    for instant_ms, note, runs in _clock_notes(spec, after_ms, until_ms, hash_key):
+    for instant_ms, note, runs in clock_notes(spec, after_ms, until_ms, hash_key):
         if instant_ms in fires:
             notes.setdefault(instant_ms, []).append(note)
         elif not runs and start_ms <= instant_ms < end_ms and len(skipped) < PREVIEW_SKIPPED_MAX:
@@ -108,7 +108,7 @@ def _excluded(spec: Spec, start_ms: int, end_ms: int, hash_key: str) -> Iterator
         instant_ms = ready.next_unexcluded_ms(instant_ms + 1)
 
 
-def _clock_notes(
+def clock_notes(
     spec: Spec, after_ms: int, until_ms: int, hash_key: str
 ) -> Iterator[tuple[int, str, bool]]:
     """Yields (instant, note, whether it runs) for what clock changes do to the spec's crons."""

@@ -61,7 +61,8 @@ REMOVALS_MAX = 40  # ten minutes; then the next start's sweep finds it
 # Concurrency. Creates are bound by cpu: more at once only makes each slower. Deletes yield to them.
 CREATES_AT_ONCE_MAX = 8
 DELETES_AT_ONCE_MAX = 2
-PULLS_AT_ONCE_MAX = 4
+PULLS_AT_ONCE_MAX = 8
+PULLS_OF_HOST_MAX = 2
 
 # Retries of a call that containerd did not answer.
 RECONNECT_BACKOFF_MS_MIN = 20

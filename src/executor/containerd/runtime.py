@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import platform
@@ -10,8 +9,8 @@ import resource
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -77,6 +76,7 @@ class ContainerdRuntime:
         self._fetching: dict[str, asyncio.Task[Image]] = {}
         self._removals: set[asyncio.Task[None]] = set()
         self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
+        self._pulls_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
         self.daemon: Daemon | None = None
         """The private containerd; None when one was given."""
@@ -190,7 +190,7 @@ class ContainerdRuntime:
             wanted = registry.parse(reference)
             if error.reason is not ImageReason.NOT_FOUND or wanted is None:
                 raise
-        return await self._shared(reference, functools.partial(self._pull, reference, wanted))
+        return await self._shared(reference, wanted)
 
     async def import_image(self, reference: str, archive_path: Path) -> Image:
         """See sandbox.Runtime."""
@@ -216,13 +216,17 @@ class ContainerdRuntime:
         except ContainerdError as error:
             raise SandboxError(f"image {reference} cannot be stored: {error}") from error
 
-    async def _shared(self, reference: str, fetch: Callable[[], Awaitable[Image]]) -> Image:
+    async def _shared(self, reference: str, wanted: registry.Reference) -> Image:
         task = self._fetching.get(reference)
         if task is None:
+            # A registry that hangs must not hold what the others need.
+            of_host = self._pulls_of_host.setdefault(
+                wanted.host, asyncio.Semaphore(limits.PULLS_OF_HOST_MAX)
+            )
 
             async def limited() -> Image:
-                async with self._pulls:
-                    return await fetch()
+                async with of_host, self._pulls:
+                    return await self._pull(reference, wanted)
 
             task = asyncio.create_task(limited())
             self._fetching[reference] = task

@@ -100,6 +100,27 @@ async def test_many_who_ask_at_once_share_one_pull(
     assert sum("/manifests/" in request for request in door.requests) == 1
 
 
+async def test_a_registry_that_hangs_holds_up_no_other(
+    tmp_path: Path, host: str, door: Door, stamp_archive: Path
+) -> None:
+    await push(host, "team/stamp", "1", stamp_archive)
+    door.silent = True
+    insecure = (door.host, host)
+    runtime = ContainerdRuntime("hang", tmp_path / "executor", insecure_registries=insecure)
+    await runtime.start()
+    hanging = [
+        asyncio.create_task(runtime.ensure_image(f"{door.host}/team/stamp:{tag}"))
+        for tag in range(20)
+    ]
+    while not door.requests:
+        await asyncio.wait(hanging, timeout=0.01)
+    assert (await runtime.ensure_image(f"{host}/team/stamp:1")).size_bytes > 0
+    assert not any(task.done() for task in hanging)
+    await runtime.close()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    assert len(door.requests) <= 2
+
+
 async def test_an_index_gives_the_image_for_this_machine(
     puller: ContainerdRuntime, host: str, door: Door, stamp_archive: Path
 ) -> None:

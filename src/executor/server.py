@@ -19,6 +19,7 @@ from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
 from .agent import Agent, Identity, Limits
 from .containerd.client import ContainerdClient
+from .containerd.daemon import which
 from .containerd.runtime import NAMESPACE, ContainerdRuntime
 from .errors import HostUnfit
 from .inprocess import InProcessRuntime
@@ -150,7 +151,10 @@ async def _describe(runtime: Runtime, settings: ExecutorConfig) -> str:
     finally:
         await client.close()
     asked = await asyncio.create_subprocess_exec(
-        runtime.binary, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        which(runtime.binary) or runtime.binary,
+        "--version",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         output, _ = await asyncio.wait_for(asked.communicate(), VERSION_TIMEOUT_S)

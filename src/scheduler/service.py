@@ -35,13 +35,10 @@ from .dispatch import Dispatcher, Link
 from .raft.errors import NotLeader, RaftError
 from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
 from .shard import Shard
-from .watch import Change
+from .watch import Change, pieces
 
 CALLS_MAX = 1_024
 """Calls in one CallRequest: as the gateway sends them."""
-
-WATCH_BATCH_MAX = 100
-"""Executions in one message of a stream: about 50 KiB."""
 
 log = telemetry.logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -212,12 +209,13 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             if asked.cursor:
                 first = self._since(asked.cursor, wanted) or first
             # The first message comes at once: it carries the cursor to go on from.
-            yield self._batch(first, changes.index)
+            for batch, cursor in pieces(first) or [([], changes.index)]:
+                yield self._batch(batch, cursor)
             while True:
                 if one is not None and self._is_over(one):
                     return
-                for batch in _batches(await stream.take()):
-                    yield self._batch(batch, batch[-1].at)
+                for batch, cursor in pieces(await stream.take()):
+                    yield self._batch(batch, cursor)
                 if one is not None:
                     one = self._shard.queries.execution(one.job_uid, one.id) or one
         finally:
@@ -372,13 +370,6 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         except TickmeshError as error:
             await refuse(context, error)
             raise
-
-
-def _batches(changes: list[Change]) -> list[list[Change]]:
-    return [
-        changes[start : start + WATCH_BATCH_MAX]
-        for start in range(0, len(changes), WATCH_BATCH_MAX)
-    ]
 
 
 def resident_memory_bytes() -> int:

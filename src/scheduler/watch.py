@@ -22,6 +22,9 @@ REMEMBERED_MAX = 50_000
 STREAM_QUEUE_MAX = 10_000
 """Changes that wait for one stream; a slower reader is cut off and goes on by its cursor."""
 
+WATCH_BATCH_MAX = 100
+"""Executions in one message of a stream: about 50 KiB."""
+
 STREAMS_MAX = 1_000
 """Streams on one replica: each costs a queue."""
 
@@ -133,3 +136,15 @@ class Changes:
         """End every stream."""
         for stream in self._streams:
             stream.close(why)
+
+
+def pieces(changes: list[Change]) -> list[tuple[list[Change], int]]:
+    """Messages of a stream, each with its cursor: one that breaks off within an entry's changes
+    comes before that entry, so that who goes on from it sees some twice, and misses none."""
+    found = []
+    for start in range(0, len(changes), WATCH_BATCH_MAX):
+        piece = changes[start : start + WATCH_BATCH_MAX]
+        last = piece[-1].at
+        rest = changes[start + WATCH_BATCH_MAX :][:1]
+        found.append((piece, last - 1 if rest and rest[0].at == last else last))
+    return found

@@ -73,9 +73,9 @@ def missing() -> list[str]:
             ("containerd", "containerd"),
             ("containerd-shim-runc-v2", "containerd"),
         )
-        if _which(binary) is None
+        if which(binary) is None
     ]
-    if _which("runc") is None and _which("crun") is None:
+    if which("runc") is None and which("crun") is None:
         lacks.append("neither `runc` nor `crun` is on the PATH (Debian packages of these names)")
     if "\toverlay\n" not in Path("/proc/filesystems").read_text() and not _loadable("overlay"):
         lacks.append("the kernel has no overlayfs (`modprobe overlay`)")
@@ -87,7 +87,7 @@ def missing() -> list[str]:
     return lacks
 
 
-def _which(binary: str) -> str | None:
+def which(binary: str) -> str | None:
     """Looks in the system's own directories too: a service's PATH often lacks sbin."""
     path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
     return shutil.which(binary, path=path)
@@ -190,7 +190,7 @@ class Daemon:
         return True
 
     def _spawn(self) -> None:
-        binary = _which("containerd")
+        binary = which("containerd")
         assert binary is not None, "missing() has looked"
         self._state.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from ..sandbox import ATTEMPT_ID, Exit, Work
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
-from .daemon import Daemon
+from .daemon import Daemon, which
 from .images import Image, ImageSource, ImageStore
 from .sandbox import ContainerdSandbox, Paths, Record
 
@@ -477,7 +477,7 @@ def _remembered(memory: Path, version: str) -> str:
     try:
         known = json.loads(memory.read_text())
         if known["boot"] == _boot_id() and known["containerd"] == version:
-            return str(known["binary"]) if shutil.which(known["binary"]) else ""
+            return str(known["binary"]) if which(known["binary"]) else ""
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or damaged: the probe runs again
     return ""

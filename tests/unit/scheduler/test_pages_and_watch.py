@@ -79,3 +79,12 @@ async def test_a_reader_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPa
     assert len(await stream.take()) == 2
     with pytest.raises(Unavailable):
         await stream.take()
+
+
+def test_a_message_that_breaks_off_within_an_entry_has_the_cursor_before_it() -> None:
+    _, world = changes_after(1)
+    made = world.execute()[0]
+    changes = [watch.Change(at, made) for at in (7, *[8] * (2 * watch.WATCH_BATCH_MAX), 9)]
+    found = watch.pieces(changes)
+    assert [len(batch) for batch, _ in found] == [100, 100, 2]
+    assert [cursor for _, cursor in found] == [7, 7, 9]

@@ -141,15 +141,17 @@ class Turn:
         self._hash = row.hash
 
     def note_definition(self, schedule: Schedule) -> None:
-        """Tell what the schedule is from now on."""
+        """Tell what the schedule is from now on; a finished one since its last instant."""
         definition = Definition(
             schedule.uid, schedule.version, schedule.state, schedule.spec, schedule.policy
         )
-        self.note(Outcome.DEFINED, self._now_ms, definition=definition)
+        finished = schedule.state is ScheduleState.FINISHED
+        from_ms = min(self._last_ms, self._now_ms) if finished else self._now_ms
+        self.note(Outcome.DEFINED, from_ms, definition=definition)
 
     def note_undecided(self, outcome: Outcome) -> None:
         """One row for the instants that have passed and were not decided, if there are any."""
-        first_ms, until_ms = self.schedule.next_ms, self._now_ms
+        first_ms, until_ms = self._first_unrecorded(), self._now_ms
         if not first_ms or first_ms > until_ms:
             return
         _, later = recurrence.latest_fire(
@@ -158,6 +160,20 @@ class Turn:
         self.note(outcome, first_ms, until_ms, 1 + later)
         if outcome is Outcome.MISSED:
             self._missed += 1 + later
+
+    def _has_execution(self, nominal_ms: int) -> bool:
+        """Whether an instant was armed and taken back before: then it has its row already."""
+        if nominal_ms > self.schedule.last_ms:
+            return False
+        identity = execution_id(nominal_ms, self.schedule.uid)
+        return self._view.execution(self.schedule.job_uid, identity) is not None
+
+    def _first_unrecorded(self) -> int:
+        """The next instant that has no row; 0: there is none."""
+        nominal_ms: int | None = self.schedule.next_ms
+        while nominal_ms and self._has_execution(nominal_ms):
+            nominal_ms = recurrence.next_fire(self.schedule.spec, nominal_ms, hash_key=self._key)
+        return nominal_ms or 0
 
     def drop_waiting(self, outcome: Outcome) -> None:
         """What waits for running executions will not run."""
@@ -203,6 +219,10 @@ class Turn:
         policy, now_ms = self.schedule.policy, self._now_ms
         due_ms = recurrence.due_ms(self.schedule.spec, nominal_ms, hash_key=self._key)
         self._last_ms = max(self._last_ms, nominal_ms)
+        if self._has_execution(nominal_ms):
+            if not (self.running or self.waiting):
+                self._run(nominal_ms, due_ms, outcome, placement)
+            return
         if policy.start_deadline_ms and now_ms - due_ms > policy.start_deadline_ms:
             self.note(Outcome.DEADLINE, nominal_ms)
         elif outcome is Outcome.FIRED and self._braked():
@@ -294,8 +314,11 @@ class Turn:
     def catch_up(self, placement: Placement | None) -> int:
         """Decide every instant that is later than the grace; the last of them."""
         schedule = self.schedule
-        spec, policy, first_ms = schedule.spec, schedule.policy, schedule.next_ms
+        spec, policy, first_ms = schedule.spec, schedule.policy, self._first_unrecorded()
         until_ms = self._now_ms - MISFIRE_GRACE_MS - spec.jitter_ms
+        if not first_ms or first_ms > max(until_ms, schedule.next_ms):
+            # It was armed and taken back, came up again, and was missed: it stays taken back.
+            return (first_ms or self._now_ms) - 1
         latest_ms, later = recurrence.latest_fire(spec, first_ms, until_ms, hash_key=self._key)
         if latest_ms is None:
             latest_ms = first_ms
@@ -348,6 +371,7 @@ class Turn:
             self.note_skips(after_ms, nominal_ms)
         finished = not nominal_ms
         self.finish(
+            redefined=finished,
             state=ScheduleState.FINISHED if finished else self.schedule.state,
             next_ms=nominal_ms,
             due_ms=due_ms,
@@ -372,10 +396,10 @@ class Turn:
         nominal_ms, due_ms = following(self.schedule, self._now_ms, self._fired)
         if nominal_ms:
             self.note_skips(self._now_ms, nominal_ms)
-        state = ScheduleState.ACTIVE if nominal_ms else ScheduleState.FINISHED
+        waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE
         return self.finish(
             redefined=True,
-            state=ScheduleState.PAUSED if paused else state,
+            state=waits if nominal_ms else ScheduleState.FINISHED,
             next_ms=nominal_ms,
             due_ms=0 if paused else due_ms,
         )

@@ -141,8 +141,10 @@ def delete(view: View, command: DeleteSchedules, now_ms: int) -> list[Schedule]:
 
 
 def pause(view: View, command: PauseSchedule, now_ms: int) -> list[Schedule]:
-    """Pausing what is paused changes the reason."""
+    """Pausing what is paused changes the reason; what is finished has nothing to pause."""
     job, schedule = found(view, command.customer, command.job_id, command.schedule_id)
+    if schedule.state is ScheduleState.FINISHED:
+        return [schedule]
     turn = Turn(view, job, schedule, now_ms)
     turn.take_back()
     turn.drop_waiting(Outcome.PAUSED)

@@ -1,0 +1,245 @@
+"""Whether a schedule's ledger tells the truth: recomputed from its own definitions, and compared.
+
+Three things are held against each other: the rows' hashes and numbers (nothing was changed, removed
+or put in between); the instants that the definitions in the ledger name (each decided once); and
+the executions (each that a row speaks of is there). Pure: it reads what it is given.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from . import recurrence
+from .ledger import Definition, Outcome, Row, chained, definition_of
+from .model import Execution, ExecutionState, Schedule, ScheduleState
+from .recurrence.limits import COUNT_MAX
+
+PROBLEMS_MAX = 100
+"""Problems that a report names: then something is wrong at large."""
+
+INSTANTS_MAX = 1_000_000
+"""Instants that one report covers: 11 days of a schedule to the second, some seconds' work."""
+
+
+class Kind(enum.StrEnum):
+    """What is wrong."""
+
+    TAMPERED = "TAMPERED"
+    """A row is not what was written: its hash does not follow, or it cannot be read."""
+    REMOVED = "REMOVED"
+    """Rows are missing: the numbers have a gap, or the end is not where the schedule says."""
+    MISSING = "MISSING"
+    """An instant has no row."""
+    DOUBLED = "DOUBLED"
+    """An instant has more than one row."""
+    UNEXPECTED = "UNEXPECTED"
+    """A row is about what was no instant of the schedule then, or counts them wrongly."""
+    NO_EXECUTION = "NO_EXECUTION"
+    """A row says that an instant fired, and its execution is not there."""
+    REVOKED = "REVOKED"
+    """An execution was taken back though nothing changed the schedule."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong: at which instant (or row's time), and in words."""
+
+    kind: Kind
+    at_ms: int
+    text: str
+
+
+class Report(msgspec.Struct):
+    """What was looked at, and what was found."""
+
+    rows: int = 0
+    instants: int = 0
+    problems: list[Problem] = []
+    complete: bool = True
+    """Everything asked for was looked at: not stopped by a limit, no older row forgotten."""
+
+    def add(self, kind: Kind, at_ms: int, text: str) -> None:
+        """Report a problem, unless there are very many already."""
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(Problem(kind, at_ms, text))
+        else:
+            self.complete = False
+
+
+def verify(
+    schedule: Schedule,
+    rows: Iterable[tuple[int, Row]],
+    execution: Callable[[int], Execution | None],
+    *,
+    from_ms: int,
+    until_ms: int,
+    kept_ms: int = 0,
+) -> Report:
+    """Checks a schedule's whole chain, and every instant with from_ms <= instant < until_ms.
+
+    schedule: as it stands now. rows: all of its ledger that is kept, (number, row) in order, read
+    at one moment with it. execution: the execution of an instant, if it is kept. kept_ms:
+    executions that ended before may have been forgotten.
+    """
+    report = Report()
+    kept = _chain(report, schedule, rows)
+    timeline = _Timeline(report, kept)
+    if not timeline.definitions:
+        report.complete = False
+        return report
+    covered = _Coverage(report, kept, timeline)
+    _expected(report, schedule, timeline, covered, from_ms, until_ms)
+    for row in kept:
+        if row.outcome in (Outcome.FIRED, Outcome.CAUGHT_UP) and from_ms <= row.first_ms < until_ms:
+            _check_execution(report, timeline, row, execution(row.first_ms), kept_ms)
+    return report
+
+
+def _chain(report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]]) -> list[Row]:
+    """The rows, checked one against the next and the last against the schedule."""
+    kept: list[Row] = []
+    expected, previous, at_ms = 0, b"", 0
+    for number, row in rows:
+        if number != expected and not kept:
+            report.complete = False  # older rows have been forgotten with their time
+        elif number != expected:
+            report.add(Kind.REMOVED, row.at_ms, f"rows {expected} to {number - 1} are missing")
+        elif row.hash != chained(previous, number, row):
+            report.add(Kind.TAMPERED, row.at_ms, f"row {number} does not follow the one before it")
+        if row.at_ms < at_ms:
+            report.add(Kind.TAMPERED, row.at_ms, f"row {number} is older than the one before it")
+        expected, previous, at_ms = number + 1, row.hash, row.at_ms
+        kept.append(row)
+    if (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
+        report.add(
+            Kind.REMOVED,
+            at_ms,
+            f"the ledger ends with row {expected - 1}, the schedule says "
+            f"{schedule.ledger_count - 1} and another hash",
+        )
+    report.rows = len(kept)
+    return kept
+
+
+class _Timeline:
+    """Which definition held when."""
+
+    def __init__(self, report: Report, rows: list[Row]) -> None:
+        self.starts: list[int] = []
+        self.definitions: list[Definition] = []
+        for row in rows:
+            if row.outcome is Outcome.DEFINED:
+                try:
+                    definition = definition_of(row)
+                except msgspec.DecodeError as error:
+                    report.add(Kind.TAMPERED, row.at_ms, f"a definition cannot be read: {error}")
+                    continue
+                self.starts.append(max([row.first_ms, *self.starts[-1:]]))
+                self.definitions.append(definition)
+
+    def at(self, instant_ms: int) -> Definition | None:
+        """What named an instant: the definition that began last before it."""
+        at = bisect_left(self.starts, instant_ms)
+        return self.definitions[at - 1] if at else None
+
+    def changed_within(self, after_ms: int, until_ms: int) -> bool:
+        """Whether a definition began with after <= time <= until."""
+        at = bisect_right(self.starts, after_ms - 1)
+        return at < len(self.starts) and self.starts[at] <= until_ms
+
+
+class _Coverage:
+    """How many rows speak of an instant."""
+
+    def __init__(self, report: Report, rows: list[Row], timeline: _Timeline) -> None:
+        self._singles: dict[int, int] = {}
+        self._runs: list[Row] = []
+        definitions = iter(timeline.definitions)
+        held: Definition | None = None
+        for row in rows:
+            if row.outcome is Outcome.DEFINED:
+                held = next(definitions, held)
+            elif row.outcome not in (Outcome.CLOCK, Outcome.EXCLUDED):
+                self._add(report, row, held, timeline.at(row.first_ms))
+
+    def _add(
+        self, report: Report, row: Row, held: Definition | None, due: Definition | None
+    ) -> None:
+        """One row. held: the definition before it in the ledger, by which it was decided; due: the
+        one that held at its instant, which is older where the instant waited for another's end."""
+        if row.last_ms == row.first_ms and row.count == 1:
+            self._singles[row.first_ms] = self._singles.get(row.first_ms, 0) + 1
+            named = [each for each in (held, due) if each is not None]
+            count = 1 if not named or any(_names(each, row.first_ms) for each in named) else 0
+        else:
+            self._runs.append(row)
+            count = row.count
+            if held is not None:
+                _, count = recurrence.latest_fire(
+                    held.spec, row.first_ms - 1, row.last_ms, hash_key=held.uid.hex()
+                )
+        told = row.count or count if count >= COUNT_MAX - 1 else row.count
+        if told != count:
+            text = f"{row.outcome.name} of {told or 'very many'} instants, there are {count}"
+            report.add(Kind.UNEXPECTED, row.first_ms, text)
+
+    def count(self, instant_ms: int) -> int:
+        """Rows about an instant."""
+        runs = sum(run.first_ms <= instant_ms <= run.last_ms for run in self._runs)
+        return self._singles.get(instant_ms, 0) + runs
+
+
+def _names(definition: Definition, instant_ms: int) -> bool:
+    key = definition.uid.hex()
+    found = recurrence.next_fire(definition.spec, instant_ms - 1, hash_key=key)
+    return found == instant_ms
+
+
+def _expected(
+    report: Report,
+    schedule: Schedule,
+    timeline: _Timeline,
+    covered: _Coverage,
+    from_ms: int,
+    until_ms: int,
+) -> None:
+    """Every instant that a definition named while it held must have one row."""
+    undecided = set(schedule.waiting)
+    # What is not decided yet begins with the schedule's next instant; a finished one has no next.
+    horizon_ms = schedule.next_ms or schedule.last_ms + 1
+    ends = [*timeline.starts[1:], horizon_ms]
+    for start_ms, end_ms, definition in zip(
+        timeline.starts, ends, timeline.definitions, strict=True
+    ):
+        if definition.state is ScheduleState.FINISHED:
+            continue
+        key = definition.uid.hex()
+        last_ms = min(end_ms, horizon_ms - 1, until_ms - 1)
+        instant_ms = recurrence.next_fire(definition.spec, max(start_ms, from_ms - 1), hash_key=key)
+        while instant_ms is not None and instant_ms <= last_ms:
+            if report.instants >= INSTANTS_MAX:
+                report.complete = False
+                return
+            report.instants += 1
+            count = covered.count(instant_ms)
+            if not count and instant_ms not in undecided:
+                report.add(Kind.MISSING, instant_ms, "nothing says what became of this instant")
+            elif count > 1:
+                report.add(Kind.DOUBLED, instant_ms, f"{count} rows are about this instant")
+            instant_ms = recurrence.next_fire(definition.spec, instant_ms, hash_key=key)
+
+
+def _check_execution(
+    report: Report, timeline: _Timeline, row: Row, found: Execution | None, kept_ms: int
+) -> None:
+    instant_ms = row.first_ms
+    if found is None:
+        if max(row.at_ms, instant_ms) >= kept_ms:
+            report.add(Kind.NO_EXECUTION, instant_ms, f"{row.outcome.name}, but no execution")
+        return
+    revoked = found.state is ExecutionState.REVOKED
+    if revoked and not timeline.changed_within(row.at_ms, max(found.due_ms, found.end_ms)):
+        report.add(Kind.REVOKED, instant_ms, "taken back, but nothing changed the schedule")

@@ -1,0 +1,164 @@
+"""An audit finds nothing in what a shard did, and everything that was done to that afterwards."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from msgspec.structs import replace
+
+from tests.unit.scheduler.test_fires import end, fire_when_due
+from tests.unit.scheduler.worlds import HERE, START_MS, World
+from tickmesh.scheduler.core import audit, commands, recurrence
+from tickmesh.scheduler.core.audit import Kind, Report
+from tickmesh.scheduler.core.ids import execution_id
+from tickmesh.scheduler.core.ledger import Outcome, Row, make
+from tickmesh.scheduler.core.model import Misfire, Overlap, Policy, Reason, Schedule, ScheduleState
+
+PERIOD_MS = 10_000
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.job()
+    return made
+
+
+@pytest.fixture
+def fired(world: World) -> Schedule:
+    """A schedule that has fired ten times."""
+    schedule = world.schedule()
+    for _ in range(10):
+        fire_when_due(world, schedule)
+    return world.stored(schedule)
+
+
+def verify(world: World, schedule: Schedule, rows: list[Row] | None = None) -> Report:
+    """Audit everything so far."""
+    kept = world.queries.rows(schedule.uid, 0, 100_000) if rows is None else rows
+    return audit.verify(
+        schedule,
+        list(enumerate(kept)),
+        lambda nominal_ms: world.queries.execution(
+            schedule.job_uid, execution_id(nominal_ms, schedule.uid)
+        ),
+        from_ms=0,
+        until_ms=world.now_ms + 1,
+    )
+
+
+def kinds(report: Report) -> set[Kind]:
+    return {problem.kind for problem in report.problems}
+
+
+def rechained(rows: list[Row]) -> list[Row]:
+    """A forger's rows: their hashes follow each other, as anybody can compute them."""
+    made: list[Row] = []
+    for number, row in enumerate(rows):
+        previous = made[-1].hash if made else b""
+        fields = (row.outcome, row.at_ms, row.first_ms, row.last_ms, row.count)
+        forged = make(previous, number, *fields)
+        made.append(replace(forged, definition=row.definition) if row.definition else forged)
+    return made
+
+
+def test_an_honest_ledger_has_no_problem(world: World, fired: Schedule) -> None:
+    report = verify(world, fired)
+    assert (report.problems, report.instants, report.rows, report.complete) == ([], 10, 11, True)
+
+
+def test_a_row_that_was_changed_is_found(world: World, fired: Schedule) -> None:
+    rows = world.queries.rows(fired.uid, 0, 100)
+    rows[4] = replace(rows[4], outcome=Outcome.OVERLAP)
+    assert Kind.TAMPERED in kinds(verify(world, fired, rows))
+
+
+def test_a_row_that_was_removed_is_found(world: World, fired: Schedule) -> None:
+    rows = world.queries.rows(fired.uid, 0, 100)
+    report = verify(world, fired, rows[:4] + rows[5:])
+    assert {Kind.TAMPERED, Kind.MISSING} <= kinds(report)
+
+
+def test_the_last_row_removed_is_found(world: World, fired: Schedule) -> None:
+    rows = world.queries.rows(fired.uid, 0, 100)
+    assert kinds(verify(world, fired, rows[:-1])) == {Kind.REMOVED, Kind.MISSING}
+
+
+def test_a_row_that_was_doubled_is_found(world: World, fired: Schedule) -> None:
+    rows = world.queries.rows(fired.uid, 0, 100)
+    report = verify(world, fired, rows[:5] + rows[4:])
+    assert {Kind.TAMPERED, Kind.DOUBLED} <= kinds(report)
+
+
+def test_a_forged_chain_is_found_by_the_schedules_own_hash(world: World, fired: Schedule) -> None:
+    rows = world.queries.rows(fired.uid, 0, 100)
+    rows[3] = replace(rows[3], outcome=Outcome.OVERLAP)
+    assert Kind.REMOVED in kinds(verify(world, fired, rechained(rows)))
+
+
+def test_an_execution_that_is_gone_is_found(world: World, fired: Schedule) -> None:
+    report = audit.verify(
+        fired,
+        list(enumerate(world.queries.rows(fired.uid, 0, 100))),
+        lambda _: None,
+        from_ms=0,
+        until_ms=world.now_ms + 1,
+    )
+    assert kinds(report) == {Kind.NO_EXECUTION}
+
+
+POLICIES = (
+    Policy(),
+    Policy(overlap=Overlap.SKIP, start_deadline_ms=3_000),
+    Policy(overlap=Overlap.QUEUE, queue_max=2, misfire=Misfire.ALL, misfire_max=5),
+    Policy(overlap=Overlap.REPLACE, misfire=Misfire.SKIP, pause_after_failures=3),
+    Policy(misfire=Misfire.ALL, misfire_window_ms=60_000, misfire_max=3),
+)
+SPECS = (
+    {"every": ((PERIOD_MS, 0),)},
+    {"every": ((7_000, 0),), "jitter_ms": 3_000},
+    {"crons": ("*/7 * * * * *", "30 * * * * *"), "max_fires": 40},
+    {"crons": ("*/20 * * * * *",), "excluded_windows": ((START_MS + 70_000, START_MS + 200_000),)},
+)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_schedule_goes_through_its_ledger_stands(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    schedule = world.schedule(
+        policy=chance.choice(POLICIES),
+        **chance.choice(SPECS),  # type: ignore[arg-type]
+    )
+    for _ in range(120):
+        world.now_ms += chance.choice((0, 500, 1_000, 5_000, 20_000, 90_000))
+        stored = world.stored(schedule)
+        match chance.randrange(9):
+            case 0 if stored.state is ScheduleState.PAUSED:
+                world.do(commands.ResumeSchedule("acme", "hello", "often"))
+            case 1 if chance.random() < 0.3:
+                world.do(commands.PauseSchedule("acme", "hello", "often", "chance"))
+            case 2 if chance.random() < 0.3:
+                spec = recurrence.Spec(**chance.choice(SPECS))  # type: ignore[arg-type]
+                policy = chance.choice(POLICIES)
+                world.do(
+                    commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, policy, b"")
+                )
+            case 3 | 4:
+                for active in list(world.queries.active())[:2]:
+                    stopped = active.stop and chance.random() < 0.7
+                    reason = active.stop if stopped else Reason.NONE
+                    if reason is Reason.REPLACED:
+                        reason = Reason.CANCELLED
+                    if not stopped and active.due_ms > world.now_ms:
+                        continue
+                    failed = not stopped and chance.random() < 0.3
+                    end(world, active, Reason.EXIT_CODE if failed else reason, int(failed))
+            case _ if stored.due_ms and stored.due_ms - (0 if stored.deferred else 2_000) <= (
+                world.now_ms
+            ):
+                world.fire(stored, HERE if chance.random() < 0.7 else None)
+            case _:
+                pass
+    stored = world.stored(schedule)
+    assert verify(world, stored).problems == []

@@ -191,6 +191,51 @@ class Client:
         self._serial += 1
         return f"{self.name}-{self._serial}"
 
+    async def _ask_once(
+        self, replica: str, method: str, request: Message
+    ) -> schedule_pb2.Schedule | None:
+        message = shard_pb2.CallRequest(
+            calls=[
+                shard_pb2.Call(
+                    method=f"tickmesh.v1.ScheduleService/{method}",
+                    request=request.SerializeToString(),
+                )
+            ]
+        )
+        try:
+            answer = await call(
+                self._network, self.name, replica, lambda: self._find(replica), message, 0.4
+            )
+        except (TimeoutError, ConnectionError, Refused):
+            return None
+        if answer.not_leader or answer.replies[0].status:
+            return None
+        return schedule_pb2.Schedule.FromString(answer.replies[0].response)
+
+    async def tell_apart(self, isolated: str, seconds: float) -> None:
+        """While a leader is cut off from the others: write where they may lead by now, and read
+        where it may still believe that it does."""
+        register = self._some(self._live())
+        if register is None:
+            return
+        others = [replica for replica in self._replicas if replica != isolated]
+        until_s = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until_s and not register.deleting:
+            schedule = schedule_pb2.Schedule(name=register.name, payload=self._payload(register))
+            request = schedule_pb2.UpdateScheduleRequest(schedule=schedule)
+            request.update_mask.paths.append("payload")
+            for replica in others:
+                seen = register.begin()
+                made = await self._ask_once(replica, "UpdateSchedule", request)
+                if made is not None:
+                    register.told(seen, made, wrote=True)
+            seen = register.begin()
+            read = schedule_pb2.GetScheduleRequest(name=register.name)
+            found = await self._ask_once(isolated, "GetSchedule", read)
+            if found is not None:
+                register.told(seen, found, wrote=False)
+            await asyncio.sleep(0.05)
+
     # -- what it does --------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -113,6 +113,9 @@ class Faults:
         others = [other.name for other in self._world.nodes if other is not node]
         if self._chance.random() < 0.4:  # from its clients and executors too
             others += self._world.outsiders
+        else:
+            for client in self._world.clients:
+                client.process.spawn(client.tell_apart(node.name, 1.5))
         links = [link for name in others for link in ((node.name, name), (name, node.name))]
         await self._cut(f"{node.name} is isolated", links, 0.3, 8.0)
 

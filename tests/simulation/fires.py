@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tickmesh.scheduler.core import commands
-from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Refused
+from tickmesh.scheduler.core.commands import AnyCommand, DueFire, Outcome, Refused
 from tickmesh.scheduler.core.fires import MISFIRE_GRACE_MS
 from tickmesh.scheduler.core.model import Execution, Reason, Schedule, ScheduleState
 from tickmesh.scheduler.core.recurrence import Spec
 
 SECOND_MS = 1_000
+CLOCK_JUMP_MS = 1_000
+"""By how much a wall clock may jump back between a decision and its entry."""
+
 CRONS_MS = {
     "* * * * * *": (SECOND_MS, 0),
     "*/2 * * * * *": (2 * SECOND_MS, 0),
@@ -52,6 +55,7 @@ class Fires:
     execution: Callable[[bytes, bytes], Execution | None]
     execution_before: Callable[[bytes], Execution | None]
     """As it was before the entry that is being observed."""
+    schedule: Callable[[bytes, str], Schedule | None]
     open: dict[bytes, _Definition] = field(default_factory=dict)
     made: dict[bytes, int] = field(default_factory=dict)
     """Of every execution that fired: the entry that made it."""
@@ -60,6 +64,7 @@ class Fires:
     """Instants that were due, and not fired yet, when their definition ended."""
     late: int = 0
     again: int = 0
+    braked: int = 0
 
     def observe(
         self, index: int, time_ms: int, batch: list[AnyCommand], outcomes: list[Outcome]
@@ -90,8 +95,17 @@ class Fires:
                     for execution in outcome:
                         assert isinstance(execution, Execution)
                         self._fired(index, time_ms, execution)
+                    for due in command.fires:
+                        self._note_brake(due)
                 case _:
                     pass
+
+    def _note_brake(self, due: DueFire) -> None:
+        """A schedule that fires too often is paused by the shard: its definition ends."""
+        schedule = self.schedule(due.job_uid, due.schedule_id)
+        braked = schedule is not None and schedule.pause_reason.startswith("brake")
+        if schedule is not None and braked and self.open.pop(schedule.uid, None) is not None:
+            self.braked += 1
 
     def _begin(self, schedule: Schedule, time_ms: int) -> None:
         self.open[schedule.uid] = _Definition(schedule, time_ms)
@@ -145,7 +159,7 @@ class Fires:
             self.violate(f"a missed fire is not the latest: {what}")
         if nominal_ms > overdue_ms and execution.missed:
             self.violate(f"stands for others, though it was not missed: {what}")
-        if nominal_ms > time_ms + self.arm_ahead_ms:
+        if nominal_ms > time_ms + self.arm_ahead_ms + CLOCK_JUMP_MS:
             self.violate(f"armed too early: {what}")
         self.missed += execution.missed
         self.late += nominal_ms < time_ms

@@ -60,7 +60,11 @@ class Ledger:
         self.executions: dict[bytes, Execution] = {}
         """Every execution there ever was, as of its last change."""
         self.fires = Fires(
-            arm_ahead_ms, violate, self.queries.execution, lambda key: self.executions.get(key)
+            arm_ahead_ms,
+            violate,
+            self.queries.execution,
+            lambda key: self.executions.get(key),
+            self.queries.schedule,
         )
         self.entries: dict[int, tuple[int, bytes]] = {}
         self.digests: dict[int, int] = {0: 0}

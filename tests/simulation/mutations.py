@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler import shard
 from tickmesh.scheduler.core import executions, machine
-from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
+from tickmesh.scheduler.core.ids import attempt_id
 from tickmesh.scheduler.dispatch import Dispatcher
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.store import keys
@@ -115,17 +115,6 @@ def request_id_ignored() -> list[Patch]:
     return [(machine.executions, "execute", executed)]
 
 
-def attempt_number_ignored() -> list[Patch]:
-    """What is said of an earlier attempt is taken for the present one."""
-
-    def find(self: Any, attempt: str) -> Any:
-        parts = split_attempt_id(attempt)
-        execution = None if parts is None else self.active.get(parts[0])
-        return execution if execution is not None and execution.attempts else None
-
-    return [(Dispatcher, "_find", find)]
-
-
 def read_without_barrier() -> list[Patch]:
     """A replica that believes that it leads answers reads."""
 
@@ -144,7 +133,6 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         end_acknowledged_before_its_commit,
         timers_before_the_new_leader_forgotten,
         request_id_ignored,
-        attempt_number_ignored,
         read_without_barrier,
     )
 }

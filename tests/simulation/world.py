@@ -437,6 +437,7 @@ class World:
             "late": fires.late,
             "dropped": fires.dropped,
             "again": fires.again,
+            "braked": fires.braked,
             "executions": len(self.ledger.executions),
             "starts": len(self._starts),
             "calls": sum(client.done for client in self.clients),

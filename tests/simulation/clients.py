@@ -345,7 +345,9 @@ class Client:
         except TickmeshError:
             return
         else:
-            register.told(seen, made, wrote=True)
+            # To pause what is finished changes nothing.
+            wrote = made.state != schedule_pb2.SCHEDULE_STATE_FINISHED
+            register.told(seen, made, wrote=wrote)
 
     async def update(self) -> None:
         register = self._some(self._live())

@@ -8,7 +8,6 @@ own inventories when another replica takes the lead.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -439,8 +438,8 @@ class Dispatcher:
                 if over_ms <= now_ms and (execution := self.active.get(key)) is not None
             ]
             if late:
-                with contextlib.suppress(Overloaded):
-                    await self._proposals.submit(Cancel(late, Reason.TIMEOUT), weight=len(late))
+                cancel = Cancel(late, Reason.TIMEOUT)
+                await self._proposals.submit(cancel, weight=len(late), owed=True)
                 for _, key in late:
                     self._total_timeouts.pop(key, None)
 

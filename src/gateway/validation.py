@@ -55,6 +55,7 @@ PATTERN_FORMS: dict[str, str] = {
     "^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": (
         "an image reference, as report:1 or registry.example/team/report@sha256:..."
     ),
+    "^([0-9]{4}-)?[0-9]{2}-[0-9]{2}$": "a date, as 2026-12-25, or 12-25 for that day of every year",
     "^[A-Za-z_][A-Za-z0-9_]*$": "a letter or _, then letters, digits and _",
     "^(/[^\\x00]*)?$": "an absolute path, as /data",
 }

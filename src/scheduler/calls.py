@@ -32,8 +32,10 @@ from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from . import convert, pages
 from .core import commands, recurrence
 from .core.commands import Outcome, Placement, Refused, Why
+from .core.fires import BACKFILL_MAX
 from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
-from .core.model import Execution, ExecutionState, Job, Policy, Schedule
+from .core.model import ACTIVE_STATES, Execution, ExecutionState, Job, Schedule
+from .ledgers import Ledgers
 from .shard import Shard
 
 UPDATE_TRIES_MAX = 5
@@ -43,6 +45,9 @@ FILTER_LOOKED_AT_MAX = 10_000
 """Executions that a filtered listing looks at a page: about 0.1 s."""
 
 PREVIEW_DEFAULT = 10
+
+REQUEST_BYTES = 12
+"""What is stored of a request_id: nobody has so many that two are alike."""
 
 Request = TypeVar("Request", bound=Message)
 
@@ -57,7 +62,9 @@ class Write(NamedTuple):
 
 def request_hash(request_id: str) -> bytes:
     """What is stored of a request_id."""
-    return hashlib.blake2b(request_id.encode(), digest_size=12).digest() if request_id else b""
+    if not request_id:
+        return b""
+    return hashlib.blake2b(request_id.encode(), digest_size=REQUEST_BYTES).digest()
 
 
 def request_uid(request: bytes, index: int) -> bytes:
@@ -85,7 +92,11 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
         case Why.NOT_PAUSED:
             return NotPaused(f"schedule {what} is not paused")
         case Why.TOO_MANY:
-            return invalid("end_time", "the range has 1,000 instants or more: make it smaller")
+            return invalid(
+                "end_time",
+                f"the range has {BACKFILL_MAX:,} instants or more, and at most "
+                f"{BACKFILL_MAX - 1:,} are allowed: make it smaller",
+            )
         case Why.NEVER_FIRES:
             return invalid(field or "schedule.recurrence", "has no instant that is still to come")
 
@@ -102,6 +113,7 @@ class Calls:
         """draw: so many bytes that nobody can guess."""
         self._shard = shard
         self._draw = draw
+        self._ledgers = Ledgers(shard, self._schedule)
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
             "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
             "tickmesh.v1.JobService/BatchCreateJobs": (
@@ -128,6 +140,14 @@ class Calls:
                 schedule_pb2.ResumeScheduleRequest,
                 self.resume_schedule,
             ),
+            "tickmesh.v1.ScheduleService/TriggerSchedule": (
+                schedule_pb2.TriggerScheduleRequest,
+                self.trigger_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/BackfillSchedule": (
+                schedule_pb2.BackfillScheduleRequest,
+                self.backfill_schedule,
+            ),
             "tickmesh.v1.ExecutionService/ExecuteJob": (
                 execution_pb2.ExecuteJobRequest,
                 self.execute_job,
@@ -152,6 +172,10 @@ class Calls:
                 schedule_pb2.PreviewScheduleRequest,
                 self.preview_schedule,
             ),
+            "tickmesh.v1.ScheduleService/ListFires": (
+                schedule_pb2.ListFiresRequest,
+                self._ledgers.list_fires,
+            ),
             "tickmesh.v1.ExecutionService/GetExecution": (
                 execution_pb2.GetExecutionRequest,
                 self.get_execution,
@@ -167,6 +191,18 @@ class Calls:
             "tickmesh.v1.ScheduleService/UpdateSchedule": (
                 schedule_pb2.UpdateScheduleRequest,
                 self.update_schedule,
+            ),
+            "tickmesh.v1.ScheduleService/CancelBackfill": (
+                schedule_pb2.CancelBackfillRequest,
+                self.cancel_backfill,
+            ),
+            "tickmesh.v1.ScheduleService/GetScheduleStatistics": (
+                schedule_pb2.GetScheduleStatisticsRequest,
+                self._ledgers.statistics,
+            ),
+            "tickmesh.v1.ScheduleService/VerifySchedule": (
+                schedule_pb2.VerifyScheduleRequest,
+                self._ledgers.verify,
             ),
             "tickmesh.v1.ExecutionService/CancelExecution": (
                 execution_pb2.CancelExecutionRequest,
@@ -377,17 +413,23 @@ class Calls:
         index: int,
         field: str,
     ) -> commands.NewSchedule:
-        convert.check_policies(schedule, field)
-        spec = convert.spec_of(schedule.recurrence, self._shard.now_ms(), f"{field}.recurrence")
+        spec = self._spec(schedule.recurrence, f"{field}.recurrence")
         drawn = self._draw(UID_BYTES)
         return commands.NewSchedule(
             schedule_id or made_id("schedule", request_uid(hashed, index) if hashed else drawn),
             drawn,
             labels(schedule),
             spec,
-            Policy(),
+            convert.policy_of(schedule),
             schedule.payload,
         )
+
+    def _spec(self, message: schedule_pb2.Recurrence, field: str) -> recurrence.Spec:
+        """What a schedule may have as its recurrence."""
+        now_ms = self._shard.now_ms()
+        spec = convert.spec_of(message, now_ms, field)
+        convert.check_rate(spec, now_ms, field)
+        return spec
 
     def get_schedule(self, request: schedule_pb2.GetScheduleRequest) -> Message:
         """See the proto."""
@@ -416,12 +458,14 @@ class Calls:
                 raise refusal(Refused(Why.VERSION_MISMATCH, parts.schedule))
             message = convert.schedule_message(schedule)
             merge(request.schedule, message, request.update_mask, SCHEDULE_FIELDS)
-            convert.check_policies(message, "schedule")
-            spec = convert.spec_of(message.recurrence, self._shard.now_ms(), "schedule.recurrence")
+            spec = schedule.spec
+            if message.recurrence != convert.recurrence_message(spec):
+                spec = self._spec(message.recurrence, "schedule.recurrence")
+            policy = convert.policy_of(message)
             if request.validate_only:
                 return message
             command = commands.UpdateSchedule(
-                *parts, schedule.version, labels(message), spec, Policy(), message.payload
+                *parts, schedule.version, labels(message), spec, policy, message.payload
             )
             try:
                 made = await self._do(command)
@@ -453,6 +497,68 @@ class Calls:
         command = commands.ResumeSchedule(*names.parse_schedule(request.name))
         return self._submit(command, lambda made: convert.schedule_message(made[0]))
 
+    def trigger_schedule(self, request: schedule_pb2.TriggerScheduleRequest) -> Write:
+        """See the proto."""
+        parts = names.parse_schedule(request.name)
+        placement = self._shard.place()
+        command = commands.TriggerSchedule(
+            *parts, self._draw(UID_BYTES), placement, self._request_of("trigger", request)
+        )
+        return self._submit(command, lambda made: self._one(made[0]), placements=[placement])
+
+    def _request_of(self, kind: str, request: Any) -> bytes:
+        """A request's hash that no other method's or schedule's is like."""
+        if not request.request_id:
+            return self._draw(REQUEST_BYTES)
+        return request_hash(f"{kind} {request.name} {request.request_id}")
+
+    def backfill_schedule(self, request: schedule_pb2.BackfillScheduleRequest) -> Write:
+        """See the proto."""
+        parts = names.parse_schedule(request.name)
+        start_ms, end_ms = convert.to_ms(request.start_time), convert.to_ms(request.end_time)
+        if start_ms < 1:
+            raise invalid("start_time", "is before 1970")
+        if end_ms <= start_ms:
+            raise invalid("end_time", "is not after start_time")
+        if end_ms > self._shard.now_ms():
+            raise invalid("end_time", "is in the future")
+        backfill = self._request_of("backfill", request)
+        command = commands.BackfillSchedule(
+            *parts, start_ms, end_ms, self._draw(UID_BYTES), backfill
+        )
+        return self._submit(
+            command,
+            lambda made: schedule_pb2.BackfillScheduleResponse(
+                fire_count=len(made), backfill=spell(backfill)
+            ),
+            weight=BACKFILL_MAX,
+        )
+
+    async def cancel_backfill(self, request: schedule_pb2.CancelBackfillRequest) -> Message:
+        """See the proto."""
+        await self._shard.replica.read_barrier()
+        schedule = self._schedule(request.name)
+        backfill = unspell(request.backfill, REQUEST_BYTES)
+        queries = self._shard.queries
+        made = None if backfill is None else queries.request(schedule.customer, backfill)
+        if made is None:
+            raise NotFound(
+                f"there is no backfill {request.backfill!r} of {request.name}; it is kept as long "
+                "as its executions"
+            )
+        found = [queries.execution(*key) for key in made]
+        active = [
+            (execution.job_uid, execution.id)
+            for execution in found
+            if execution is not None
+            and execution.state in ACTIVE_STATES
+            and (execution.job_uid, execution.schedule_id)
+            == (schedule.job_uid, schedule.schedule_id)
+        ]
+        if active:
+            await self._do(commands.Cancel(active), weight=len(active))
+        return schedule_pb2.CancelBackfillResponse(cancelled_count=len(active))
+
     def preview_schedule(self, request: schedule_pb2.PreviewScheduleRequest) -> Message:
         """See the proto."""
         now_ms = self._shard.now_ms()
@@ -475,7 +581,13 @@ class Calls:
             self._job(customer, job_id)
             return self._checked(execution_pb2.Execution())
         placement = self._shard.place()
-        new = commands.NewExecution(job_id, self._draw(UID_BYTES), request.payload, placement)
+        new = commands.NewExecution(
+            job_id,
+            self._draw(UID_BYTES),
+            request.payload,
+            placement,
+            request.active_key.encode(),
+        )
         return self._submit(
             commands.ExecuteJobs(customer, [new], request_hash(request.request_id)),
             lambda made: self._one(made[0]),
@@ -493,7 +605,11 @@ class Calls:
                 raise invalid(field, f"is not a job of {request.parent}")
             new.append(
                 commands.NewExecution(
-                    parts.job, self._draw(UID_BYTES), item.payload, self._shard.place()
+                    parts.job,
+                    self._draw(UID_BYTES),
+                    item.payload,
+                    self._shard.place(),
+                    item.active_key.encode(),
                 )
             )
         return self._submit(
@@ -583,11 +699,15 @@ class Calls:
 JOB_FIELDS = frozenset(
     {
         *("display_name", "labels", "container", "resources", "timeout", "grace_period"),
-        *("retry_policy", "at_most_once"),
+        *("retry_policy", "at_most_once", "total_timeout"),
     }
 )
 SCHEDULE_FIELDS = frozenset(
-    {"labels", "recurrence", "payload", "overlap_policy", "misfire_policy", "start_deadline"}
+    {
+        *("labels", "recurrence", "payload", "overlap_policy", "overlap_queue_max"),
+        *("misfire_policy", "misfire_window", "misfire_max", "start_deadline"),
+        "pause_after_failures",
+    }
 )
 
 

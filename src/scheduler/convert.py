@@ -1,30 +1,38 @@
 """Between the public messages and the records: shapes only, and the defaults of unset fields.
 
 Refusals name the field as it stands in the request. What a library can check by annotation was
-checked at the gateway; here is what needs knowledge: zones, crons, images, what is not built yet.
+checked at the gateway; here is what needs knowledge: zones, crons, images, fields together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import lru_cache
 
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..mesh import names
-from ..mesh.errors import EtagMismatch, InvalidRequest, NotBuilt, invalid
+from ..mesh.errors import EtagMismatch, InvalidRequest, invalid
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from .core import recurrence
-from .core.ids import spell
+from .core.ids import execution_id, spell
+from .core.ledger import Outcome, Row, definition_of
 from .core.model import (
     Attempt,
     Execution,
     ExecutionState,
     Job,
     JobSpec,
+    Misfire,
+    Overlap,
+    Policy,
+    Retry,
     Schedule,
 )
+from .core.recurrence.limits import HORIZON_MS
 
 MEMORY_BYTES_DEFAULT = 256 * 1024 * 1024
 CPU_MILLIS_DEFAULT = 1_000
@@ -32,10 +40,19 @@ SCRATCH_BYTES_DEFAULT = 64 * 1024 * 1024
 PIDS_DEFAULT = 128
 TIMEOUT_MS_DEFAULT = 3_600_000
 GRACE_MS_DEFAULT = 10_000
+BACKOFF_MAX_MS_DEFAULT = Retry().backoff_max_ms
+FIRES_PER_MINUTE_MAX = 60
+"""Of one schedule: one a second. What has more is a loop of jobs, and wants one long job."""
+MINUTE_MS = 60_000
+_OVERLAP = schedule_pb2.OverlapPolicy.ValueType
+_MISFIRE = schedule_pb2.MisfirePolicy.ValueType
+_OUTCOME = schedule_pb2.FireOutcome.ValueType
 _SCHEDULE_STATE = schedule_pb2.ScheduleState.ValueType
 _EXECUTION_STATE = execution_pb2.ExecutionState.ValueType
 _REASON = execution_pb2.ExecutionReason.ValueType
 RESERVED_ENV = "TICKMESH_"
+FIRED = frozenset({Outcome.FIRED, Outcome.CAUGHT_UP})
+"""Outcomes of instants that have an execution."""
 SPECS_CACHED_MAX = 8_192
 """Recurrences that were checked lately: batches repeat the same few."""
 
@@ -91,7 +108,7 @@ def image_reference(image: str, customer: str, field: str) -> str:
 
 
 def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
-    """What a job runs, defaults applied. Raises InvalidRequest and NotBuilt."""
+    """What a job runs, defaults applied. Raises InvalidRequest."""
     container, resources = job.container, job.resources
     image_reference(container.image, customer, f"{field}.container.image")
     for name in container.env:
@@ -106,12 +123,12 @@ def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
     for name, value in container.env.items():
         if "\0" in value:
             raise invalid(f"{field}.container.env[{name!r}]", "must not contain a NUL")
-    if job.retry_policy.max_attempts > 1:
-        raise NotBuilt(
-            f"{field}.retry_policy.max_attempts: more than one attempt is not built yet",
-            fields=((f"{field}.retry_policy.max_attempts", "only 1 is accepted today"),),
-        )
-    timeout_ms = job.timeout.ToMilliseconds()
+    total_timeout_ms = job.total_timeout.ToMilliseconds()
+    timeout_ms = min(TIMEOUT_MS_DEFAULT, total_timeout_ms or TIMEOUT_MS_DEFAULT)
+    if job.HasField("timeout"):
+        timeout_ms = job.timeout.ToMilliseconds()
+        if total_timeout_ms and total_timeout_ms < timeout_ms:
+            raise invalid(f"{field}.total_timeout", "is shorter than timeout, that of one attempt")
     return JobSpec(
         image=container.image,
         command=tuple(container.command),
@@ -122,11 +139,29 @@ def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
         cpu_millis=resources.cpu_millis or CPU_MILLIS_DEFAULT,
         scratch_bytes=resources.scratch_bytes or SCRATCH_BYTES_DEFAULT,
         pids=resources.pids or PIDS_DEFAULT,
-        timeout_ms=timeout_ms if job.HasField("timeout") else TIMEOUT_MS_DEFAULT,
+        timeout_ms=timeout_ms,
         grace_ms=(
             job.grace_period.ToMilliseconds() if job.HasField("grace_period") else GRACE_MS_DEFAULT
         ),
         at_most_once=job.at_most_once,
+        retry=_retry(job.retry_policy, f"{field}.retry_policy"),
+        total_timeout_ms=total_timeout_ms,
+    )
+
+
+def _retry(message: job_pb2.RetryPolicy, field: str) -> Retry:
+    default = Retry()
+    backoff_ms = message.backoff.ToMilliseconds() or default.backoff_ms
+    backoff_max_ms = max(backoff_ms, BACKOFF_MAX_MS_DEFAULT)
+    if message.HasField("backoff_max"):
+        backoff_max_ms = message.backoff_max.ToMilliseconds()
+        if backoff_max_ms < backoff_ms:
+            raise invalid(f"{field}.backoff_max", f"is shorter than backoff ({backoff_ms} ms)")
+    return Retry(
+        max_attempts=message.max_attempts or default.max_attempts,
+        backoff_ms=backoff_ms,
+        backoff_max_ms=backoff_max_ms,
+        exit_codes=tuple(sorted(set(message.exit_codes))),
     )
 
 
@@ -159,6 +194,14 @@ def job_message(job: Job) -> job_pb2.Job:
     )
     message.timeout.FromMilliseconds(spec.timeout_ms)
     message.grace_period.FromMilliseconds(spec.grace_ms)
+    if spec.total_timeout_ms:
+        message.total_timeout.FromMilliseconds(spec.total_timeout_ms)
+    if spec.retry != Retry():
+        retry = message.retry_policy
+        retry.max_attempts = spec.retry.max_attempts
+        retry.backoff.FromMilliseconds(spec.retry.backoff_ms)
+        retry.backoff_max.FromMilliseconds(spec.retry.backoff_max_ms)
+        retry.exit_codes.extend(spec.retry.exit_codes)
     return message
 
 
@@ -182,6 +225,7 @@ _PROBLEM_FIELDS = (
     (re.compile(r"^start_ms$"), "start_time"),
     (re.compile(r"^end_ms$"), "end_time"),
     (re.compile(r"^jitter_ms$"), "jitter"),
+    (re.compile(r"^spec$"), ""),
 )
 
 
@@ -208,6 +252,12 @@ def _spec(raw: bytes) -> recurrence.Spec:
         start_ms=to_ms(message.start_time) if message.HasField("start_time") else None,
         end_ms=to_ms(message.end_time) if message.HasField("end_time") else None,
         jitter_ms=message.jitter.ToMilliseconds(),
+        max_fires=message.max_fires or None,
+        excluded_dates=tuple(message.excluded_dates),
+        excluded_windows=tuple(
+            (to_ms(window.start_time), to_ms(window.end_time))
+            for window in message.excluded_windows
+        ),
     )
 
 
@@ -228,29 +278,62 @@ def spec_of(message: schedule_pb2.Recurrence, now_ms: int, field: str) -> recurr
             f"{field}.times[{past[0]}]: is in the past",
             fields=tuple((f"{field}.times[{index}]", "is in the past") for index in past),
         )
-    # Only bounds make what is right depend on when it is asked.
-    timeless = not spec.at_ms and spec.end_ms is None and spec.start_ms is None
-    problems = _problems(spec, 0 if timeless else now_ms)
+    problems = _problems(spec, _asked_at(spec, now_ms))
     if problems:
         fields = tuple((f"{field}.{path}" if path else field, text) for path, text in problems)
         raise InvalidRequest(f"{fields[0][0]}: {fields[0][1]}", fields=fields)
     return spec
 
 
-def check_policies(schedule: schedule_pb2.Schedule, field: str) -> None:
-    """Raises NotBuilt for what a schedule asks that is not built yet."""
-    asked = ""
-    if schedule.overlap_policy > schedule_pb2.OVERLAP_POLICY_ALLOW:
-        asked = "overlap_policy"
-    elif schedule.misfire_policy > schedule_pb2.MISFIRE_POLICY_LATEST:
-        asked = "misfire_policy"
-    elif schedule.HasField("start_deadline"):
-        asked = "start_deadline"
-    if asked:
-        raise NotBuilt(
-            f"{field}.{asked}: only the default is built yet",
-            fields=((f"{field}.{asked}", "only the default is built yet"),),
-        )
+def _asked_at(spec: recurrence.Spec, now_ms: int) -> int:
+    """0 unless bounds or exclusions make what is right depend on when it is asked: then it need
+    not be computed again."""
+    dated = spec.at_ms or spec.excluded_dates or spec.excluded_windows
+    timeless = not dated and spec.end_ms is None and spec.start_ms is None
+    return 0 if timeless else now_ms
+
+
+def check_rate(spec: recurrence.Spec, now_ms: int, field: str) -> None:
+    """Raises InvalidRequest for what fires more often than a schedule may."""
+    count = _fires_in_a_minute(spec, _asked_at(spec, now_ms))
+    if count > FIRES_PER_MINUTE_MAX:
+        raise invalid(field, f"fires {count} times a minute; at most {FIRES_PER_MINUTE_MAX}")
+
+
+@lru_cache(maxsize=SPECS_CACHED_MAX)
+def _fires_in_a_minute(spec: recurrence.Spec, after_ms: int) -> int:
+    """In the minute from the first fire on; COUNT_MAX for more than can be counted."""
+    first_ms = recurrence.next_fire(spec, after_ms)
+    if first_ms is None:
+        return 0
+    until_ms = min(first_ms + MINUTE_MS, HORIZON_MS) - 1
+    return recurrence.latest_fire(spec, first_ms - 1, until_ms)[1]
+
+
+def policy_of(schedule: schedule_pb2.Schedule) -> Policy:
+    """What a schedule does when things are not as planned, defaults applied."""
+    default = Policy()
+    return Policy(
+        overlap=Overlap(schedule.overlap_policy or default.overlap),
+        queue_max=schedule.overlap_queue_max or default.queue_max,
+        misfire=Misfire(schedule.misfire_policy or default.misfire),
+        misfire_window_ms=schedule.misfire_window.ToMilliseconds(),
+        misfire_max=schedule.misfire_max or default.misfire_max,
+        start_deadline_ms=schedule.start_deadline.ToMilliseconds(),
+        pause_after_failures=schedule.pause_after_failures,
+    )
+
+
+def _fill_policy(message: schedule_pb2.Schedule, policy: Policy) -> None:
+    message.overlap_policy = _OVERLAP(policy.overlap)
+    message.overlap_queue_max = policy.queue_max
+    message.misfire_policy = _MISFIRE(policy.misfire)
+    message.misfire_max = policy.misfire_max
+    message.pause_after_failures = policy.pause_after_failures
+    if policy.misfire_window_ms:
+        message.misfire_window.FromMilliseconds(policy.misfire_window_ms)
+    if policy.start_deadline_ms:
+        message.start_deadline.FromMilliseconds(policy.start_deadline_ms)
 
 
 def recurrence_message(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
@@ -273,6 +356,10 @@ def recurrence_message(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
         message.end_time.CopyFrom(from_ms(spec.end_ms))
     if spec.jitter_ms:
         message.jitter.FromMilliseconds(spec.jitter_ms)
+    message.max_fires = spec.max_fires or 0
+    message.excluded_dates.extend(spec.excluded_dates)
+    for start_ms, end_ms in spec.excluded_windows:
+        message.excluded_windows.add(start_time=from_ms(start_ms), end_time=from_ms(end_ms))
     return message
 
 
@@ -287,6 +374,7 @@ def fill_schedule(message: schedule_pb2.Schedule, schedule: Schedule) -> schedul
     message.uid = spell(schedule.uid)
     message.state = _SCHEDULE_STATE(schedule.state)
     message.etag = etag(schedule.version)
+    _fill_policy(message, schedule.policy)
     message.pause_reason = schedule.pause_reason
     message.fire_count = schedule.fire_count
     message.missed_count = schedule.missed_count
@@ -313,6 +401,45 @@ def schedule_message(schedule: Schedule) -> schedule_pb2.Schedule:
     return fill_schedule(message, schedule)
 
 
+def outcome(value: Outcome) -> schedule_pb2.FireOutcome.ValueType:
+    """The public number of an outcome."""
+    return _OUTCOME(value)
+
+
+def row_message(schedule: Schedule, number: int, row: Row) -> schedule_pb2.LedgerRow:
+    """The public message of a row of a schedule's ledger."""
+    message = schedule_pb2.LedgerRow(
+        number=number,
+        outcome=outcome(row.outcome),
+        decide_time=from_ms(row.at_ms),
+        first_time=from_ms(row.first_ms),
+        last_time=from_ms(row.last_ms),
+        count=row.count,
+        hash=row.hash.hex(),
+    )
+    if row.outcome is Outcome.DEFINED:
+        # A damaged one is for VerifySchedule to tell of.
+        with contextlib.suppress(msgspec.DecodeError):
+            _fill_definition(message.definition, schedule, row)
+    elif row.outcome in FIRED:
+        message.execution = names.execution_name(
+            schedule.customer,
+            schedule.job_id,
+            spell(execution_id(row.first_ms, schedule.uid)),
+        )
+    return message
+
+
+def _fill_definition(message: schedule_pb2.Schedule, schedule: Schedule, row: Row) -> None:
+    definition = definition_of(row)
+    message.name = names.schedule_name(schedule.customer, schedule.job_id, schedule.schedule_id)
+    message.uid = spell(definition.uid)
+    message.recurrence.CopyFrom(_recurrence_cached(definition.spec))
+    message.state = _SCHEDULE_STATE(definition.state)
+    message.etag = etag(definition.version)
+    _fill_policy(message, definition.policy)
+
+
 # -- executions --------------------------------------------------------------------------------
 
 
@@ -330,7 +457,12 @@ def execution_message(
         create_time=from_ms(execution.create_ms),
         missed_fires=execution.missed,
         job_uid=spell(execution.job_uid),
+        active_key=execution.active_key.decode(),
     )
+    if execution.nominal_ms:
+        message.schedule_time.CopyFrom(from_ms(execution.nominal_ms))
+    if execution.state is ExecutionState.PENDING and execution.not_before_ms:
+        message.next_attempt_time.CopyFrom(from_ms(execution.not_before_ms))
     if execution.schedule_id:
         message.schedule = names.schedule_name(
             execution.customer, execution.job_id, execution.schedule_id
@@ -358,11 +490,16 @@ def _fill_ends(message: execution_pb2.Execution, execution: Execution) -> None:
             message.exit_code = last.exit_code
         first = message.attempts[0].start_time
         if message.attempts[0].HasField("start_time"):
-            late_ns = (first.seconds * 1_000_000_000 + first.nanos) - execution.due_ms * 1_000_000
-            message.lateness.FromNanoseconds(max(0, late_ns))
+            started_ns = first.seconds * 1_000_000_000 + first.nanos
+            message.lateness.FromNanoseconds(late_ns(execution, started_ns))
     if execution.end_ms:
         ended_ns = execution.attempts[-1].ended_ns if execution.attempts else 0
         message.end_time.CopyFrom(from_ns(ended_ns) if ended_ns else from_ms(execution.end_ms))
+
+
+def late_ns(execution: Execution, started_ns: int) -> int:
+    """How late an execution's first attempt started."""
+    return max(0, started_ns - execution.due_ms * 1_000_000)
 
 
 def attempt_message(attempt: Attempt) -> execution_pb2.Attempt:

@@ -119,6 +119,28 @@ class Queries:
             found.append(decode_row(value))
         return found
 
+    def numbered_rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
+        """The rows of a schedule's ledger with first <= number < first + count that are kept."""
+        start, stop = keys.row(schedule_uid, first), keys.row(schedule_uid, first + count)
+        return [
+            (int.from_bytes(key[-8:], "big"), decode_row(value))
+            for key, value in self._backend.scan(start, stop)
+        ]
+
+    def first_rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
+        """The first `count` rows from a number on that are kept: older ones may be forgotten."""
+        stop = keys.after_prefix_of(keys.row(schedule_uid, 0)[:-8])
+        found: list[tuple[int, Row]] = []
+        for key, value in self._backend.scan(keys.row(schedule_uid, first), stop):
+            if len(found) == count:
+                break
+            found.append((int.from_bytes(key[-8:], "big"), decode_row(value)))
+        return found
+
+    def request(self, customer: str, request: bytes) -> list[tuple[bytes, bytes]] | None:
+        """(job uid, id) of the executions that a request made; None if it is not known."""
+        return self._view().request(customer, request)
+
     def active(self) -> Iterator[Execution]:
         """Every execution that has not ended."""
         for key, _ in self._backend.scan(keys.ACTIVE, keys.after_prefix_of(keys.ACTIVE)):

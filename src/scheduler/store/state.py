@@ -69,7 +69,7 @@ class State:
     def __init__(self, backend: DurableBackend, retention_ms: int) -> None:
         """retention_ms must be the same on every replica: it decides when things are purged."""
         self.backend = backend
-        self._retention_ms = retention_ms
+        self.retention_ms = retention_ms
         self._observer: Callable[[Applied], None] | None = None
         self._load()
 
@@ -96,7 +96,7 @@ class State:
             )
         meta = self.meta
         meta.time_ms = max(meta.time_ms, entry.time_ms)
-        view = StoreView(self.backend, meta, self._retention_ms)
+        view = StoreView(self.backend, meta, self.retention_ms)
         wanted = _wanted(self, entry.commands)
         if len(wanted) >= PREFETCH_MIN:
             view.prefetch(wanted)

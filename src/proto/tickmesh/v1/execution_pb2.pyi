@@ -80,7 +80,7 @@ class _ExecutionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Execu
     EXECUTION_REASON_OUT_OF_MEMORY: _ExecutionReason.ValueType  # 3
     """It used more memory than resources.memory_bytes and was killed."""
     EXECUTION_REASON_TIMEOUT: _ExecutionReason.ValueType  # 4
-    """It ran longer than the job's timeout and was ended."""
+    """It ran longer than the job's timeout and was ended, or its total_timeout was over."""
     EXECUTION_REASON_CANCELLED: _ExecutionReason.ValueType  # 5
     """It was cancelled."""
     EXECUTION_REASON_IMAGE_NOT_FOUND: _ExecutionReason.ValueType  # 6
@@ -101,6 +101,8 @@ class _ExecutionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Execu
     """Its schedule was changed, paused or deleted before it started."""
     EXECUTION_REASON_JOB_DELETED: _ExecutionReason.ValueType  # 14
     """Its job was deleted before it started."""
+    EXECUTION_REASON_REPLACED: _ExecutionReason.ValueType  # 15
+    """A later fire of its schedule took its place (OVERLAP_POLICY_REPLACE). Its state is CANCELLED."""
 
 class ExecutionReason(_ExecutionReason, metaclass=_ExecutionReasonEnumTypeWrapper):
     """Why an execution or an attempt ended other than by success."""
@@ -114,7 +116,7 @@ EXECUTION_REASON_SIGNAL: ExecutionReason.ValueType  # 2
 EXECUTION_REASON_OUT_OF_MEMORY: ExecutionReason.ValueType  # 3
 """It used more memory than resources.memory_bytes and was killed."""
 EXECUTION_REASON_TIMEOUT: ExecutionReason.ValueType  # 4
-"""It ran longer than the job's timeout and was ended."""
+"""It ran longer than the job's timeout and was ended, or its total_timeout was over."""
 EXECUTION_REASON_CANCELLED: ExecutionReason.ValueType  # 5
 """It was cancelled."""
 EXECUTION_REASON_IMAGE_NOT_FOUND: ExecutionReason.ValueType  # 6
@@ -135,6 +137,8 @@ EXECUTION_REASON_REVOKED: ExecutionReason.ValueType  # 13
 """Its schedule was changed, paused or deleted before it started."""
 EXECUTION_REASON_JOB_DELETED: ExecutionReason.ValueType  # 14
 """Its job was deleted before it started."""
+EXECUTION_REASON_REPLACED: ExecutionReason.ValueType  # 15
+"""A later fire of its schedule took its place (OVERLAP_POLICY_REPLACE). Its state is CANCELLED."""
 Global___ExecutionReason: _TypeAlias = ExecutionReason  # noqa: Y015
 
 class _LogStream:
@@ -182,6 +186,9 @@ class Execution(_message.Message):
     MISSED_FIRES_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVE_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """customers/{customer}/jobs/{job}/executions/{execution}. The last part is made by the server from
     the due time and the origin, so that ids sort by time.
@@ -202,6 +209,8 @@ class Execution(_message.Message):
     """The exit code of the last attempt's process, if it exited. 128 + n if signal n ended it."""
     job_uid: _builtins.str
     """The job's uid."""
+    active_key: _builtins.str
+    """As in ExecuteJobRequest."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Its attempts, oldest first."""
@@ -226,6 +235,16 @@ class Execution(_message.Message):
     def lateness(self) -> _duration_pb2.Duration:
         """start_time minus due_time of the first attempt. Never negative. Unset until it has started."""
 
+    @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """The instant of its schedule that it stands for, without jitter; for a backfilled one the past
+        instant. Unset if it was executed or triggered by a call.
+        """
+
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When its next attempt is due, while it waits (PENDING) after one that failed. Unset otherwise."""
+
     def __init__(
         self,
         *,
@@ -244,10 +263,13 @@ class Execution(_message.Message):
         missed_fires: _builtins.int = ...,
         exit_code: _builtins.int | None = ...,
         job_uid: _builtins.str = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        active_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "lateness", b"lateness", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "lateness", b"lateness", "next_attempt_time", b"next_attempt_time", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempts", b"attempts", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "job_revision", b"job_revision", "job_uid", b"job_uid", "lateness", b"lateness", "message", b"message", "missed_fires", b"missed_fires", "name", b"name", "reason", b"reason", "schedule", b"schedule", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "active_key", b"active_key", "attempts", b"attempts", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "job_revision", b"job_revision", "job_uid", b"job_uid", "lateness", b"lateness", "message", b"message", "missed_fires", b"missed_fires", "name", b"name", "next_attempt_time", b"next_attempt_time", "reason", b"reason", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -341,6 +363,7 @@ class ExecuteJobRequest(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTIVE_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The job: customers/{customer}/jobs/{job}. Required."""
     payload: _builtins.bytes
@@ -351,6 +374,10 @@ class ExecuteJobRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """If true, everything is checked and nothing is executed."""
+    active_key: _builtins.str
+    """If an execution of the job with this key has not ended, that one is answered, and nothing new is
+    made. Up to 64 characters. Default: none; every call makes an execution.
+    """
     def __init__(
         self,
         *,
@@ -358,10 +385,11 @@ class ExecuteJobRequest(_message.Message):
         payload: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        active_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_key", b"active_key", "name", b"name", "payload", b"payload", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,19 +403,23 @@ class NewExecution(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    ACTIVE_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The job: customers/{customer}/jobs/{job}. Required."""
     payload: _builtins.bytes
+    """As in ExecuteJobRequest."""
+    active_key: _builtins.str
     """As in ExecuteJobRequest."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         payload: _builtins.bytes = ...,
+        active_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_key", b"active_key", "name", b"name", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,7 @@ class Job(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: customers/{customer}/jobs/{job}. Set by the server."""
     uid: _builtins.str
@@ -93,6 +94,7 @@ class Job(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long one attempt may run before it is ended (SIGTERM, grace_period, SIGKILL; reason TIMEOUT).
         Default 1 hour; 100 milliseconds to 24 hours.
+        If total_timeout is shorter than 1 hour, that is the default.
         """
 
     @_builtins.property
@@ -111,6 +113,13 @@ class Job(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed. Set by the server."""
 
+    @_builtins.property
+    def total_timeout(self) -> _duration_pb2.Duration:
+        """From the due time to the end of the last attempt, waiting and retries included; then what runs is
+        ended as for timeout, nothing is tried again, and the reason is TIMEOUT. Default: none. 100
+        milliseconds to 24 hours, and not less than timeout if that is set (INVALID_ARGUMENT).
+        """
+
     def __init__(
         self,
         *,
@@ -128,10 +137,11 @@ class Job(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        total_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "create_time", b"create_time", "grace_period", b"grace_period", "resources", b"resources", "retry_policy", b"retry_policy", "timeout", b"timeout", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "create_time", b"create_time", "grace_period", b"grace_period", "resources", b"resources", "retry_policy", b"retry_policy", "timeout", b"timeout", "total_timeout", b"total_timeout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "container", b"container", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "grace_period", b"grace_period", "labels", b"labels", "name", b"name", "resources", b"resources", "retry_policy", b"retry_policy", "revision", b"revision", "timeout", b"timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "container", b"container", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "grace_period", b"grace_period", "labels", b"labels", "name", b"name", "resources", b"resources", "retry_policy", b"retry_policy", "revision", b"revision", "timeout", b"timeout", "total_timeout", b"total_timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,26 +263,35 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):
-    """What happens after an attempt that failed."""
+    """What happens after an attempt that failed. Tried again is what may go better the next time: reasons
+    EXIT_CODE, SIGNAL, OUT_OF_MEMORY, TIMEOUT (of an attempt), REGISTRY_UNAVAILABLE, EXECUTOR_LOST and
+    INFRASTRUCTURE; with at_most_once only if the process has certainly not started.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     BACKOFF_FIELD_NUMBER: _builtins.int
     BACKOFF_MAX_FIELD_NUMBER: _builtins.int
+    EXIT_CODES_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
-    """Attempts in all, the first included. Default 1; at most 20. Only 1 is accepted today: more is
-    refused with UNIMPLEMENTED.
-    """
+    """Attempts in all, the first included. Default 1; at most 20."""
     @_builtins.property
     def backoff(self) -> _duration_pb2.Duration:
-        """Wait before the second attempt; each further one waits twice as long. Default 1 second;
-        100 milliseconds to 1 hour.
+        """Wait before the second attempt; each further one waits twice as long. A part of it, up to a
+        quarter, is taken off: drawn from the execution and the attempt, so that a herd does not return as
+        one. Default 1 second; 100 milliseconds to 1 hour.
         """
 
     @_builtins.property
     def backoff_max(self) -> _duration_pb2.Duration:
-        """The longest wait. Default 10 minutes; at most 24 hours."""
+        """The longest wait. Default 10 minutes, or backoff if that is longer; 100 milliseconds to 24 hours,
+        and not less than backoff (INVALID_ARGUMENT).
+        """
+
+    @_builtins.property
+    def exit_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these exit codes are worth another attempt. At most 32, each 1 to 255. Default: all."""
 
     def __init__(
         self,
@@ -280,10 +299,11 @@ class RetryPolicy(_message.Message):
         max_attempts: _builtins.int = ...,
         backoff: _duration_pb2.Duration | None = ...,
         backoff_max: _duration_pb2.Duration | None = ...,
+        exit_codes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backoff", b"backoff", "backoff_max", b"backoff_max"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backoff", b"backoff", "backoff_max", b"backoff_max", "max_attempts", b"max_attempts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backoff", b"backoff", "backoff_max", b"backoff_max", "exit_codes", b"exit_codes", "max_attempts", b"max_attempts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,25 +81,27 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     OVERLAP_POLICY_ALLOW: _OverlapPolicy.ValueType  # 1
     """Both run."""
     OVERLAP_POLICY_SKIP: _OverlapPolicy.ValueType  # 2
-    """The new one is skipped. Not built yet: refused with UNIMPLEMENTED."""
+    """The new one is skipped."""
     OVERLAP_POLICY_QUEUE: _OverlapPolicy.ValueType  # 3
-    """The new one waits. Not built yet: refused with UNIMPLEMENTED."""
+    """The new one waits for the end of those before it; beyond overlap_queue_max it is skipped."""
     OVERLAP_POLICY_REPLACE: _OverlapPolicy.ValueType  # 4
-    """The old one is cancelled. Not built yet: refused with UNIMPLEMENTED."""
+    """The old one is cancelled (reason REPLACED), and the new one starts when it has ended."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
-    """What happens at an instant when an earlier execution of the schedule still runs."""
+    """What happens at an instant when an earlier execution of the schedule has not ended. Triggered and
+    backfilled executions do not count.
+    """
 
 OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 """Same as OVERLAP_POLICY_ALLOW."""
 OVERLAP_POLICY_ALLOW: OverlapPolicy.ValueType  # 1
 """Both run."""
 OVERLAP_POLICY_SKIP: OverlapPolicy.ValueType  # 2
-"""The new one is skipped. Not built yet: refused with UNIMPLEMENTED."""
+"""The new one is skipped."""
 OVERLAP_POLICY_QUEUE: OverlapPolicy.ValueType  # 3
-"""The new one waits. Not built yet: refused with UNIMPLEMENTED."""
+"""The new one waits for the end of those before it; beyond overlap_queue_max it is skipped."""
 OVERLAP_POLICY_REPLACE: OverlapPolicy.ValueType  # 4
-"""The old one is cancelled. Not built yet: refused with UNIMPLEMENTED."""
+"""The old one is cancelled (reason REPLACED), and the new one starts when it has ended."""
 Global___OverlapPolicy: _TypeAlias = OverlapPolicy  # noqa: Y015
 
 class _MisfirePolicy:
@@ -115,12 +117,12 @@ class _MisfirePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Misfire
     earlier ones it stands for.
     """
     MISFIRE_POLICY_SKIP: _MisfirePolicy.ValueType  # 2
-    """None fires. Not built yet: refused with UNIMPLEMENTED."""
+    """None fires."""
     MISFIRE_POLICY_ALL: _MisfirePolicy.ValueType  # 3
-    """All fire. Not built yet: refused with UNIMPLEMENTED."""
+    """Each fires, the latest misfire_max of them, oldest first."""
 
 class MisfirePolicy(_MisfirePolicy, metaclass=_MisfirePolicyEnumTypeWrapper):
-    """What happens to instants that passed while nobody could fire them (the whole shard was down)."""
+    """What happens to instants that nobody fired within 5 seconds (the whole shard was down)."""
 
 MISFIRE_POLICY_UNSPECIFIED: MisfirePolicy.ValueType  # 0
 """Same as MISFIRE_POLICY_LATEST."""
@@ -129,9 +131,9 @@ MISFIRE_POLICY_LATEST: MisfirePolicy.ValueType  # 1
 earlier ones it stands for.
 """
 MISFIRE_POLICY_SKIP: MisfirePolicy.ValueType  # 2
-"""None fires. Not built yet: refused with UNIMPLEMENTED."""
+"""None fires."""
 MISFIRE_POLICY_ALL: MisfirePolicy.ValueType  # 3
-"""All fire. Not built yet: refused with UNIMPLEMENTED."""
+"""Each fires, the latest misfire_max of them, oldest first."""
 Global___MisfirePolicy: _TypeAlias = MisfirePolicy  # noqa: Y015
 
 class _ScheduleState:
@@ -161,6 +163,106 @@ SCHEDULE_STATE_PAUSED: ScheduleState.ValueType  # 2
 SCHEDULE_STATE_FINISHED: ScheduleState.ValueType  # 3
 """It has no further instants."""
 Global___ScheduleState: _TypeAlias = ScheduleState  # noqa: Y015
+
+class _FireOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FireOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FireOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIRE_OUTCOME_UNSPECIFIED: _FireOutcome.ValueType  # 0
+    """Never sent."""
+    FIRE_OUTCOME_DEFINED: _FireOutcome.ValueType  # 1
+    """Not an instant: the schedule was created, changed, paused, resumed, or has finished."""
+    FIRE_OUTCOME_FIRED: _FireOutcome.ValueType  # 2
+    """It has an execution of its own."""
+    FIRE_OUTCOME_CAUGHT_UP: _FireOutcome.ValueType  # 3
+    """The same, late: by the misfire policy."""
+    FIRE_OUTCOME_MISSED: _FireOutcome.ValueType  # 4
+    """Nobody fired it in time, and the misfire policy does not make up for it."""
+    FIRE_OUTCOME_OVERLAP: _FireOutcome.ValueType  # 5
+    """Skipped: an earlier execution had not ended."""
+    FIRE_OUTCOME_DEADLINE: _FireOutcome.ValueType  # 6
+    """Skipped: it was later than the start deadline."""
+    FIRE_OUTCOME_PAUSED: _FireOutcome.ValueType  # 7
+    """Skipped: the schedule was paused."""
+    FIRE_OUTCOME_CLOCK: _FireOutcome.ValueType  # 8
+    """Skipped: daylight saving, by the gap or fold policy."""
+    FIRE_OUTCOME_EXCLUDED: _FireOutcome.ValueType  # 9
+    """Skipped: an excluded date or window."""
+    FIRE_OUTCOME_BRAKE: _FireOutcome.ValueType  # 10
+    """Skipped: more than 120 fires in a minute, which also paused the schedule."""
+
+class FireOutcome(_FireOutcome, metaclass=_FireOutcomeEnumTypeWrapper):
+    """What became of an instant of a schedule."""
+
+FIRE_OUTCOME_UNSPECIFIED: FireOutcome.ValueType  # 0
+"""Never sent."""
+FIRE_OUTCOME_DEFINED: FireOutcome.ValueType  # 1
+"""Not an instant: the schedule was created, changed, paused, resumed, or has finished."""
+FIRE_OUTCOME_FIRED: FireOutcome.ValueType  # 2
+"""It has an execution of its own."""
+FIRE_OUTCOME_CAUGHT_UP: FireOutcome.ValueType  # 3
+"""The same, late: by the misfire policy."""
+FIRE_OUTCOME_MISSED: FireOutcome.ValueType  # 4
+"""Nobody fired it in time, and the misfire policy does not make up for it."""
+FIRE_OUTCOME_OVERLAP: FireOutcome.ValueType  # 5
+"""Skipped: an earlier execution had not ended."""
+FIRE_OUTCOME_DEADLINE: FireOutcome.ValueType  # 6
+"""Skipped: it was later than the start deadline."""
+FIRE_OUTCOME_PAUSED: FireOutcome.ValueType  # 7
+"""Skipped: the schedule was paused."""
+FIRE_OUTCOME_CLOCK: FireOutcome.ValueType  # 8
+"""Skipped: daylight saving, by the gap or fold policy."""
+FIRE_OUTCOME_EXCLUDED: FireOutcome.ValueType  # 9
+"""Skipped: an excluded date or window."""
+FIRE_OUTCOME_BRAKE: FireOutcome.ValueType  # 10
+"""Skipped: more than 120 fires in a minute, which also paused the schedule."""
+Global___FireOutcome: _TypeAlias = FireOutcome  # noqa: Y015
+
+class _LedgerProblemKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LedgerProblemKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LedgerProblemKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEDGER_PROBLEM_KIND_UNSPECIFIED: _LedgerProblemKind.ValueType  # 0
+    """Never sent."""
+    LEDGER_PROBLEM_KIND_TAMPERED: _LedgerProblemKind.ValueType  # 1
+    """A row is not what was written: its hash does not follow, or it cannot be read."""
+    LEDGER_PROBLEM_KIND_REMOVED: _LedgerProblemKind.ValueType  # 2
+    """Rows are gone: the numbers have a gap, or the end is not where the schedule says."""
+    LEDGER_PROBLEM_KIND_MISSING: _LedgerProblemKind.ValueType  # 3
+    """An instant has no row."""
+    LEDGER_PROBLEM_KIND_DOUBLED: _LedgerProblemKind.ValueType  # 4
+    """An instant has more than one row."""
+    LEDGER_PROBLEM_KIND_UNEXPECTED: _LedgerProblemKind.ValueType  # 5
+    """A row is about what was no instant of the schedule then, or counts them wrongly."""
+    LEDGER_PROBLEM_KIND_NO_EXECUTION: _LedgerProblemKind.ValueType  # 6
+    """A row says that an instant fired, and its execution is not there."""
+    LEDGER_PROBLEM_KIND_REVOKED: _LedgerProblemKind.ValueType  # 7
+    """An execution was taken back though nothing changed the schedule."""
+
+class LedgerProblemKind(_LedgerProblemKind, metaclass=_LedgerProblemKindEnumTypeWrapper):
+    """What can be wrong with a ledger."""
+
+LEDGER_PROBLEM_KIND_UNSPECIFIED: LedgerProblemKind.ValueType  # 0
+"""Never sent."""
+LEDGER_PROBLEM_KIND_TAMPERED: LedgerProblemKind.ValueType  # 1
+"""A row is not what was written: its hash does not follow, or it cannot be read."""
+LEDGER_PROBLEM_KIND_REMOVED: LedgerProblemKind.ValueType  # 2
+"""Rows are gone: the numbers have a gap, or the end is not where the schedule says."""
+LEDGER_PROBLEM_KIND_MISSING: LedgerProblemKind.ValueType  # 3
+"""An instant has no row."""
+LEDGER_PROBLEM_KIND_DOUBLED: LedgerProblemKind.ValueType  # 4
+"""An instant has more than one row."""
+LEDGER_PROBLEM_KIND_UNEXPECTED: LedgerProblemKind.ValueType  # 5
+"""A row is about what was no instant of the schedule then, or counts them wrongly."""
+LEDGER_PROBLEM_KIND_NO_EXECUTION: LedgerProblemKind.ValueType  # 6
+"""A row says that an instant fired, and its execution is not there."""
+LEDGER_PROBLEM_KIND_REVOKED: LedgerProblemKind.ValueType  # 7
+"""An execution was taken back though nothing changed the schedule."""
+Global___LedgerProblemKind: _TypeAlias = LedgerProblemKind  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
@@ -205,6 +307,10 @@ class Schedule(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    OVERLAP_QUEUE_MAX_FIELD_NUMBER: _builtins.int
+    MISFIRE_WINDOW_FIELD_NUMBER: _builtins.int
+    MISFIRE_MAX_FIELD_NUMBER: _builtins.int
+    PAUSE_AFTER_FAILURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """customers/{customer}/jobs/{job}/schedules/{schedule}. Set by the server."""
     uid: _builtins.str
@@ -227,6 +333,16 @@ class Schedule(_message.Message):
     """Changes when the definition changes. Give it back in an update or a delete to be refused
     (ABORTED, ETAG_MISMATCH) if somebody else was faster.
     """
+    overlap_queue_max: _builtins.int
+    """How many instants may wait under OVERLAP_POLICY_QUEUE; further ones are skipped. Default 1; 1 to
+    100.
+    """
+    misfire_max: _builtins.int
+    """How many instants MISFIRE_POLICY_ALL catches up at most: the latest ones. Default 100; 1 to 1,000."""
+    pause_after_failures: _builtins.int
+    """The schedule is paused, with a reason, when so many of its executions in a row have failed.
+    Default 0: never; at most 100.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For people and for filters. At most 32; keys up to 63 characters, values up to 255."""
@@ -237,8 +353,8 @@ class Schedule(_message.Message):
 
     @_builtins.property
     def start_deadline(self) -> _duration_pb2.Duration:
-        """A fire that would start later than this after its due time is not started. Default: none.
-        Not built yet: setting it is refused with UNIMPLEMENTED.
+        """A fire that is decided later than this after its due time is skipped: one that was missed, or that
+        waited for another's end. Default: none is too late. 1 second to 365 days.
         """
 
     @_builtins.property
@@ -258,6 +374,12 @@ class Schedule(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When its definition was last changed. Set by the server."""
+
+    @_builtins.property
+    def misfire_window(self) -> _duration_pb2.Duration:
+        """Instants older than this are not caught up, whatever the misfire policy. Default: no bound. 1
+        second to 365 days.
+        """
 
     def __init__(
         self,
@@ -279,10 +401,14 @@ class Schedule(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        overlap_queue_max: _builtins.int = ...,
+        misfire_window: _duration_pb2.Duration | None = ...,
+        misfire_max: _builtins.int = ...,
+        pause_after_failures: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_fire_time", b"last_fire_time", "next_fire_time", b"next_fire_time", "recurrence", b"recurrence", "start_deadline", b"start_deadline", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_fire_time", b"last_fire_time", "misfire_window", b"misfire_window", "next_fire_time", b"next_fire_time", "recurrence", b"recurrence", "start_deadline", b"start_deadline", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "fire_count", b"fire_count", "labels", b"labels", "last_fire_time", b"last_fire_time", "misfire_policy", b"misfire_policy", "missed_count", b"missed_count", "name", b"name", "next_fire_time", b"next_fire_time", "overlap_policy", b"overlap_policy", "pause_reason", b"pause_reason", "payload", b"payload", "recurrence", b"recurrence", "start_deadline", b"start_deadline", "state", b"state", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "fire_count", b"fire_count", "labels", b"labels", "last_fire_time", b"last_fire_time", "misfire_max", b"misfire_max", "misfire_policy", b"misfire_policy", "misfire_window", b"misfire_window", "missed_count", b"missed_count", "name", b"name", "next_fire_time", b"next_fire_time", "overlap_policy", b"overlap_policy", "overlap_queue_max", b"overlap_queue_max", "pause_after_failures", b"pause_after_failures", "pause_reason", b"pause_reason", "payload", b"payload", "recurrence", b"recurrence", "start_deadline", b"start_deadline", "state", b"state", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,7 +416,9 @@ Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 
 @_typing.final
 class Recurrence(_message.Message):
-    """A set of instants: the union of crons, intervals and times, in one zone, between two bounds."""
+    """A set of instants: the union of crons, intervals and times, in one zone, between two bounds, less
+    what is excluded. At most 60 in a minute: more is refused (INVALID_ARGUMENT).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,6 +431,9 @@ class Recurrence(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     JITTER_FIELD_NUMBER: _builtins.int
+    MAX_FIRES_FIELD_NUMBER: _builtins.int
+    EXCLUDED_DATES_FIELD_NUMBER: _builtins.int
+    EXCLUDED_WINDOWS_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA time zone for crons, as "Europe/Berlin". Default "UTC". Zones come from the server's pinned
     tzdata, never from a host.
@@ -311,6 +442,8 @@ class Recurrence(_message.Message):
     """What happens to a local time that does not exist (clocks go forward)."""
     fold_policy: Global___FoldPolicy.ValueType
     """What happens to a local time that happens twice (clocks go back)."""
+    max_fires: _builtins.int
+    """The schedule has finished after so many fires. Default 0: never; at most 1,000,000,000."""
     @_builtins.property
     def crons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Cron expressions, at most 8, each up to 256 characters: five fields (minute, hour, day of month,
@@ -341,6 +474,16 @@ class Recurrence(_message.Message):
         Default 0; at most 1 hour.
         """
 
+    @_builtins.property
+    def excluded_dates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Local dates of the time zone on which nothing fires: "2026-12-25", or "12-25" for that day of
+        every year. At most 1,000. Exclusions that leave no instant are refused (INVALID_ARGUMENT).
+        """
+
+    @_builtins.property
+    def excluded_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeWindow]:
+        """Stretches of time in which nothing fires. At most 200."""
+
     def __init__(
         self,
         *,
@@ -353,14 +496,47 @@ class Recurrence(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         jitter: _duration_pb2.Duration | None = ...,
+        max_fires: _builtins.int = ...,
+        excluded_dates: _abc.Iterable[_builtins.str] | None = ...,
+        excluded_windows: _abc.Iterable[Global___TimeWindow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "jitter", b"jitter", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crons", b"crons", "end_time", b"end_time", "fold_policy", b"fold_policy", "gap_policy", b"gap_policy", "intervals", b"intervals", "jitter", b"jitter", "start_time", b"start_time", "time_zone", b"time_zone", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crons", b"crons", "end_time", b"end_time", "excluded_dates", b"excluded_dates", "excluded_windows", b"excluded_windows", "fold_policy", b"fold_policy", "gap_policy", b"gap_policy", "intervals", b"intervals", "jitter", b"jitter", "max_fires", b"max_fires", "start_time", b"start_time", "time_zone", b"time_zone", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Recurrence: _TypeAlias = Recurrence  # noqa: Y015
+
+@_typing.final
+class TimeWindow(_message.Message):
+    """A stretch of time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Its first instant. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Ends it: not included. After start_time. Required."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
 
 @_typing.final
 class Interval(_message.Message):
@@ -603,8 +779,9 @@ class UpdateScheduleRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change: "labels", "recurrence", "payload", "overlap_policy", "misfire_policy".
-        Required; "*" replaces all.
+        """Which fields to change: "labels", "recurrence", "payload", "overlap_policy", "overlap_queue_max",
+        "misfire_policy", "misfire_window", "misfire_max", "start_deadline", "pause_after_failures", or
+        a part as "recurrence.jitter". Required; "*" replaces all.
         """
 
     def __init__(
@@ -805,26 +982,6 @@ class TriggerScheduleRequest(_message.Message):
 Global___TriggerScheduleRequest: _TypeAlias = TriggerScheduleRequest  # noqa: Y015
 
 @_typing.final
-class TriggerScheduleResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EXECUTION_FIELD_NUMBER: _builtins.int
-    execution: _builtins.str
-    """The execution's name."""
-    def __init__(
-        self,
-        *,
-        execution: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TriggerScheduleResponse: _TypeAlias = TriggerScheduleResponse  # noqa: Y015
-
-@_typing.final
 class BackfillScheduleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -838,11 +995,11 @@ class BackfillScheduleRequest(_message.Message):
     """As in ExecuteJobRequest."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """The range, start included, end not. Required."""
+        """The range: this instant is included. Required."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """See start_time."""
+        """The range: this instant is not included. After start_time, and not in the future. Required."""
 
     def __init__(
         self,
@@ -865,17 +1022,417 @@ class BackfillScheduleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRE_COUNT_FIELD_NUMBER: _builtins.int
+    BACKFILL_FIELD_NUMBER: _builtins.int
     fire_count: _builtins.int
-    """How many fires were queued."""
+    """How many executions were made: one for each instant of the range."""
+    backfill: _builtins.str
+    """Names this backfill, for CancelBackfill: 20 characters of [0-9a-v]."""
     def __init__(
         self,
         *,
         fire_count: _builtins.int = ...,
+        backfill: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fire_count", b"fire_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "fire_count", b"fire_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BackfillScheduleResponse: _TypeAlias = BackfillScheduleResponse  # noqa: Y015
+
+@_typing.final
+class CancelBackfillRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BACKFILL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
+    backfill: _builtins.str
+    """As BackfillScheduleResponse has it. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        backfill: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill", b"backfill", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelBackfillRequest: _TypeAlias = CancelBackfillRequest  # noqa: Y015
+
+@_typing.final
+class CancelBackfillResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCELLED_COUNT_FIELD_NUMBER: _builtins.int
+    cancelled_count: _builtins.int
+    """How many of its executions had not ended, and were asked to end."""
+    def __init__(
+        self,
+        *,
+        cancelled_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_count", b"cancelled_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelBackfillResponse: _TypeAlias = CancelBackfillResponse  # noqa: Y015
+
+@_typing.final
+class ListFiresRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
+    page_size: _builtins.int
+    """Items a page. Default 100; at most 1,000 (more is taken as 1,000)."""
+    page_token: _builtins.str
+    """From the last answer, with the same parent and order; another listing's is refused
+    (PAGE_TOKEN_INVALID).
+    """
+    newest_first: _builtins.bool
+    """If true, the row decided last comes first. Default: the oldest comes first."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        newest_first: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFiresRequest: _TypeAlias = ListFiresRequest  # noqa: Y015
+
+@_typing.final
+class ListFiresResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty at the end."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerRow]:
+        """In the order of their decision, or the reverse."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___LedgerRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFiresResponse: _TypeAlias = ListFiresResponse  # noqa: Y015
+
+@_typing.final
+class LedgerRow(_message.Message):
+    """What became of one instant of a schedule, or of a run of them in order with the same outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DECIDE_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts from 0, in the order of decision. Old rows are forgotten with the history."""
+    outcome: Global___FireOutcome.ValueType
+    """What became of it."""
+    count: _builtins.int
+    """Instants of the run. 0: 1,000 or more."""
+    execution: _builtins.str
+    """The execution: a resource name. Only for FIRED and CAUGHT_UP; ended executions are kept for a
+    time only.
+    """
+    hash: _builtins.str
+    """Hexadecimal. Chains the rows: each is drawn from the one before and from what the row says."""
+    @_builtins.property
+    def decide_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided. Before first_time for a fire that was armed ahead."""
+
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """The instant, without jitter, or the first of the run. For DEFINED: from when it holds."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """The last instant of the run; the same as first_time for a single one."""
+
+    @_builtins.property
+    def definition(self) -> Global___Schedule:
+        """What the schedule was from then on: name, uid, recurrence, policies, state and etag. Only for
+        DEFINED.
+        """
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        outcome: Global___FireOutcome.ValueType = ...,
+        decide_time: _timestamp_pb2.Timestamp | None = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+        count: _builtins.int = ...,
+        execution: _builtins.str = ...,
+        definition: Global___Schedule | None = ...,
+        hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decide_time", b"decide_time", "definition", b"definition", "first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decide_time", b"decide_time", "definition", b"definition", "execution", b"execution", "first_time", b"first_time", "hash", b"hash", "last_time", b"last_time", "number", b"number", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerRow: _TypeAlias = LedgerRow  # noqa: Y015
+
+@_typing.final
+class GetScheduleStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScheduleStatisticsRequest: _TypeAlias = GetScheduleStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ScheduleStatistics(_message.Message):
+    """How a schedule did in the last day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    FIRED_COUNT_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_COUNT_FIELD_NUMBER: _builtins.int
+    MISSED_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    LATE_COUNT_FIELD_NUMBER: _builtins.int
+    STARTED_COUNT_FIELD_NUMBER: _builtins.int
+    LATENESS_P50_FIELD_NUMBER: _builtins.int
+    LATENESS_P99_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """False if there were more than 10,000 rows in the day: then start_time is later."""
+    fired_count: _builtins.int
+    """Instants that have an execution, caught up ones included."""
+    caught_up_count: _builtins.int
+    """Of these, those that were caught up late, by the misfire policy."""
+    missed_count: _builtins.int
+    """Instants that nobody fired in time and that were not caught up. A run of 1,000 or more counts as
+    1,000, here and in skipped.
+    """
+    failed_count: _builtins.int
+    """Executions that ended as FAILED."""
+    late_count: _builtins.int
+    """Executions whose first attempt started more than 100 milliseconds after its due time."""
+    started_count: _builtins.int
+    """Executions that have started: those that lateness is told of."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From when: one day ago, or later if there were more than 10,000 rows since: then the latest
+        10,000 are counted.
+        """
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when: the moment of the answer."""
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedCount]:
+        """Instants that were skipped, by reason. Reasons without any are left out."""
+
+    @_builtins.property
+    def lateness_p50(self) -> _duration_pb2.Duration:
+        """Half of the executions started not later than this after their due time. Unset if none started."""
+
+    @_builtins.property
+    def lateness_p99(self) -> _duration_pb2.Duration:
+        """99 of 100 did. Unset if none started."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        complete: _builtins.bool = ...,
+        fired_count: _builtins.int = ...,
+        caught_up_count: _builtins.int = ...,
+        missed_count: _builtins.int = ...,
+        skipped: _abc.Iterable[Global___SkippedCount] | None = ...,
+        failed_count: _builtins.int = ...,
+        late_count: _builtins.int = ...,
+        started_count: _builtins.int = ...,
+        lateness_p50: _duration_pb2.Duration | None = ...,
+        lateness_p99: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "lateness_p50", b"lateness_p50", "lateness_p99", b"lateness_p99", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up_count", b"caught_up_count", "complete", b"complete", "end_time", b"end_time", "failed_count", b"failed_count", "fired_count", b"fired_count", "late_count", b"late_count", "lateness_p50", b"lateness_p50", "lateness_p99", b"lateness_p99", "missed_count", b"missed_count", "skipped", b"skipped", "start_time", b"start_time", "started_count", b"started_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleStatistics: _TypeAlias = ScheduleStatistics  # noqa: Y015
+
+@_typing.final
+class SkippedCount(_message.Message):
+    """How many instants were skipped for a reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    outcome: Global___FireOutcome.ValueType
+    """OVERLAP, DEADLINE, PAUSED, CLOCK, EXCLUDED or BRAKE."""
+    count: _builtins.int
+    """See outcome."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___FireOutcome.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedCount: _TypeAlias = SkippedCount  # noqa: Y015
+
+@_typing.final
+class VerifyScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Instants from this one on. Default: from the schedule's creation."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Instants before this one. Default: those until now. Not before start_time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "name", b"name", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyScheduleRequest: _TypeAlias = VerifyScheduleRequest  # noqa: Y015
+
+@_typing.final
+class VerifyScheduleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANT_COUNT_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    instant_count: _builtins.int
+    """Instants that the schedule's definitions name in the range."""
+    row_count: _builtins.int
+    """Rows whose hash was computed again."""
+    complete: _builtins.bool
+    """True if everything asked for was looked at. False if older rows have been forgotten, or a limit
+    ended it: 1,000,000 instants, the latest 250,000 rows, 100 problems.
+    """
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerProblem]:
+        """What is wrong, at most 100. Empty: the ledger tells the truth as far as it was looked at."""
+
+    def __init__(
+        self,
+        *,
+        instant_count: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        problems: _abc.Iterable[Global___LedgerProblem] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "instant_count", b"instant_count", "problems", b"problems", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyScheduleResponse: _TypeAlias = VerifyScheduleResponse  # noqa: Y015
+
+@_typing.final
+class LedgerProblem(_message.Message):
+    """One thing that is wrong with a ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: Global___LedgerProblemKind.ValueType
+    """What is wrong."""
+    text: _builtins.str
+    """The same for people."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The instant, or the time of the row."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___LedgerProblemKind.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerProblem: _TypeAlias = LedgerProblem  # noqa: Y015

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from ...tickmesh.v1 import execution_pb2 as tickmesh_dot_v1_dot_execution__pb2
 from ...tickmesh.v1 import schedule_pb2 as tickmesh_dot_v1_dot_schedule__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -84,12 +85,32 @@ class ScheduleServiceStub(object):
         self.TriggerSchedule = channel.unary_unary(
                 '/tickmesh.v1.ScheduleService/TriggerSchedule',
                 request_serializer=tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleRequest.SerializeToString,
-                response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleResponse.FromString,
+                response_deserializer=tickmesh_dot_v1_dot_execution__pb2.Execution.FromString,
                 _registered_method=True)
         self.BackfillSchedule = channel.unary_unary(
                 '/tickmesh.v1.ScheduleService/BackfillSchedule',
                 request_serializer=tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleResponse.FromString,
+                _registered_method=True)
+        self.CancelBackfill = channel.unary_unary(
+                '/tickmesh.v1.ScheduleService/CancelBackfill',
+                request_serializer=tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillResponse.FromString,
+                _registered_method=True)
+        self.ListFires = channel.unary_unary(
+                '/tickmesh.v1.ScheduleService/ListFires',
+                request_serializer=tickmesh_dot_v1_dot_schedule__pb2.ListFiresRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.ListFiresResponse.FromString,
+                _registered_method=True)
+        self.GetScheduleStatistics = channel.unary_unary(
+                '/tickmesh.v1.ScheduleService/GetScheduleStatistics',
+                request_serializer=tickmesh_dot_v1_dot_schedule__pb2.GetScheduleStatisticsRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.ScheduleStatistics.FromString,
+                _registered_method=True)
+        self.VerifySchedule = channel.unary_unary(
+                '/tickmesh.v1.ScheduleService/VerifySchedule',
+                request_serializer=tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleResponse.FromString,
                 _registered_method=True)
 
 
@@ -100,7 +121,8 @@ class ScheduleServiceServicer(object):
     def CreateSchedule(self, request, context):
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
         Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-        zone, a cron that never fires, a time in the past, ...).
+        zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
+        that leave no instant, ...).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,14 +188,49 @@ class ScheduleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TriggerSchedule(self, request, context):
-        """Fires a schedule now, besides its instants. Not built yet: answers UNIMPLEMENTED.
+        """Fires a schedule now, besides its instants: an execution with its payload, whatever its policies
+        and be it paused or not. It has no row in the ledger. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BackfillSchedule(self, request, context):
-        """Fires every instant of a past range. Not built yet: answers UNIMPLEMENTED.
+        """Fires every instant of a past range, up to 999, in one commit: executions of their own, due now,
+        besides what the instants had. Policies do not count, and rows in the ledger are not made.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (a range that is empty, ends in the future, or has more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBackfill(self, request, context):
+        """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
+        changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFires(self, request, context):
+        """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScheduleStatistics(self, request, context):
+        """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
+        Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifySchedule(self, request, context):
+        """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
+        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
+        NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,12 +287,32 @@ def add_ScheduleServiceServicer_to_server(servicer, server):
             'TriggerSchedule': grpc.unary_unary_rpc_method_handler(
                     servicer.TriggerSchedule,
                     request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleRequest.FromString,
-                    response_serializer=tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleResponse.SerializeToString,
+                    response_serializer=tickmesh_dot_v1_dot_execution__pb2.Execution.SerializeToString,
             ),
             'BackfillSchedule': grpc.unary_unary_rpc_method_handler(
                     servicer.BackfillSchedule,
                     request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleRequest.FromString,
                     response_serializer=tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleResponse.SerializeToString,
+            ),
+            'CancelBackfill': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBackfill,
+                    request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillResponse.SerializeToString,
+            ),
+            'ListFires': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFires,
+                    request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.ListFiresRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_schedule__pb2.ListFiresResponse.SerializeToString,
+            ),
+            'GetScheduleStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScheduleStatistics,
+                    request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.GetScheduleStatisticsRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_schedule__pb2.ScheduleStatistics.SerializeToString,
+            ),
+            'VerifySchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifySchedule,
+                    request_deserializer=tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -508,7 +585,7 @@ class ScheduleService(object):
             target,
             '/tickmesh.v1.ScheduleService/TriggerSchedule',
             tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleRequest.SerializeToString,
-            tickmesh_dot_v1_dot_schedule__pb2.TriggerScheduleResponse.FromString,
+            tickmesh_dot_v1_dot_execution__pb2.Execution.FromString,
             options,
             channel_credentials,
             insecure,
@@ -536,6 +613,114 @@ class ScheduleService(object):
             '/tickmesh.v1.ScheduleService/BackfillSchedule',
             tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleRequest.SerializeToString,
             tickmesh_dot_v1_dot_schedule__pb2.BackfillScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBackfill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ScheduleService/CancelBackfill',
+            tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillRequest.SerializeToString,
+            tickmesh_dot_v1_dot_schedule__pb2.CancelBackfillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFires(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ScheduleService/ListFires',
+            tickmesh_dot_v1_dot_schedule__pb2.ListFiresRequest.SerializeToString,
+            tickmesh_dot_v1_dot_schedule__pb2.ListFiresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScheduleStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ScheduleService/GetScheduleStatistics',
+            tickmesh_dot_v1_dot_schedule__pb2.GetScheduleStatisticsRequest.SerializeToString,
+            tickmesh_dot_v1_dot_schedule__pb2.ScheduleStatistics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifySchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ScheduleService/VerifySchedule',
+            tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleRequest.SerializeToString,
+            tickmesh_dot_v1_dot_schedule__pb2.VerifyScheduleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
+from ...tickmesh.v1 import execution_pb2 as _execution_pb2
 from ...tickmesh.v1 import schedule_pb2 as _schedule_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -37,7 +38,8 @@ class ScheduleServiceStub:
     CreateSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
     Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-    zone, a cron that never fires, a time in the past, ...).
+    zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
+    that leave no instant, ...).
     """
     BatchCreateSchedules: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]
     """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
@@ -61,10 +63,30 @@ class ScheduleServiceStub:
     """Tells the next fires of a recurrence, stored or not, and what daylight saving does to each.
     Changes nothing.
     """
-    TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]
-    """Fires a schedule now, besides its instants. Not built yet: answers UNIMPLEMENTED."""
+    TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _execution_pb2.Execution]
+    """Fires a schedule now, besides its instants: an execution with its payload, whatever its policies
+    and be it paused or not. It has no row in the ledger. Errors: NOT_FOUND.
+    """
     BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.BackfillScheduleRequest, _schedule_pb2.BackfillScheduleResponse]
-    """Fires every instant of a past range. Not built yet: answers UNIMPLEMENTED."""
+    """Fires every instant of a past range, up to 999, in one commit: executions of their own, due now,
+    besides what the instants had. Policies do not count, and rows in the ledger are not made.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (a range that is empty, ends in the future, or has more).
+    """
+    CancelBackfill: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CancelBackfillRequest, _schedule_pb2.CancelBackfillResponse]
+    """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
+    changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+    """
+    ListFires: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]
+    """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+    GetScheduleStatistics: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleStatisticsRequest, _schedule_pb2.ScheduleStatistics]
+    """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
+    Errors: NOT_FOUND.
+    """
+    VerifySchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.VerifyScheduleRequest, _schedule_pb2.VerifyScheduleResponse]
+    """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
+    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
+    NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+    """
 
 @_typing.type_check_only
 class ScheduleServiceAsyncStub(ScheduleServiceStub):
@@ -74,7 +96,8 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
     Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-    zone, a cron that never fires, a time in the past, ...).
+    zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
+    that leave no instant, ...).
     """
     BatchCreateSchedules: _aio.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]  # type: ignore[assignment]
     """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
@@ -98,10 +121,30 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     """Tells the next fires of a recurrence, stored or not, and what daylight saving does to each.
     Changes nothing.
     """
-    TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _schedule_pb2.TriggerScheduleResponse]  # type: ignore[assignment]
-    """Fires a schedule now, besides its instants. Not built yet: answers UNIMPLEMENTED."""
+    TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.TriggerScheduleRequest, _execution_pb2.Execution]  # type: ignore[assignment]
+    """Fires a schedule now, besides its instants: an execution with its payload, whatever its policies
+    and be it paused or not. It has no row in the ledger. Errors: NOT_FOUND.
+    """
     BackfillSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.BackfillScheduleRequest, _schedule_pb2.BackfillScheduleResponse]  # type: ignore[assignment]
-    """Fires every instant of a past range. Not built yet: answers UNIMPLEMENTED."""
+    """Fires every instant of a past range, up to 999, in one commit: executions of their own, due now,
+    besides what the instants had. Policies do not count, and rows in the ledger are not made.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (a range that is empty, ends in the future, or has more).
+    """
+    CancelBackfill: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CancelBackfillRequest, _schedule_pb2.CancelBackfillResponse]  # type: ignore[assignment]
+    """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
+    changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+    """
+    ListFires: _aio.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]  # type: ignore[assignment]
+    """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+    GetScheduleStatistics: _aio.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleStatisticsRequest, _schedule_pb2.ScheduleStatistics]  # type: ignore[assignment]
+    """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
+    Errors: NOT_FOUND.
+    """
+    VerifySchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.VerifyScheduleRequest, _schedule_pb2.VerifyScheduleResponse]  # type: ignore[assignment]
+    """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
+    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
+    NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+    """
 
 class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     """Schedules: when a job fires. See JobService for deadlines and errors."""
@@ -114,7 +157,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
         Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-        zone, a cron that never fires, a time in the past, ...).
+        zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
+        that leave no instant, ...).
         """
 
     @_abc_1.abstractmethod
@@ -192,8 +236,10 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _schedule_pb2.TriggerScheduleRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_schedule_pb2.TriggerScheduleResponse, _abc.Awaitable[_schedule_pb2.TriggerScheduleResponse]]:
-        """Fires a schedule now, besides its instants. Not built yet: answers UNIMPLEMENTED."""
+    ) -> _typing.Union[_execution_pb2.Execution, _abc.Awaitable[_execution_pb2.Execution]]:
+        """Fires a schedule now, besides its instants: an execution with its payload, whatever its policies
+        and be it paused or not. It has no row in the ledger. Errors: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def BackfillSchedule(
@@ -201,6 +247,48 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.BackfillScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.BackfillScheduleResponse, _abc.Awaitable[_schedule_pb2.BackfillScheduleResponse]]:
-        """Fires every instant of a past range. Not built yet: answers UNIMPLEMENTED."""
+        """Fires every instant of a past range, up to 999, in one commit: executions of their own, due now,
+        besides what the instants had. Policies do not count, and rows in the ledger are not made.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (a range that is empty, ends in the future, or has more).
+        """
+
+    @_abc_1.abstractmethod
+    def CancelBackfill(
+        self,
+        request: _schedule_pb2.CancelBackfillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.CancelBackfillResponse, _abc.Awaitable[_schedule_pb2.CancelBackfillResponse]]:
+        """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
+        changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+        """
+
+    @_abc_1.abstractmethod
+    def ListFires(
+        self,
+        request: _schedule_pb2.ListFiresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.ListFiresResponse, _abc.Awaitable[_schedule_pb2.ListFiresResponse]]:
+        """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetScheduleStatistics(
+        self,
+        request: _schedule_pb2.GetScheduleStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.ScheduleStatistics, _abc.Awaitable[_schedule_pb2.ScheduleStatistics]]:
+        """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifySchedule(
+        self,
+        request: _schedule_pb2.VerifyScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_schedule_pb2.VerifyScheduleResponse, _abc.Awaitable[_schedule_pb2.VerifyScheduleResponse]]:
+        """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
+        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
+        NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+        """
 
 def add_ScheduleServiceServicer_to_server(servicer: ScheduleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,213 @@
+"""What a schedule's ledger tells: its rows, how the last day went, and whether it is the truth.
+
+Reads only. What looks at many rows does so a little at a time, or in a thread, so that fires of
+others are not held up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+
+from ..mesh.errors import Overloaded, invalid
+from ..proto.tickmesh.v1 import schedule_pb2
+from . import convert, pages
+from .core import audit
+from .core.ids import execution_id
+from .core.ledger import Outcome, Row
+from .core.model import Execution, ExecutionState, Schedule
+from .core.recurrence.limits import COUNT_MAX, HORIZON_MS
+from .shard import Shard
+
+STATISTICS_MS = 86_400_000
+"""A schedule's statistics are about the last day."""
+
+STATISTICS_ROWS_MAX = 10_000
+"""Rows that one answer looks at, with their executions: about 0.2 s of work."""
+
+STATISTICS_CHUNK = 100
+"""Rows looked at before others have their turn: about 2 ms."""
+
+LATE_NS = 100_000_000
+"""An execution that starts later than this after its due time is counted as late."""
+
+VERIFY_ROWS_MAX = 250_000
+"""Rows that one verification reads, the latest: about 100 MB while it goes on."""
+
+VERIFY_RETRY_AFTER_MS = 2_000
+"""Only one verification goes on at a time; another caller is told to come back."""
+
+
+class Ledgers:
+    """The methods of ScheduleService that read ledgers."""
+
+    def __init__(self, shard: Shard, find: Callable[[str, str], Schedule]) -> None:
+        """find: the schedule of a name; names the field given if there is none."""
+        self._shard = shard
+        self._find = find
+        self._verifying = False
+
+    def list_fires(self, request: schedule_pb2.ListFiresRequest) -> Message:
+        """See the proto."""
+        schedule = self._find(request.parent, "parent")
+        newest_first = request.newest_first
+        listing = ("fires", request.parent, schedule.uid.hex(), str(newest_first))
+        size = pages.size(request.page_size)
+        start = pages.start(request.page_token, *listing)
+        following: int | None
+        if newest_first:
+            upto = int.from_bytes(start, "big") if start else schedule.ledger_count - 1
+            first = max(0, upto - size + 1)
+            rows = self._shard.queries.numbered_rows(schedule.uid, first, upto - first + 1)
+            rows.reverse()
+            # Rows before the first that is kept have been forgotten.
+            following = first - 1 if first and rows and rows[-1][0] == first else None
+        else:
+            first = int.from_bytes(start, "big")
+            rows = self._shard.queries.first_rows(schedule.uid, first, size)
+            last = rows[-1][0] if rows else schedule.ledger_count
+            following = last + 1 if last + 1 < schedule.ledger_count else None
+        after = b"" if following is None else following.to_bytes(8, "big")
+        return schedule_pb2.ListFiresResponse(
+            rows=[convert.row_message(schedule, number, row) for number, row in rows],
+            next_page_token=pages.token(after, *listing),
+        )
+
+    async def statistics(self, request: schedule_pb2.GetScheduleStatisticsRequest) -> Message:
+        """See the proto."""
+        await self._shard.replica.read_barrier()
+        schedule = self._find(request.name, "name")
+        now_ms = self._shard.now_ms()
+        counted = Counted(now_ms - STATISTICS_MS)
+        upto, looked_at = schedule.ledger_count, 0
+        while upto and not counted.day_is_over:
+            if looked_at == STATISTICS_ROWS_MAX:
+                counted.complete = False
+                break
+            first = max(0, upto - STATISTICS_CHUNK)
+            rows = self._shard.queries.numbered_rows(schedule.uid, first, upto - first)
+            for _, row in reversed(rows):
+                counted.add(row, lambda row: self._fired(schedule, row))
+            if not rows:
+                break
+            looked_at += STATISTICS_CHUNK
+            upto = first
+            await asyncio.sleep(0)
+        return counted.message(now_ms)
+
+    def _fired(self, schedule: Schedule, row: Row) -> tuple[Execution, int] | None:
+        """The execution of a row, and when its first attempt started (0: not yet)."""
+        identity = execution_id(row.first_ms, schedule.uid)
+        execution = self._shard.queries.execution(schedule.job_uid, identity)
+        if execution is None:
+            return None
+        started_ns = execution.attempts[0].started_ns if execution.attempts else 0
+        if not started_ns and len(execution.attempts) == 1:
+            soft = self._shard.soft(execution)
+            started_ns = soft.started_ns if soft is not None else 0
+        return execution, started_ns
+
+    async def verify(self, request: schedule_pb2.VerifyScheduleRequest) -> Message:
+        """See the proto."""
+        from_ms, until_ms = 0, self._shard.now_ms() + 1
+        if request.HasField("start_time"):
+            from_ms = convert.to_ms(request.start_time)
+        if request.HasField("end_time"):
+            until_ms = min(convert.to_ms(request.end_time), HORIZON_MS)
+        if until_ms < from_ms:
+            raise invalid("end_time", "is before start_time")
+        if self._verifying:
+            raise Overloaded(
+                "the shard verifies another ledger: try again later",
+                retry_after_ms=VERIFY_RETRY_AFTER_MS,
+            )
+        self._verifying = True
+        try:
+            await self._shard.replica.read_barrier()
+            schedule = self._find(request.name, "name")
+            report = await asyncio.to_thread(self._verify, schedule, max(0, from_ms), until_ms)
+        finally:
+            self._verifying = False
+        response = schedule_pb2.VerifyScheduleResponse(
+            instant_count=report.instants, row_count=report.rows, complete=report.complete
+        )
+        for problem in report.problems:
+            response.problems.add(
+                kind=schedule_pb2.LedgerProblemKind.Value(f"LEDGER_PROBLEM_KIND_{problem.kind}"),
+                time=convert.from_ms(problem.at_ms),
+                text=problem.text,
+            )
+        return response
+
+    def _verify(self, schedule: Schedule, from_ms: int, until_ms: int) -> audit.Report:
+        """Rows are only ever appended: those that this state of the schedule counts are there."""
+        queries = self._shard.queries
+        first = max(0, schedule.ledger_count - VERIFY_ROWS_MAX)
+        rows = queries.numbered_rows(schedule.uid, first, schedule.ledger_count - first)
+        return audit.verify(
+            schedule,
+            rows,
+            lambda instant_ms: queries.execution(
+                schedule.job_uid, execution_id(instant_ms, schedule.uid)
+            ),
+            from_ms=from_ms,
+            until_ms=until_ms,
+            kept_ms=self._shard.now_ms() - self._shard.state.retention_ms,
+        )
+
+
+class Counted:
+    """What the rows of a day add up to."""
+
+    def __init__(self, from_ms: int) -> None:
+        self.from_ms = from_ms
+        self.complete = True
+        self.day_is_over = False
+        self._oldest_ms = 0
+        self._outcomes: Counter[Outcome] = Counter()
+        self._failed = 0
+        self._late_ns: list[int] = []
+
+    def add(self, row: Row, fired: Callable[[Row], tuple[Execution, int] | None]) -> None:
+        """One row, newer ones first."""
+        if self.day_is_over or row.at_ms < self.from_ms:
+            self.day_is_over = True
+            return
+        self._oldest_ms = row.at_ms
+        self._outcomes[row.outcome] += row.count or COUNT_MAX
+        found = fired(row) if row.outcome in convert.FIRED else None
+        if found is not None:
+            execution, started_ns = found
+            self._failed += execution.state is ExecutionState.FAILED
+            if started_ns:
+                self._late_ns.append(convert.late_ns(execution, started_ns))
+
+    def message(self, now_ms: int) -> schedule_pb2.ScheduleStatistics:
+        """The public message."""
+        outcomes = self._outcomes
+        message = schedule_pb2.ScheduleStatistics(
+            start_time=convert.from_ms(self.from_ms if self.complete else self._oldest_ms),
+            end_time=convert.from_ms(now_ms),
+            complete=self.complete,
+            fired_count=sum(outcomes[each] for each in convert.FIRED),
+            caught_up_count=outcomes[Outcome.CAUGHT_UP],
+            missed_count=outcomes[Outcome.MISSED],
+            failed_count=self._failed,
+            late_count=sum(each > LATE_NS for each in self._late_ns),
+            started_count=len(self._late_ns),
+        )
+        for outcome in sorted(outcomes):
+            if outcome >= Outcome.OVERLAP:
+                message.skipped.add(outcome=convert.outcome(outcome), count=outcomes[outcome])
+        if self._late_ns:
+            self._late_ns.sort()
+            message.lateness_p50.FromNanoseconds(self._percentile(50))
+            message.lateness_p99.FromNanoseconds(self._percentile(99))
+        return message
+
+    def _percentile(self, percent: int) -> int:
+        """The least value that so many of 100 do not exceed."""
+        return self._late_ns[-(-len(self._late_ns) * percent // 100) - 1]

@@ -42,6 +42,9 @@ BATCH = 1_000
 BATCHES_AT_ONCE = 4
 """So that no part waits for another: gateway, leader and disks work at the same time."""
 
+NOOP_SLOTS = 20_000
+"""Of an executor without containers: what is armed ahead takes a slot, two seconds' fires."""
+
 NEVER_SOON = "0 3 1 1 *"
 """The cron of an idle schedule: once a year."""
 
@@ -64,7 +67,7 @@ class Api:
         self.images = image_pb2_grpc.ImageServiceStub(self.channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(self.channel)
 
-    async def leader(self) -> str:
+    async def leader(self, attached: bool = True) -> str:
         """Id of the replica that leads, once there is one and an executor is attached to it."""
         async with asyncio.timeout(LEADER_DEADLINE_S):
             while True:
@@ -72,8 +75,8 @@ class Api:
                     cluster = await self.cluster.GetCluster(
                         cluster_pb2.GetClusterRequest(), timeout=CALL_DEADLINE_S
                     )
-                    if cluster.executors:
-                        leading = [r for s in cluster.shards for r in s.replicas if r.leader]
+                    leading = [r for s in cluster.shards for r in s.replicas if r.leader]
+                    if leading and (cluster.executors or not attached):
                         return max(leading, key=lambda replica: replica.term).replica_id
                 await asyncio.sleep(0.05)
 
@@ -171,7 +174,7 @@ async def mesh(options: LocalOptions, keep: str) -> AsyncIterator[tuple[LocalMes
         began = time.perf_counter()
         async with LocalMesh(Path(directory), options) as local:
             api = Api(local.address)
-            leader = await api.leader()
+            leader = await api.leader(options.executors > 0)
             say(f"the mesh serves after {time.perf_counter() - began:.1f} s, {leader} leads")
             try:
                 yield local, api
@@ -210,6 +213,16 @@ def resident_mib(local: LocalMesh) -> dict[str, float]:
         pages = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1])
         sizes[child.name] = round(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), 1)
     return sizes
+
+
+def cpu_s(local: LocalMesh) -> dict[str, float]:
+    """Processor time that each process has used so far, threads included."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = {}
+    for child in local.children:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        used[child.name] = (int(fields[11]) + int(fields[12])) / ticks
+    return used
 
 
 def disk_mib(local: LocalMesh) -> dict[str, float]:

@@ -42,12 +42,16 @@ class Writes:
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """See main.py for the arguments. No-op work: what is measured is the scheduling."""
-    options = LocalOptions(replicas=arguments.replicas, runtime="inprocess")
+    options = LocalOptions(
+        replicas=arguments.replicas,
+        runtime="inprocess",
+        executor=(("slot_count", bed.NOOP_SLOTS),),
+    )
     noise = await bed.noise()
     async with bed.mesh(options, arguments.keep) as (local, api):
         job = await api.create_job("noop", "nothing:1")
         written = await api.create_job("written", "nothing:1")
-        plan = fires.Plan.of(arguments.schedules, arguments.rate or RATE_DEFAULT)
+        plan = fires.Plan.of(arguments.schedules or fires.SCHEDULES, arguments.rate or RATE_DEFAULT)
         await plan.create(api, job)
         began_ms = (time.time() + SETTLE_S) * 1_000
         until_ms = began_ms + arguments.seconds * 1_000

@@ -24,6 +24,9 @@ SINGLE_CALLERS = 64
 SETTLE_S = 3.0
 """Between creating and measuring: longer than fires are armed ahead."""
 
+AFTER_S = 1.0
+"""Between the load and reading what came of it: reading disturbs nothing that is measured."""
+
 STAMP = Path(__file__).parent
 
 
@@ -31,7 +34,11 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """See main.py for the arguments."""
     real = arguments.runtime == "containerd"
     rate = arguments.rate or RATE_DEFAULT
-    options = LocalOptions(replicas=arguments.replicas, runtime=arguments.runtime)
+    options = LocalOptions(
+        replicas=arguments.replicas,
+        runtime=arguments.runtime,
+        executor=() if real else (("slot_count", bed.NOOP_SLOTS),),
+    )
     noise = await bed.noise()
     async with bed.mesh(options, arguments.keep) as (local, api):
         job = await _job(api, real)
@@ -40,13 +47,17 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         single = await api.create_single(job, SINGLE_SECONDS, SINGLE_CALLERS)
         say(f"{single:,.0f} a second one by one")
         execute = await _execute(api, job, arguments.executes, real)
-        plan = fires.Plan.of(arguments.schedules, rate)
+        plan = fires.Plan.of(arguments.schedules or fires.SCHEDULES, rate)
         firing = await _job(api, real, "firing")
         await plan.create(api, firing)
         began_ms = (time.time() + SETTLE_S) * 1_000
         until_ms = began_ms + arguments.seconds * 1_000
         say(f"{plan.count:,} schedules fire {plan.count / plan.period_ms * 1_000:g} times a second")
-        await asyncio.sleep(SETTLE_S + arguments.seconds)
+        await asyncio.sleep(SETTLE_S)
+        before = bed.cpu_s(local)
+        await asyncio.sleep(arguments.seconds)
+        after = bed.cpu_s(local)
+        await asyncio.sleep(AFTER_S)
         found = await fires.ended(api, firing, until_ms)
         counts, wanted = fires.compare(plan.expected(began_ms, until_ms), found)
         say(f"reading the output of {len(wanted)} executions")
@@ -66,6 +77,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "execute_ms": spread(execute),
             "early": sum(value < 0 for value in late),
             "creates_per_s": {"single": round(single), "batch": round(batch)},
+            # Of one core, while the load lasted.
+            "cpu_share": {
+                name: round((after[name] - before[name]) / arguments.seconds, 3) for name in after
+            },
             "rss_mib": bed.resident_mib(local),
             "disk_mib": bed.disk_mib(local),
             "registered": registered,

@@ -12,6 +12,9 @@ from bed import BATCH, CALL_DEADLINE_S, Api, milliseconds, say
 
 from tickmesh.proto.tickmesh.v1 import execution_pb2, schedule_pb2
 
+SCHEDULES = 1_000
+"""That fire, where not said otherwise."""
+
 DRAIN_DEADLINE_S = 30.0
 ACTIVE = (
     execution_pb2.EXECUTION_STATE_PENDING,

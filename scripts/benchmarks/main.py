@@ -9,12 +9,20 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import burst
 import failover
 import fire
+import recurrence
+import registered
+import write
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, Any]]], str]] = {
     "fire": (fire.run, "lateness of fires in real containers, cost of creates, memory"),
+    "burst": (burst.run, "10,000 no-op schedules that are due at one instant"),
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),
+    "registered": (registered.run, "a replica with millions of schedules: memory, opening, calls"),
+    "recurrence": (recurrence.run, "next fires of a million schedules over 2,000 expressions"),
+    "write": (write.run, "durable creates a second, beside a 3-node etcd's puts"),
 }
 SECONDS_MAX = 3_600.0
 """Of load: longer is a soak, and belongs to a test bed of its own."""
@@ -31,13 +39,26 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--json", action="store_true", help="one JSON line, and nothing else")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load (default 20)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of load (default 20; write: in four parts)"
+    )
     parser.add_argument("--rate", type=float, default=0.0, help="fires a second (10; failover: 20)")
-    parser.add_argument("--schedules", type=int, default=1_000, help="that fire (default 1,000)")
+    parser.add_argument(
+        "--schedules",
+        type=int,
+        default=0,
+        help="that fire (1,000; burst: 10,000); registered, recurrence: how many (a million)",
+    )
     parser.add_argument("--idle", type=int, default=100_000, help="that do not (default 100,000)")
     parser.add_argument("--executes", type=int, default=50, help="cold Executes (default 50)")
     parser.add_argument("--replicas", type=int, default=3, help="of the shard (default 3)")
-    parser.add_argument("--runtime", choices=("containerd", "inprocess"), default="containerd")
+    parser.add_argument("--executors", type=int, default=1, help="burst: processes (default 1)")
+    parser.add_argument(
+        "--runtime",
+        choices=("containerd", "inprocess", "noop"),
+        default="containerd",
+        help="of the executors; noop is another name of inprocess",
+    )
     parser.add_argument(
         "--kill",
         choices=("leader", "all"),
@@ -48,6 +69,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 < arguments.seconds <= SECONDS_MAX or not 0 <= arguments.rate <= RATE_MAX:
         parser.error(f"--seconds is 0 to {SECONDS_MAX:g}, --rate 0 to {RATE_MAX:g}")
+    if arguments.runtime == "noop":
+        arguments.runtime = "inprocess"
     return arguments
 
 

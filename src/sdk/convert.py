@@ -45,6 +45,10 @@ def from_timestamp(message: Any, field: str) -> datetime.datetime | None:
     return stamp.ToDatetime(tzinfo=datetime.UTC)
 
 
+def _instant(stamp: Timestamp) -> datetime.datetime:
+    return stamp.ToDatetime(tzinfo=datetime.UTC)
+
+
 def length(given: timedelta | float | None) -> timedelta | None:
     """A length of time as people give it: a timedelta, or seconds."""
     return given if given is None or isinstance(given, timedelta) else timedelta(seconds=given)
@@ -117,11 +121,13 @@ def to_job(job: types.Job) -> job_pb2.Job:
             pids=resources.pids,
         ),
         timeout=to_duration(job.timeout),
+        total_timeout=to_duration(job.total_timeout),
         grace_period=to_duration(job.grace_period),
         retry_policy=job_pb2.RetryPolicy(
             max_attempts=retry.max_attempts,
             backoff=to_duration(retry.backoff),
             backoff_max=to_duration(retry.backoff_max),
+            exit_codes=retry.exit_codes,
         )
         if retry
         else None,
@@ -138,6 +144,7 @@ def from_job(message: job_pb2.Job) -> types.Job:
             max_attempts=message.retry_policy.max_attempts,
             backoff=from_duration(message.retry_policy, "backoff"),
             backoff_max=from_duration(message.retry_policy, "backoff_max"),
+            exit_codes=tuple(message.retry_policy.exit_codes),
         )
     return types.Job(
         name=message.name,
@@ -158,6 +165,7 @@ def from_job(message: job_pb2.Job) -> types.Job:
             pids=resources.pids,
         ),
         timeout=from_duration(message, "timeout"),
+        total_timeout=from_duration(message, "total_timeout"),
         grace_period=from_duration(message, "grace_period"),
         retry_policy=retry,
         at_most_once=message.at_most_once,
@@ -182,6 +190,9 @@ def recurrence_of(
     start_time: datetime.datetime | None = None,
     end_time: datetime.datetime | None = None,
     jitter: timedelta | float | None = None,
+    max_fires: int = 0,
+    excluded_dates: Sequence[str | datetime.date] = (),
+    excluded_windows: Sequence[types.TimeWindow] = (),
 ) -> types.Recurrence:
     """A recurrence from the short forms that people write: one cron, an interval, an instant."""
     if not isinstance(every, types.Interval):
@@ -197,6 +208,9 @@ def recurrence_of(
         start_time=start_time,
         end_time=end_time,
         jitter=length(jitter),
+        max_fires=max_fires,
+        excluded_dates=tuple(str(date) for date in excluded_dates),
+        excluded_windows=tuple(excluded_windows),
     )
 
 
@@ -221,6 +235,19 @@ def to_recurrence(recurrence: types.Recurrence, path: str) -> schedule_pb2.Recur
         start_time=to_timestamp(recurrence.start_time, f"{path}.start_time"),
         end_time=to_timestamp(recurrence.end_time, f"{path}.end_time"),
         jitter=to_duration(recurrence.jitter),
+        max_fires=recurrence.max_fires,
+        excluded_dates=recurrence.excluded_dates,
+        excluded_windows=[
+            schedule_pb2.TimeWindow(
+                start_time=to_timestamp(
+                    window.start_time, f"{path}.excluded_windows[{number}].start_time"
+                ),
+                end_time=to_timestamp(
+                    window.end_time, f"{path}.excluded_windows[{number}].end_time"
+                ),
+            )
+            for number, window in enumerate(recurrence.excluded_windows)
+        ],
     )
 
 
@@ -243,6 +270,12 @@ def from_recurrence(message: schedule_pb2.Recurrence) -> types.Recurrence:
         start_time=from_timestamp(message, "start_time"),
         end_time=from_timestamp(message, "end_time"),
         jitter=from_duration(message, "jitter"),
+        max_fires=message.max_fires,
+        excluded_dates=tuple(message.excluded_dates),
+        excluded_windows=tuple(
+            types.TimeWindow(start_time=_instant(each.start_time), end_time=_instant(each.end_time))
+            for each in message.excluded_windows
+        ),
     )
 
 
@@ -261,6 +294,10 @@ def to_schedule(schedule: types.Schedule) -> schedule_pb2.Schedule:
             schedule_pb2.MisfirePolicy, "MISFIRE_POLICY", schedule.misfire_policy
         ),
         start_deadline=to_duration(schedule.start_deadline),
+        overlap_queue_max=schedule.overlap_queue_max,
+        misfire_window=to_duration(schedule.misfire_window),
+        misfire_max=schedule.misfire_max,
+        pause_after_failures=schedule.pause_after_failures,
     )
 
 
@@ -285,6 +322,10 @@ def from_schedule(message: schedule_pb2.Schedule) -> types.Schedule:
             types.MisfirePolicy,
         ),
         start_deadline=from_duration(message, "start_deadline"),
+        overlap_queue_max=message.overlap_queue_max,
+        misfire_window=from_duration(message, "misfire_window"),
+        misfire_max=message.misfire_max,
+        pause_after_failures=message.pause_after_failures,
         state=_from_enum(
             schedule_pb2.ScheduleState,
             "SCHEDULE_STATE",
@@ -309,6 +350,72 @@ def from_fire(message: schedule_pb2.PreviewedFire) -> types.Fire:
         due_time=message.due_time.ToDatetime(tzinfo=datetime.UTC),
         local_time=message.local_time,
         note=message.note,
+    )
+
+
+def _outcome(number: int) -> types.FireOutcome:
+    return _from_enum(
+        schedule_pb2.FireOutcome,
+        "FIRE_OUTCOME",
+        number,
+        types.FireOutcome,
+        types.FireOutcome.UNKNOWN,
+    )
+
+
+def from_row(message: schedule_pb2.LedgerRow) -> types.LedgerRow:
+    """From the API's message."""
+    return types.LedgerRow(
+        number=message.number,
+        outcome=_outcome(message.outcome),
+        decide_time=_instant(message.decide_time),
+        first_time=_instant(message.first_time),
+        last_time=_instant(message.last_time),
+        count=message.count,
+        execution=message.execution,
+        definition=from_schedule(message.definition) if message.HasField("definition") else None,
+        hash=message.hash,
+    )
+
+
+def from_statistics(message: schedule_pb2.ScheduleStatistics) -> types.ScheduleStatistics:
+    """From the API's message."""
+    return types.ScheduleStatistics(
+        start_time=_instant(message.start_time),
+        end_time=_instant(message.end_time),
+        complete=message.complete,
+        fired_count=message.fired_count,
+        caught_up_count=message.caught_up_count,
+        missed_count=message.missed_count,
+        skipped={str(_outcome(each.outcome)): each.count for each in message.skipped},
+        failed_count=message.failed_count,
+        late_count=message.late_count,
+        started_count=message.started_count,
+        lateness_p50=from_duration(message, "lateness_p50"),
+        lateness_p99=from_duration(message, "lateness_p99"),
+    )
+
+
+def from_verification(message: schedule_pb2.VerifyScheduleResponse) -> types.Verification:
+    """From the API's message."""
+    return types.Verification(
+        instant_count=message.instant_count,
+        row_count=message.row_count,
+        problems=tuple(
+            types.LedgerProblem(
+                kind=_from_enum(
+                    schedule_pb2.LedgerProblemKind,
+                    "LEDGER_PROBLEM_KIND",
+                    each.kind,
+                    types.LedgerProblemKind,
+                    types.LedgerProblemKind.UNKNOWN,
+                ),
+                time=_instant(each.time),
+                text=each.text,
+            )
+            for each in message.problems
+        ),
+        complete=message.complete,
     )
 
 
@@ -355,6 +462,9 @@ def from_execution(message: execution_pb2.Execution) -> types.Execution:
         end_time=from_timestamp(message, "end_time"),
         lateness=from_duration(message, "lateness"),
         missed_fires=message.missed_fires,
+        schedule_time=from_timestamp(message, "schedule_time"),
+        next_attempt_time=from_timestamp(message, "next_attempt_time"),
+        active_key=message.active_key,
         attempts=tuple(_from_attempt(each) for each in message.attempts),
     )
 

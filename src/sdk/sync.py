@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +33,7 @@ from .errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NotFound,
 from .target import resolve
 from .transport import Deadline, Patience, Transport
 from .types import (
+    Backfill,
     Cluster,
     Container,
     Execution,
@@ -43,6 +44,7 @@ from .types import (
     Image,
     Interval,
     Job,
+    LedgerRow,
     LogChunk,
     MisfirePolicy,
     NewExecution,
@@ -53,6 +55,9 @@ from .types import (
     Resources,
     RetryPolicy,
     Schedule,
+    ScheduleStatistics,
+    TimeWindow,
+    Verification,
 )
 
 
@@ -116,6 +121,7 @@ class Client:
         job: str,
         payload: bytes | str = b"",
         *,
+        active_key: str = "",
         request_id: str = "",
         validate_only: bool = False,
         deadline_s: float | None = None,
@@ -123,11 +129,13 @@ class Client:
         """Run a job once, now: returns when the execution is durable, not when it runs.
 
         payload: at most 64 KiB, for the file named by TICKMESH_PAYLOAD_FILE; text as UTF-8.
+        active_key: if an execution of the job with this key has not ended, that one is returned.
         request_id: makes it safe to repeat by hand; one is made for gRPC's own retries.
         """
         request = execution_pb2.ExecuteJobRequest(
             name=names.job(self.customer, job),
             payload=convert.payload_bytes(payload),
+            active_key=active_key,
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
@@ -147,7 +155,9 @@ class Client:
             parent=names.customer(self.customer),
             executions=[
                 execution_pb2.NewExecution(
-                    name=names.job(self.customer, each.job), payload=each.payload
+                    name=names.job(self.customer, each.job),
+                    payload=each.payload,
+                    active_key=each.active_key,
                 )
                 for each in executions
             ],
@@ -189,6 +199,7 @@ class Jobs:
         scratch_bytes: int = 0,
         pids: int = 0,
         timeout: timedelta | float | None = None,
+        total_timeout: timedelta | float | None = None,
         grace_period: timedelta | float | None = None,
         retry_policy: RetryPolicy | None = None,
         at_most_once: bool = False,
@@ -200,7 +211,8 @@ class Jobs:
     ) -> Job:
         """Create a job from its parts; see Job, Container and Resources for each.
 
-        timeout: how long one attempt may run (a timedelta, or seconds).
+        timeout: how long one attempt may run (a timedelta, or seconds). total_timeout: from the
+        due time to the end of the last attempt.
         """
         job = Job(
             container=Container(
@@ -217,6 +229,7 @@ class Jobs:
                 pids=pids,
             ),
             timeout=convert.length(timeout),
+            total_timeout=convert.length(total_timeout),
             grace_period=convert.length(grace_period),
             retry_policy=retry_policy,
             at_most_once=at_most_once,
@@ -339,9 +352,17 @@ class Schedules:
         start_time: datetime | None = None,
         end_time: datetime | None = None,
         jitter: timedelta | float | None = None,
+        max_fires: int = 0,
+        excluded_dates: Sequence[str | date] = (),
+        excluded_windows: Sequence[TimeWindow] = (),
         payload: bytes | str = b"",
         overlap_policy: OverlapPolicy | None = None,
+        overlap_queue_max: int = 0,
         misfire_policy: MisfirePolicy | None = None,
+        misfire_window: timedelta | float | None = None,
+        misfire_max: int = 0,
+        start_deadline: timedelta | float | None = None,
+        pause_after_failures: int = 0,
         labels: Mapping[str, str] | None = None,
         request_id: str = "",
         validate_only: bool = False,
@@ -363,10 +384,18 @@ class Schedules:
                 start_time=start_time,
                 end_time=end_time,
                 jitter=jitter,
+                max_fires=max_fires,
+                excluded_dates=excluded_dates,
+                excluded_windows=excluded_windows,
             ),
             payload=convert.payload_bytes(payload),
             overlap_policy=overlap_policy,
+            overlap_queue_max=overlap_queue_max,
             misfire_policy=misfire_policy,
+            misfire_window=convert.length(misfire_window),
+            misfire_max=misfire_max,
+            start_deadline=convert.length(start_deadline),
+            pause_after_failures=pause_after_failures,
             labels=labels or {},
         )
         return self.add(
@@ -453,8 +482,8 @@ class Schedules:
     ) -> Schedule:
         """Change a schedule, as from dataclasses.replace().
 
-        update_mask: which of "labels", "recurrence", "payload", "overlap_policy", "misfire_policy";
-        "*" is all. If schedule.etag is set, EtagMismatch is raised when somebody was faster.
+        update_mask: which fields, as "recurrence", "payload", "overlap_policy", "misfire_max"; "*"
+        is all. If schedule.etag is set, EtagMismatch is raised when somebody was faster.
         """
         request = schedule_pb2.UpdateScheduleRequest(
             schedule=convert.to_schedule(schedule),
@@ -479,6 +508,95 @@ class Schedules:
         request = schedule_pb2.ResumeScheduleRequest(name=names.schedule(self._customer, schedule))
         answer = self._transport.unary(self._stub.ResumeSchedule, request, deadline_s)
         return convert.from_schedule(answer)
+
+    def trigger(
+        self, schedule: str, *, request_id: str = "", deadline_s: float | None = None
+    ) -> Execution:
+        """Fire it now, besides its instants and whatever its policies and state."""
+        request = schedule_pb2.TriggerScheduleRequest(
+            name=names.schedule(self._customer, schedule),
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        answer = self._transport.unary(self._stub.TriggerSchedule, request, deadline_s)
+        return convert.from_execution(answer)
+
+    def backfill(
+        self,
+        schedule: str,
+        start_time: datetime,
+        end_time: datetime,
+        *,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> Backfill:
+        """Fire every instant of a past range (its end excluded), at most 999, now."""
+        request = schedule_pb2.BackfillScheduleRequest(
+            name=names.schedule(self._customer, schedule),
+            start_time=convert.to_timestamp(start_time, "start_time"),
+            end_time=convert.to_timestamp(end_time, "end_time"),
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        answer = self._transport.unary(self._stub.BackfillSchedule, request, deadline_s)
+        return Backfill(id=answer.backfill, fire_count=answer.fire_count)
+
+    def cancel_backfill(
+        self, schedule: str, backfill: str, *, deadline_s: float | None = None
+    ) -> int:
+        """Ask those executions of a backfill to end that have not; how many they are."""
+        request = schedule_pb2.CancelBackfillRequest(
+            name=names.schedule(self._customer, schedule), backfill=backfill
+        )
+        answer = self._transport.unary(self._stub.CancelBackfill, request, deadline_s)
+        return int(answer.cancelled_count)
+
+    def fires(
+        self,
+        schedule: str,
+        *,
+        newest_first: bool = False,
+        page_size: int = 0,
+        deadline_s: float | None = None,
+    ) -> Iterator[LedgerRow]:
+        """What became of each of its instants; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = schedule_pb2.ListFiresRequest(
+                parent=names.schedule(self._customer, schedule),
+                page_size=page_size,
+                page_token=token,
+                newest_first=newest_first,
+            )
+            answer = self._transport.unary(self._stub.ListFires, request, deadline_s)
+            for each in answer.rows:
+                yield convert.from_row(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def statistics(self, schedule: str, *, deadline_s: float | None = None) -> ScheduleStatistics:
+        """How it did in the last day."""
+        request = schedule_pb2.GetScheduleStatisticsRequest(
+            name=names.schedule(self._customer, schedule)
+        )
+        answer = self._transport.unary(self._stub.GetScheduleStatistics, request, deadline_s)
+        return convert.from_statistics(answer)
+
+    def verify(
+        self,
+        schedule: str,
+        *,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        deadline_s: float | None = None,
+    ) -> Verification:
+        """Check that its ledger tells the truth about the instants of a range (default: all)."""
+        request = schedule_pb2.VerifyScheduleRequest(
+            name=names.schedule(self._customer, schedule),
+            start_time=convert.to_timestamp(start_time, "start_time"),
+            end_time=convert.to_timestamp(end_time, "end_time"),
+        )
+        answer = self._transport.unary(self._stub.VerifySchedule, request, deadline_s)
+        return convert.from_verification(answer)
 
     def delete(self, schedule: str, *, etag: str = "", deadline_s: float | None = None) -> None:
         """Delete a schedule. What runs goes on."""

@@ -30,7 +30,8 @@ REPEATABLE = {
     "JobService": ("CreateJob", "BatchCreateJobs", "GetJob", "ListJobs"),
     "ScheduleService": (
         *("CreateSchedule", "BatchCreateSchedules", "GetSchedule", "ListSchedules"),
-        *("PauseSchedule", "PreviewSchedule"),
+        *("PauseSchedule", "PreviewSchedule", "TriggerSchedule", "BackfillSchedule"),
+        *("CancelBackfill", "ListFires", "GetScheduleStatistics", "VerifySchedule"),
     ),
     "ExecutionService": (
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),

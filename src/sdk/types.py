@@ -68,6 +68,8 @@ class ExecutionReason(StrEnum):
     """The platform failed; not the customer's doing."""
     REVOKED = "REVOKED"
     JOB_DELETED = "JOB_DELETED"
+    REPLACED = "REPLACED"
+    """A later fire of its schedule took its place."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the client does not know."""
 
@@ -99,20 +101,70 @@ class FoldPolicy(StrEnum):
 
 
 class OverlapPolicy(StrEnum):
-    """What happens at an instant when an earlier execution of the schedule still runs."""
+    """What happens at an instant when an earlier execution of the schedule has not ended."""
 
     ALLOW = "ALLOW"
+    """Both run."""
     SKIP = "SKIP"
+    """The new one is skipped."""
     QUEUE = "QUEUE"
+    """The new one waits; beyond overlap_queue_max it is skipped."""
     REPLACE = "REPLACE"
+    """The old one is cancelled."""
 
 
 class MisfirePolicy(StrEnum):
     """What happens to instants that passed while nobody could fire them."""
 
     LATEST = "LATEST"
+    """The latest of them fires, and stands for the others."""
     SKIP = "SKIP"
+    """None fires."""
     ALL = "ALL"
+    """Each fires, the latest misfire_max of them."""
+
+
+class FireOutcome(StrEnum):
+    """What became of an instant of a schedule."""
+
+    DEFINED = "DEFINED"
+    """Not an instant: the schedule was created, changed, paused, resumed, or has finished."""
+    FIRED = "FIRED"
+    CAUGHT_UP = "CAUGHT_UP"
+    """Fired late, by the misfire policy."""
+    MISSED = "MISSED"
+    """Nobody fired it in time, and it is not made up for."""
+    OVERLAP = "OVERLAP"
+    DEADLINE = "DEADLINE"
+    PAUSED = "PAUSED"
+    CLOCK = "CLOCK"
+    """Skipped by daylight saving."""
+    EXCLUDED = "EXCLUDED"
+    BRAKE = "BRAKE"
+    """Skipped, and the schedule paused: it fired far more often than it may."""
+    UNKNOWN = "UNKNOWN"
+    """An outcome that this version of the client does not know."""
+
+
+class LedgerProblemKind(StrEnum):
+    """What can be wrong with a ledger."""
+
+    TAMPERED = "TAMPERED"
+    """A row is not what was written."""
+    REMOVED = "REMOVED"
+    """Rows are gone."""
+    MISSING = "MISSING"
+    """An instant has no row."""
+    DOUBLED = "DOUBLED"
+    """An instant has more than one row."""
+    UNEXPECTED = "UNEXPECTED"
+    """A row is about what was no instant of the schedule then."""
+    NO_EXECUTION = "NO_EXECUTION"
+    """A row says that an instant fired, and its execution is not there."""
+    REVOKED = "REVOKED"
+    """An execution was taken back though nothing changed the schedule."""
+    UNKNOWN = "UNKNOWN"
+    """A kind that this version of the client does not know."""
 
 
 class LogStream(StrEnum):
@@ -157,8 +209,13 @@ class RetryPolicy:
     """What happens after an attempt that failed."""
 
     max_attempts: int = 1
+    """The first included; at most 20."""
     backoff: timedelta | None = None
+    """Before the second attempt; doubled before each further one. None: 1 s."""
     backoff_max: timedelta | None = None
+    """The longest wait. None: 10 minutes."""
+    exit_codes: tuple[int, ...] = ()
+    """Only these are worth another attempt; empty: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +228,8 @@ class Job:
     resources: Resources = Resources()
     timeout: timedelta | None = None
     """How long one attempt may run."""
+    total_timeout: timedelta | None = None
+    """From the due time to the end of the last attempt."""
     grace_period: timedelta | None = None
     """Between SIGTERM and SIGKILL."""
     retry_policy: RetryPolicy | None = None
@@ -198,8 +257,17 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeWindow:
+    """A stretch of time: its end is not in it."""
+
+    start_time: datetime
+    end_time: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrence:
-    """A set of instants: the union of crons, intervals and times, in one zone."""
+    """A set of instants: the union of crons, intervals and times, in one zone, less what is
+    excluded."""
 
     crons: tuple[str, ...] = ()
     intervals: tuple[Interval, ...] = ()
@@ -211,6 +279,11 @@ class Recurrence:
     start_time: datetime | None = None
     end_time: datetime | None = None
     jitter: timedelta | None = None
+    max_fires: int = 0
+    """Finished after so many; 0: never."""
+    excluded_dates: tuple[str, ...] = ()
+    """In the time zone: "2026-12-25", or "12-25" for every year."""
+    excluded_windows: tuple[TimeWindow, ...] = ()
 
     def __str__(self) -> str:
         """For people, in a few words."""
@@ -230,8 +303,19 @@ class Schedule:
     recurrence: Recurrence
     payload: bytes = b""
     overlap_policy: OverlapPolicy | None = None
+    """None is ALLOW."""
+    overlap_queue_max: int = 0
+    """Instants that may wait under QUEUE; 0 is the server's default, 1."""
     misfire_policy: MisfirePolicy | None = None
+    """None is LATEST."""
+    misfire_window: timedelta | None = None
+    """Instants older than this are not caught up."""
+    misfire_max: int = 0
+    """Instants caught up under ALL; 0 is the server's default, 100."""
     start_deadline: timedelta | None = None
+    """A fire that is decided later than this after its due time is skipped."""
+    pause_after_failures: int = 0
+    """Paused after so many failed executions in a row; 0: never."""
     labels: Mapping[str, str] = field(default_factory=dict)
     uid: str = ""
     state: ScheduleState = ScheduleState.UNKNOWN
@@ -264,6 +348,78 @@ class Fire:
     """In the recurrence's zone, as "2027-03-29T03:00:00+02:00"."""
     note: str = ""
     """What daylight saving did to it; empty if nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backfill:
+    """Executions that were made for the instants of a past range."""
+
+    id: str
+    """For cancel_backfill()."""
+    fire_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """What became of an instant of a schedule, or of a run of them with the same outcome."""
+
+    number: int
+    """From 0, in the order of decision."""
+    outcome: FireOutcome
+    decide_time: datetime
+    first_time: datetime
+    last_time: datetime
+    count: int
+    """Instants of the run; 0: 1,000 or more."""
+    execution: str = ""
+    """A resource name, for FIRED and CAUGHT_UP."""
+    definition: Schedule | None = None
+    """What the schedule was from then on, for DEFINED."""
+    hash: str = ""
+    """Hexadecimal; chains the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleStatistics:
+    """How a schedule did in the last day."""
+
+    start_time: datetime
+    end_time: datetime
+    complete: bool
+    """False: there were more than 10,000 rows, and these are the latest."""
+    fired_count: int = 0
+    caught_up_count: int = 0
+    """Of these, those that were caught up late."""
+    missed_count: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """By outcome, as {"OVERLAP": 3}."""
+    failed_count: int = 0
+    late_count: int = 0
+    """Started more than 100 ms after their due time."""
+    started_count: int = 0
+    lateness_p50: timedelta | None = None
+    lateness_p99: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerProblem:
+    """One thing that is wrong with a ledger."""
+
+    kind: LedgerProblemKind
+    time: datetime
+    """The instant, or that of the row."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Whether a schedule's ledger tells the truth: it does if there are no problems."""
+
+    instant_count: int
+    row_count: int
+    problems: tuple[LedgerProblem, ...] = ()
+    complete: bool = True
+    """Whether everything asked for was looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +461,11 @@ class Execution:
     lateness: timedelta | None = None
     """From its due time to its process's first instruction."""
     missed_fires: int = 0
+    schedule_time: datetime | None = None
+    """The instant of its schedule that it stands for, without jitter."""
+    next_attempt_time: datetime | None = None
+    """While it waits for a retry."""
+    active_key: str = ""
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -421,3 +582,5 @@ class NewExecution:
 
     job: str
     payload: bytes = b""
+    active_key: str = ""
+    """If an execution of the job with this key has not ended, that one is answered instead."""

@@ -30,7 +30,12 @@ def group() -> None:
 @click.option("--scratch", type=SIZE, default=0, help="Size of /tmp. [server: 64Mi]")
 @click.option("--pids", type=int, default=0, help="Processes and threads. [server: 128]")
 @click.option("--timeout", type=DURATION, help="Of one attempt, as 90s; at most 24h. [server: 1h]")
+@click.option("--total-timeout", type=DURATION, help="Of all attempts; at most 24h.")
 @click.option("--grace-period", type=DURATION, help="From SIGTERM to SIGKILL. [server: 10s]")
+@click.option("--max-attempts", type=int, default=0, help="At most 20. [server: 1]")
+@click.option("--backoff", type=DURATION, help="Before the second attempt. [server: 1s]")
+@click.option("--backoff-max", type=DURATION, help="Doubled up to this. [server: 10m]")
+@click.option("--retry-exit-code", type=int, multiple=True, help="Only these. Default: all.")
 @click.option("--at-most-once", is_flag=True, help="Never start again what may have started.")
 @click.option("-l", "--label", type=PAIR, multiple=True, metavar="KEY=VALUE", help="For filters.")
 @click.option("--display-name", default="", help="For people.")
@@ -78,6 +83,8 @@ def create(
             pids=given["pids"],
         ),
         timeout=_length(given["timeout"]),
+        total_timeout=_length(given["total_timeout"]),
+        retry_policy=_retry_policy(given),
         grace_period=_length(given["grace_period"]),
         at_most_once=given["at_most_once"],
         display_name=given["display_name"],
@@ -85,6 +92,20 @@ def create(
     )
     made = settings.client.jobs.add(job, name, validate_only=given["validate_only"])
     _created(output, [made], tables.JOBS, given["validate_only"])
+
+
+def _retry_policy(given: dict[str, Any]) -> Any:
+    from .. import types
+
+    asked = ("max_attempts", "backoff", "backoff_max", "retry_exit_code")
+    if not any(given[each] for each in asked):
+        return None
+    return types.RetryPolicy(
+        max_attempts=given["max_attempts"],
+        backoff=_length(given["backoff"]),
+        backoff_max=_length(given["backoff_max"]),
+        exit_codes=given["retry_exit_code"],
+    )
 
 
 def _length(given: Any) -> timedelta | None:

@@ -43,8 +43,12 @@ COMMANDS = {
     "dev": ("dev:dev", "Run a whole mesh on this machine."),
     "job": ("jobs:group", "What to run: create, get, list, delete."),
     "run": ("run:run", "Execute a job once, now."),
-    "schedule": ("schedules:group", "When jobs fire: create, list, get, pause, resume, ..."),
+    "schedule": (
+        "schedules:group",
+        "When jobs fire: create, list, pause, trigger, fires, ...",
+    ),
     "execution": ("executions:group", "Runs of jobs: list, get, watch, cancel."),
+    "audit": ("audit:group", "Whether ledgers tell the truth: verify."),
     "logs": ("executions:logs", "Print what an execution wrote."),
     "image": ("images:group", "Images that are in no registry: import, list, delete."),
     "cluster": ("cluster:cluster", "Show the mesh: shards, replicas, executors."),

@@ -35,6 +35,9 @@ STYLES = {
     "PAUSED": "yellow",
     "CANCELLED": "yellow",
     "REVOKED": "yellow",
+    "FIRED": "green",
+    "MISSED": "red",
+    "BRAKE": "red",
     "unreachable": "red",
     "leader": "green",
 }
@@ -55,6 +58,18 @@ def output_option(function: F) -> F:
         "-o",
         "--output",
         type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="How to print it.",
+    )(function)
+
+
+def rows_option(function: F) -> F:
+    """The -o option of a command that reads what has no names."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice([each for each in FORMATS if each != "name"]),
         default="table",
         show_default=True,
         help="How to print it.",

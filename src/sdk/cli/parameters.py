@@ -45,9 +45,11 @@ def parse_cpu(text: str) -> int:
 
 
 def parse_instant(text: str) -> datetime:
-    """ "2030-01-01T12:00:00Z", or "+90s" from now. Raises ValueError."""
+    """ "2030-01-01T12:00:00Z", "+90s" from now, or "-1h" before now. Raises ValueError."""
     if text.startswith("+"):
         return datetime.now(UTC) + parse_duration(text[1:])
+    if text.startswith("-"):
+        return datetime.now(UTC) - parse_duration(text[1:])
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
@@ -57,6 +59,14 @@ def parse_instant(text: str) -> datetime:
     if instant.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone: write {text}Z for UTC, or {text}+01:00")
     return instant
+
+
+def parse_window(text: str) -> tuple[datetime, datetime]:
+    """ "START/END", two instants. Raises ValueError."""
+    start, separator, end = text.partition("/")
+    if not separator:
+        raise ValueError(f"{text!r} is not of the form START/END")
+    return parse_instant(start), parse_instant(end)
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -93,6 +103,7 @@ DURATION = _Parsed("duration", parse_duration)
 SIZE = _Parsed("size", parse_size)
 CPU = _Parsed("cores", parse_cpu)
 INSTANT = _Parsed("instant", parse_instant)
+WINDOW = _Parsed("start/end", parse_window)
 PAIR = _Parsed("key=value", parse_pair)
 
 

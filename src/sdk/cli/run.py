@@ -32,6 +32,7 @@ EXIT_PLATFORM = 125
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     help="The same from a file (- is stdin).",
 )
+@click.option("--active-key", default="", help="Take the one with this key that has not ended.")
 @click.option("--wait-timeout", type=DURATION, help="Wait at most so long; it goes on then.")
 @output_option
 @click.pass_context
@@ -45,6 +46,7 @@ def run(
     follow: bool,
     payload: str | None,
     payload_file: Path | None,
+    active_key: str,
     wait_timeout: timedelta | None,
     output: str,
 ) -> int:
@@ -60,7 +62,7 @@ def run(
     content = (payload or "").encode()
     if payload_file is not None:
         content = sys.stdin.buffer.read() if str(payload_file) == "-" else payload_file.read_bytes()
-    handle = settings.client.execute(job, content)
+    handle = settings.client.execute(job, content, active_key=active_key)
     name = tables.short_name(handle.execution)
     if not wait and not follow:
         if output == "table":

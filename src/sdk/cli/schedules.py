@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import click
 
 from .groups import NounGroup
-from .output import output_option, print_list, print_one, print_table
-from .parameters import DURATION, INSTANT, PAIR
+from .output import output_option, print_list, print_one, print_table, rows_option
+from .parameters import DURATION, INSTANT, PAIR, WINDOW
 from .settings import Settings, pass_settings
 
 
@@ -41,10 +43,76 @@ def _recurrence_options(function: Any) -> Any:
                 type=click.Choice(["FIRST", "BOTH"], case_sensitive=False),
                 help="A local time that happens twice fires once, or twice. [server: FIRST]",
             ),
+            click.option(
+                "--exclude-date", multiple=True, help="As 2030-12-25, or 12-25 of every year."
+            ),
+            click.option(
+                "--exclude-window",
+                type=WINDOW,
+                multiple=True,
+                help="As 2030-01-01T00:00Z/2030-01-02T00:00Z: no fire in it.",
+            ),
+            click.option("--max-fires", type=int, default=0, help="Finished after so many."),
         )
     ):
         function = option(function)
     return function
+
+
+def _policy_options(function: Any) -> Any:
+    """The options that say what happens when things are not as planned."""
+    for option in reversed(
+        (
+            click.option(
+                "--overlap-policy",
+                type=click.Choice(["ALLOW", "SKIP", "QUEUE", "REPLACE"], case_sensitive=False),
+                help="When an earlier execution has not ended. [server: ALLOW]",
+            ),
+            click.option(
+                "--overlap-queue-max",
+                type=int,
+                default=0,
+                help="How many wait with QUEUE; at most 100. [server: 1]",
+            ),
+            click.option(
+                "--misfire-policy",
+                type=click.Choice(["LATEST", "SKIP", "ALL"], case_sensitive=False),
+                help="Instants that nobody fired in time. [server: LATEST]",
+            ),
+            click.option("--misfire-window", type=DURATION, help="Older ones are not caught up."),
+            click.option(
+                "--misfire-max",
+                type=int,
+                default=0,
+                help="Caught up at most with ALL; at most 1000. [server: 100]",
+            ),
+            click.option("--start-deadline", type=DURATION, help="A fire so late is skipped."),
+            click.option(
+                "--pause-after-failures",
+                type=int,
+                default=0,
+                help="Pause when so many in a row have failed; at most 100.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _policies(given: dict[str, Any]) -> dict[str, Any]:
+    """Of a Schedule."""
+    from .. import types
+
+    overlap, misfire = given["overlap_policy"], given["misfire_policy"]
+    return {
+        "overlap_policy": types.OverlapPolicy(overlap.upper()) if overlap else None,
+        "overlap_queue_max": given["overlap_queue_max"],
+        "misfire_policy": types.MisfirePolicy(misfire.upper()) if misfire else None,
+        "misfire_window": given["misfire_window"],
+        "misfire_max": given["misfire_max"],
+        "start_deadline": given["start_deadline"],
+        "pause_after_failures": given["pause_after_failures"],
+    }
 
 
 def _recurrence(given: dict[str, Any]) -> Any:
@@ -63,6 +131,12 @@ def _recurrence(given: dict[str, Any]) -> Any:
         start_time=given.get("start"),
         end_time=given.get("end"),
         jitter=given.get("jitter"),
+        max_fires=given["max_fires"],
+        excluded_dates=given["exclude_date"],
+        excluded_windows=[
+            types.TimeWindow(start_time=start, end_time=end)
+            for start, end in given["exclude_window"]
+        ],
     )
 
 
@@ -72,6 +146,7 @@ def _recurrence(given: dict[str, Any]) -> Any:
 @click.option("--start", type=INSTANT, help="No fire before it.")
 @click.option("--end", type=INSTANT, help="No fire at or after it.")
 @click.option("--jitter", type=DURATION, help="Move each fire later by up to this.")
+@_policy_options
 @click.option("-p", "--payload", help="For each execution.")
 @click.option(
     "--payload-file",
@@ -89,6 +164,8 @@ def create(settings: Settings, /, name: str, output: str, **given: Any) -> None:
     tickmesh schedule create report/nightly --cron "0 2 * * *" --time-zone Europe/Berlin
     tickmesh schedule create hello/tick --every 1s
     tickmesh schedule create hello --at +30s
+    tickmesh schedule create report/workdays --cron "0 8 * * MON-FRI" --exclude-date 12-25 \\
+        --overlap-policy SKIP --pause-after-failures 5
     """
     from .. import types
     from . import tables
@@ -99,7 +176,10 @@ def create(settings: Settings, /, name: str, output: str, **given: Any) -> None:
     if given["payload_file"] is not None:
         payload = given["payload_file"].read_bytes()
     schedule = types.Schedule(
-        recurrence=_recurrence(given), payload=payload, labels=dict(given["label"])
+        recurrence=_recurrence(given),
+        payload=payload,
+        labels=dict(given["label"]),
+        **_policies(given),
     )
     job, schedule_id = _split(name)
     made = settings.client.schedules.add(
@@ -173,6 +253,83 @@ def resume(settings: Settings, /, schedule: str) -> None:
     _changed(settings.client.schedules.resume(schedule), "resumed")
 
 
+@group.command("trigger")
+@click.argument("schedule")
+@output_option
+@pass_settings
+def trigger(settings: Settings, /, schedule: str, output: str) -> None:
+    """Fire a schedule now, besides its instants; be it paused or not."""
+    from . import tables
+
+    execution = settings.client.schedules.trigger(schedule)
+    if output == "table":
+        print(tables.short_name(execution))
+    else:
+        print_one(output, tables.EXECUTIONS, execution)
+
+
+@group.command("backfill")
+@click.argument("schedule")
+@click.option("--from", "start", type=INSTANT, required=True, help="From it on; as -2d, too.")
+@click.option("--to", "end", type=INSTANT, required=True, help="Before it; not in the future.")
+@pass_settings
+def backfill(settings: Settings, /, schedule: str, start: datetime, end: datetime) -> None:
+    """Fire every instant of a past range now: at most 999.
+
+    \b
+    tickmesh schedule backfill report/nightly --from 2030-01-01T00:00Z --to 2030-01-08T00:00Z
+    """
+    made = settings.client.schedules.backfill(schedule, start, end)
+    executions = f"{made.fire_count} execution{'' if made.fire_count == 1 else 's'}"
+    print(f"backfill {made.id} of schedule {schedule}: {executions}")
+
+
+@group.command("cancel-backfill")
+@click.argument("schedule")
+@click.argument("backfill")
+@pass_settings
+def cancel_backfill(settings: Settings, /, schedule: str, backfill: str) -> None:
+    """Ask those executions of a backfill to end that have not."""
+    count = settings.client.schedules.cancel_backfill(schedule, backfill)
+    executions = f"{count} execution{' is' if count == 1 else 's are'}"
+    print(f"backfill {backfill} of schedule {schedule}: {executions} asked to end")
+
+
+@group.command("fires")
+@click.argument("schedule")
+@click.option("--oldest-first", is_flag=True, help="Default: the latest come first.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="0: all."
+)
+@rows_option
+@pass_settings
+def fires(
+    settings: Settings, /, schedule: str, oldest_first: bool, limit: int, output: str
+) -> None:
+    """Show the ledger of a schedule: what became of each of its instants."""
+    from . import tables
+
+    found = settings.client.schedules.fires(
+        schedule, newest_first=not oldest_first, page_size=min(limit, 1_000) or 1_000
+    )
+    shown = itertools.islice(found, limit) if limit else found
+    print_list(output, tables.ROWS, shown, "no rows")
+
+
+@group.command("stats")
+@click.argument("schedule")
+@rows_option
+@pass_settings
+def stats(settings: Settings, /, schedule: str, output: str) -> None:
+    """Show how a schedule did in the last day: fired, missed, skipped, failed, late."""
+    from . import tables
+
+    statistics = settings.client.schedules.statistics(schedule)
+    print_one(output, tables.STATISTICS, statistics)
+    if not statistics.complete:
+        print("more fires than are looked at: these are the latest", file=sys.stderr)
+
+
 @group.command("delete")
 @click.argument("schedules", nargs=-1, required=True)
 @pass_settings
@@ -188,14 +345,7 @@ def delete(settings: Settings, /, schedules: tuple[str, ...]) -> None:
 @_recurrence_options
 @click.option("--after", type=INSTANT, help="Fires after it. Default: now.")
 @click.option("-n", "--count", type=int, default=10, show_default=True, help="How many.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json", "yaml"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@rows_option
 @pass_settings
 def preview(
     settings: Settings,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from .. import types
 from .output import Column
 from .parameters import show_duration, show_instant, show_size
+
+EXCLUDED_SHOWN_MAX = 3
+"""Excluded dates that are named in a table; more are counted."""
 
 
 def short_name(execution: types.Execution) -> str:
@@ -33,8 +38,13 @@ def _due(execution: types.Execution) -> str:
 
 
 def _why(execution: types.Execution) -> str:
+    if execution.next_attempt_time is not None:
+        last = execution.attempts[-1].reason if execution.attempts else ""
+        number = len(execution.attempts) + 1
+        return f"{last}; attempt {number} at {show_instant(execution.next_attempt_time)}"
     words = execution.message.splitlines()[0] if execution.message else ""
-    return f"{execution.reason} {words}".strip()[:100]
+    tries = f"(attempt {len(execution.attempts)})" if len(execution.attempts) > 1 else ""
+    return " ".join(each for each in (execution.reason, tries, words) if each)[:100]
 
 
 JOBS: tuple[Column[types.Job], ...] = (
@@ -75,6 +85,55 @@ IMAGES: tuple[Column[types.Image], ...] = (
     Column("SIZE", lambda image: show_size(image.size_bytes), right=True),
 )
 
+
+def _row_about(row: types.LedgerRow) -> str:
+    if row.definition is not None:
+        return f"{row.definition.state} {describe(row.definition.recurrence)}"
+    return "/".join(row.execution.split("/")[3::2])
+
+
+def _run(row: types.LedgerRow) -> str:
+    """Up to when a run of instants goes."""
+    return show_instant(row.last_time) if row.last_time != row.first_time else ""
+
+
+ROWS: tuple[Column[types.LedgerRow], ...] = (
+    Column("ROW", lambda row: str(row.number), right=True),
+    Column("OUTCOME", lambda row: str(row.outcome)),
+    Column("INSTANT", lambda row: show_instant(row.first_time)),
+    Column("UNTIL", _run),
+    Column("COUNT", lambda row: str(row.count or "1000+"), right=True),
+    Column("DECIDED", lambda row: show_instant(row.decide_time)),
+    Column("WHAT", _row_about),
+)
+
+
+def _ms(length: timedelta | None) -> str:
+    return "" if length is None else f"{length / timedelta(milliseconds=1):.1f}"
+
+
+def _skipped(statistics: types.ScheduleStatistics) -> str:
+    return " ".join(f"{name} {count}" for name, count in statistics.skipped.items()) or "0"
+
+
+STATISTICS: tuple[Column[types.ScheduleStatistics], ...] = (
+    Column("SINCE", lambda statistics: show_instant(statistics.start_time)),
+    Column("FIRED", lambda statistics: str(statistics.fired_count), right=True),
+    Column("CAUGHT UP", lambda statistics: str(statistics.caught_up_count), right=True),
+    Column("MISSED", lambda statistics: str(statistics.missed_count), right=True),
+    Column("SKIPPED", _skipped),
+    Column("FAILED", lambda statistics: str(statistics.failed_count), right=True),
+    Column("LATE", lambda statistics: str(statistics.late_count), right=True),
+    Column("P50 (MS)", lambda statistics: _ms(statistics.lateness_p50), right=True),
+    Column("P99 (MS)", lambda statistics: _ms(statistics.lateness_p99), right=True),
+)
+
+PROBLEMS: tuple[Column[types.LedgerProblem], ...] = (
+    Column("PROBLEM", lambda problem: str(problem.kind)),
+    Column("TIME", lambda problem: show_instant(problem.time)),
+    Column("WHAT", lambda problem: problem.text),
+)
+
 FIRES: tuple[Column[types.Fire], ...] = (
     Column("DUE", lambda fire: show_instant(fire.due_time)),
     Column("LOCAL TIME", lambda fire: fire.local_time),
@@ -112,4 +171,10 @@ def describe(recurrence: types.Recurrence) -> str:
     parts = list(recurrence.crons)
     parts += [f"every {show_duration(interval.every)}" for interval in recurrence.intervals]
     parts += [f"at {show_instant(time)}" for time in recurrence.times]
-    return "; ".join(parts) + (f" ({recurrence.time_zone})" if recurrence.time_zone else "")
+    when = "; ".join(parts) + (f" ({recurrence.time_zone})" if recurrence.time_zone else "")
+    dates, windows = recurrence.excluded_dates, recurrence.excluded_windows
+    less = ", ".join(dates) if len(dates) <= EXCLUDED_SHOWN_MAX else f"{len(dates)} dates"
+    if windows:
+        less += f"{', ' if less else ''}{len(windows)} window{'s' if len(windows) > 1 else ''}"
+    when += f", less {less}" if less else ""
+    return when + (f", {recurrence.max_fires} times" if recurrence.max_fires else "")

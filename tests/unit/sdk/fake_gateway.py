@@ -61,6 +61,7 @@ class FakeGateway(
         self.schedules: dict[str, schedule_pb2.Schedule] = {}
         self.executions: dict[str, execution_pb2.Execution] = {}
         self.payloads: dict[str, bytes] = {}
+        self.backfills: dict[str, int] = {}
         self.images: dict[str, image_pb2.Image] = {}
         self.logs: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
         self.by_request_id: dict[str, Any] = {}
@@ -94,6 +95,14 @@ class FakeGateway(
         self.started(execution)
         self.logs[execution.name].append((b"oh no\n", execution_pb2.LOG_STREAM_STDERR))
         self.ended(execution, 3)
+
+    def retry(self, execution: execution_pb2.Execution) -> None:
+        """Runs at once, fails, and waits for another attempt."""
+        self.started(execution)
+        execution.attempts[-1].reason = execution_pb2.EXECUTION_REASON_EXIT_CODE
+        execution.state = execution_pb2.EXECUTION_STATE_PENDING
+        execution.next_attempt_time.CopyFrom(stamp(NOW_MS + 60_000))
+        self.changed(execution)
 
     def break_down(self, execution: execution_pb2.Execution) -> None:
         """Never starts: the platform's fault."""
@@ -339,13 +348,109 @@ class FakeGateway(
             )
         return answer
 
+    def TriggerSchedule(self, request: Any, context: Any) -> Any:
+        schedule = self._found(self.schedules, request.name, context)
+        asked = execution_pb2.ExecuteJobRequest(
+            name=request.name.partition("/schedules/")[0],
+            payload=schedule.payload,
+            request_id=request.request_id,
+        )
+        execution = self.ExecuteJob(asked, context)
+        execution.schedule = request.name
+        return execution
+
+    def BackfillSchedule(self, request: Any, context: Any) -> Any:
+        self._found(self.schedules, request.name, context)
+        count = (request.end_time.seconds - request.start_time.seconds) // 60
+        if count >= 1_000:
+            abort(
+                context,
+                errors.invalid("end_time", "the range has 1,000 instants or more: make it smaller"),
+            )
+        self.backfills[f"{len(self.backfills):020d}"] = count
+        return schedule_pb2.BackfillScheduleResponse(
+            fire_count=count, backfill=list(self.backfills)[-1]
+        )
+
+    def CancelBackfill(self, request: Any, context: Any) -> Any:
+        count = self._found(self.backfills, request.backfill, context)
+        self.backfills[request.backfill] = 0
+        return schedule_pb2.CancelBackfillResponse(cancelled_count=count)
+
+    def ListFires(self, request: Any, context: Any) -> Any:
+        """Created an hour ago; fired each minute but one; paused for a time."""
+        schedule = self._found(self.schedules, request.parent, context)
+        rows = []
+        for number, outcome in enumerate(schedule_pb2.FireOutcome.values()[1:]):
+            at_ms = NOW_MS - 3_600_000 + number * 60_000
+            row = schedule_pb2.LedgerRow(
+                number=number,
+                outcome=outcome,
+                decide_time=stamp(at_ms),
+                first_time=stamp(at_ms),
+                last_time=stamp(at_ms),
+                count=1,
+                hash=f"{number:032x}",
+            )
+            if outcome == schedule_pb2.FIRE_OUTCOME_DEFINED:
+                row.definition.CopyFrom(schedule)
+            elif outcome in (schedule_pb2.FIRE_OUTCOME_FIRED, schedule_pb2.FIRE_OUTCOME_CAUGHT_UP):
+                job = request.parent.partition("/schedules/")[0]
+                row.execution = f"{job}/executions/{number:04d}"
+            elif outcome == schedule_pb2.FIRE_OUTCOME_PAUSED:
+                row.last_time.CopyFrom(stamp(at_ms + 120_000))
+                row.count = 0
+            rows.append(row)
+        if request.newest_first:
+            rows.reverse()
+        page, token = self._page(rows, request)
+        return schedule_pb2.ListFiresResponse(rows=page, next_page_token=token)
+
+    def GetScheduleStatistics(self, request: Any, context: Any) -> Any:
+        self._found(self.schedules, request.name, context)
+        answer = schedule_pb2.ScheduleStatistics(
+            start_time=stamp(NOW_MS - 86_400_000),
+            end_time=stamp(NOW_MS),
+            complete=True,
+            fired_count=1_400,
+            caught_up_count=1,
+            missed_count=9,
+            failed_count=2,
+            late_count=3,
+            started_count=1_400,
+        )
+        answer.skipped.add(outcome=schedule_pb2.FIRE_OUTCOME_OVERLAP, count=12)
+        answer.skipped.add(outcome=schedule_pb2.FIRE_OUTCOME_CLOCK, count=1)
+        answer.lateness_p50.FromMicroseconds(1_500)
+        answer.lateness_p99.FromMicroseconds(20_250)
+        return answer
+
+    def VerifySchedule(self, request: Any, context: Any) -> Any:
+        """Finds something wrong with what is called forged, and forgets what is called old."""
+        self._found(self.schedules, request.name, context)
+        answer = schedule_pb2.VerifyScheduleResponse(
+            instant_count=60, row_count=61, complete=not request.name.endswith("/old")
+        )
+        if request.name.endswith("/forged"):
+            answer.problems.add(
+                kind=schedule_pb2.LEDGER_PROBLEM_KIND_MISSING,
+                time=stamp(NOW_MS - 60_000),
+                text="nothing says what became of this instant",
+            )
+        return answer
+
     # Executions -----------------------------------------------------------------------------------
 
     def ExecuteJob(self, request: Any, context: Any) -> Any:
         if request.request_id in self.by_request_id:
             return self.by_request_id[request.request_id]
         self._found(self.jobs, request.name, context)
+        for other in self.executions.values():
+            same = request.active_key and other.active_key == request.active_key
+            if same and other.state not in FINAL:
+                return other
         execution = execution_pb2.Execution(
+            active_key=request.active_key,
             name=f"{request.name}/executions/{self._id()}",
             job_revision=1,
             job_uid="0" * 16,
@@ -368,6 +473,7 @@ class FakeGateway(
                 execution_pb2.ExecuteJobRequest(
                     name=each.name,
                     payload=each.payload,
+                    active_key=each.active_key,
                     request_id=f"{request.request_id}-{number}",
                 ),
                 context,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -314,3 +314,90 @@ def test_tls_is_spoken_where_an_authority_is_named(gateway: FakeGateway, tmp_pat
         for other in (Client(address, ca_file=tmp_path / "other.pem"), Client(address)):
             with other, pytest.raises(sdk.Unavailable):
                 other.cluster(deadline_s=5)
+
+
+def test_policies_exclusions_and_retries_come_back_as_they_were_given(client: Client) -> None:
+    retry = sdk.RetryPolicy(
+        max_attempts=5,
+        backoff=timedelta(seconds=1),
+        backoff_max=timedelta(seconds=10),
+        exit_codes=(69, 75),
+    )
+    job = client.jobs.create(
+        "hello", image="hello:1", timeout=5, total_timeout=60, retry_policy=retry
+    )
+    assert job.retry_policy == retry and job.total_timeout == timedelta(minutes=1)
+    window = sdk.TimeWindow(
+        start_time=datetime(2027, 2, 1, tzinfo=UTC), end_time=datetime(2027, 2, 2, tzinfo=UTC)
+    )
+    made = client.schedules.create(
+        "hello",
+        "careful",
+        every=60,
+        max_fires=100,
+        excluded_dates=["12-25", date(2027, 1, 1)],
+        excluded_windows=[window],
+        overlap_policy=sdk.OverlapPolicy.QUEUE,
+        overlap_queue_max=5,
+        misfire_policy=sdk.MisfirePolicy.ALL,
+        misfire_window=3_600,
+        misfire_max=10,
+        start_deadline=30,
+        pause_after_failures=3,
+    )
+    assert made.recurrence.max_fires == 100 and made.recurrence.excluded_windows == (window,)
+    assert made.recurrence.excluded_dates == ("12-25", "2027-01-01")
+    assert (made.overlap_policy, made.overlap_queue_max) == (sdk.OverlapPolicy.QUEUE, 5)
+    assert (made.misfire_policy, made.misfire_max) == (sdk.MisfirePolicy.ALL, 10)
+    assert made.misfire_window == timedelta(hours=1) and made.start_deadline == timedelta(
+        seconds=30
+    )
+    assert made.pause_after_failures == 3
+    naive = datetime(2027, 2, 1)  # noqa: DTZ001
+    with pytest.raises(sdk.InvalidRequest, match=r"excluded_windows\[0\].end_time"):
+        client.schedules.create(
+            "hello",
+            every=60,
+            excluded_windows=[dataclasses.replace(window, end_time=naive)],
+        )
+
+
+def test_what_became_of_a_schedules_instants(client: Client, gateway: FakeGateway) -> None:
+    client.jobs.create("hello", image="hello:1")
+    client.schedules.create("hello", "tick", every=60)
+    gateway.page_size_max = 3
+    rows = list(client.schedules.fires("hello/tick"))
+    assert [row.number for row in rows] == list(range(10))
+    assert list(client.schedules.fires("hello/tick", newest_first=True)) == rows[::-1]
+    assert rows[0].definition is not None and rows[0].definition.id == "tick"
+    assert rows[1].outcome is sdk.FireOutcome.FIRED
+    assert rows[1].execution == "customers/acme/jobs/hello/executions/0001"
+    statistics = client.schedules.statistics("hello/tick")
+    assert statistics.skipped == {"OVERLAP": 12, "CLOCK": 1}
+    assert statistics.lateness_p99 == timedelta(milliseconds=20.25)
+    assert client.schedules.verify("hello/tick").problems == ()
+    client.schedules.create("hello", "forged", every=60)
+    (problem,) = client.schedules.verify("hello/forged").problems
+    assert problem.kind is sdk.LedgerProblemKind.MISSING
+
+
+def test_a_schedule_is_triggered_and_backfilled(client: Client) -> None:
+    client.jobs.create("hello", image="hello:1")
+    client.schedules.create("hello", "tick", every=60)
+    assert client.schedules.trigger("hello/tick").schedule.endswith("/schedules/tick")
+    start = datetime(2027, 1, 1, tzinfo=UTC)
+    backfill = client.schedules.backfill("hello/tick", start, start + timedelta(minutes=7))
+    assert backfill.fire_count == 7
+    assert client.schedules.cancel_backfill("hello/tick", backfill.id) == 7
+    assert client.schedules.cancel_backfill("hello/tick", backfill.id) == 0
+
+
+def test_an_execution_with_an_active_key_is_answered_while_it_goes_on(
+    client: Client, gateway: FakeGateway
+) -> None:
+    client.jobs.create("hello", image="hello:1")
+    gateway.run = gateway.started
+    first = client.execute("hello", active_key="one")
+    assert client.execute("hello", active_key="one").name == first.name
+    first.cancel()
+    assert client.execute("hello", active_key="one").name != first.name

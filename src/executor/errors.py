@@ -9,6 +9,7 @@ ExecutorError
 ├── ImageError           this image cannot be used; `reason` is stable
 ├── StartError           the sandbox is there, its command could not be started
 └── SandboxError         the sandbox could not be made; the executor's fault, another may try
+    └── SpareUnfit       this spare cannot be what the attempt needs: make a sandbox for it instead
 """
 
 import os
@@ -86,3 +87,7 @@ class StartError(ExecutorError):
 
 class SandboxError(ExecutorError):
     """A sandbox could not be made or followed: this executor's fault, not the customer's."""
+
+
+class SpareUnfit(SandboxError):
+    """A spare cannot be given to an attempt: its gate is lost, or the image is another by now."""

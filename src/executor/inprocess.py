@@ -30,8 +30,8 @@ from pathlib import Path
 
 from ..mesh.clock import Clock
 from . import archive
-from .errors import ImageError, ImageReason, SandboxError, StartError, StartReason
-from .sandbox import ATTEMPT_ID, Exit, Work
+from .errors import ImageError, ImageReason, SandboxError, SpareUnfit, StartError, StartReason
+from .sandbox import ATTEMPT_ID, Exit, Work, mould
 
 WORDS = frozenset(
     ["true", "print", "error", "env", "payload", "sleep", "ignore", "exit", "signal", "oom"]
@@ -111,6 +111,10 @@ class InProcessRuntime:
         self._sandboxes[work.attempt_id] = sandbox
         return sandbox
 
+    async def prepare_spare(self, mould: Work) -> "InProcessSpare":
+        """See sandbox.Runtime. Nothing is made ahead of an attempt here: it costs nothing."""
+        return InProcessSpare(self, mould, await self.ensure_image(mould.image))
+
     async def adopt(self, attempt_id: str) -> "InProcessSandbox | None":
         """See sandbox.Runtime. There are none but this object's own."""
         sandbox = self._sandboxes.get(attempt_id)
@@ -130,6 +134,29 @@ class InProcessRuntime:
     async def discard_output(self, attempt_id: str) -> None:
         """See sandbox.Runtime."""
         shutil.rmtree(self.output_directory(attempt_id), ignore_errors=True)
+
+
+class InProcessSpare:
+    """Implements sandbox.Spare."""
+
+    def __init__(self, runtime: InProcessRuntime, mould: Work, image: Image) -> None:
+        self._runtime = runtime
+        self._mould = mould
+        self._image = image
+        self._closed = False
+
+    async def assign(self, work: Work) -> "InProcessSandbox":
+        """See sandbox.Spare."""
+        assert mould(work) == self._mould, "a spare is for attempts of its own mould"
+        if await self._runtime.ensure_image(work.image) != self._image:
+            raise SpareUnfit(f"{work.image} is another image than when the spare was made")
+        if self._closed:
+            raise SpareUnfit("the spare was closed")
+        return await self._runtime.prepare(work)
+
+    async def close(self) -> None:
+        """See sandbox.Spare."""
+        self._closed = True
 
 
 class Output:

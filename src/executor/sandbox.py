@@ -5,7 +5,7 @@ InProcessRuntime, which does no work, for measuring and testing the mesh without
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,24 @@ class Work:
     """Enforced by the caller, with `kill`."""
     output_bytes_max: int = 1 * limits.MIB
     """Kept of stdout, and of stderr."""
+
+
+def mould(work: Work) -> Work:
+    """What is fixed when a sandbox is made: all but what goes through its gate, and its timeout.
+
+    Two attempts with equal moulds may have each other's sandbox while its gate is closed. What a
+    mould leaves out is named here, so that whatever Work gains keeps sandboxes apart by itself.
+    """
+    return replace(
+        work,
+        attempt_id="",
+        command=(),
+        args=(),
+        env={},
+        working_dir="",
+        payload=b"",
+        timeout_s=0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +111,22 @@ class Sandbox(Protocol):
 
     async def delete(self) -> None:
         """Ends it if need be, and removes everything but its output. May be called again."""
+        ...
+
+
+class Spare(Protocol):
+    """A sandbox made ahead of any attempt: it waits at its gate, and runs at most one."""
+
+    async def assign(self, work: Work) -> Sandbox:
+        """Makes it the sandbox of an attempt of its mould.
+
+        Raises SpareUnfit when it cannot be; else what `prepare` raises of the work itself. Then it
+        must be closed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Removes one that was not assigned, whole. Raises SandboxError."""
         ...
 
 
@@ -149,12 +183,17 @@ class Runtime(Protocol):
         """Makes a sandbox that waits at its gate. Raises ImageError, StartError, SandboxError."""
         ...
 
+    async def prepare_spare(self, mould: Work) -> Spare:
+        """Makes a spare for attempts of this mould. Raises what `prepare` does."""
+        ...
+
     async def adopt(self, attempt_id: str) -> Sandbox | None:
         """The sandbox of an attempt that was started before this process; None: there is none."""
         ...
 
     async def sweep(self, claimed: frozenset[str]) -> int:
-        """Deletes this executor's sandboxes of no claimed attempt. Answers how many."""
+        """Deletes this executor's sandboxes of no claimed attempt, spares with them. Answers how
+        many."""
         ...
 
     def output_directory(self, attempt_id: str) -> Path:

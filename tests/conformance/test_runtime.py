@@ -20,9 +20,16 @@ import pytest
 from tickmesh.executor import archive, limits, logs
 from tickmesh.executor.containerd.daemon import Daemon
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
-from tickmesh.executor.errors import ImageError, ImageReason, SandboxError, StartError, StartReason
+from tickmesh.executor.errors import (
+    ImageError,
+    ImageReason,
+    SandboxError,
+    SpareUnfit,
+    StartError,
+    StartReason,
+)
 from tickmesh.executor.inprocess import InProcessRuntime
-from tickmesh.executor.sandbox import Exit, Runtime, Sandbox, Work
+from tickmesh.executor.sandbox import Exit, Runtime, Sandbox, Work, mould
 from tickmesh.executor.watch import Watcher
 from tickmesh.mesh.clock import SystemClock
 
@@ -40,11 +47,12 @@ class Bed:
     archive: Path
     watcher: Watcher
 
-    async def prepare(self, *words: str, attempt_id: str = "", **more: Any) -> Sandbox:
+    def work(self, *words: str, attempt_id: str = "", **more: Any) -> Work:
         command = words if words[:1] == ("nothing-here",) else (*self.prefix, *words)
-        return await self.runtime.prepare(
-            Work(attempt_id or f"a-{uuid.uuid4().hex[:8]}", "tests", IMAGE, command, **more)
-        )
+        return Work(attempt_id or f"a-{uuid.uuid4().hex[:8]}", "tests", IMAGE, command, **more)
+
+    async def prepare(self, *words: str, **more: Any) -> Sandbox:
+        return await self.runtime.prepare(self.work(*words, **more))
 
     async def run(self, *words: str, **more: Any) -> tuple[Exit, str, str]:
         """Run to the end: exit, stdout, stderr."""
@@ -223,6 +231,80 @@ async def test_what_runs_is_adopted_and_what_nobody_claims_is_swept(bed: Bed) ->
     await adopted.delete()
     assert await bed.runtime.adopt(other.attempt_id) is None
     assert await bed.runtime.adopt("never-was") is None
+
+
+async def test_a_spare_becomes_the_sandbox_of_the_attempt_that_it_is_given_to(bed: Bed) -> None:
+    work = bed.work(
+        *("env", "MINE", ";", "payload", ";", "error", "two words", ";", *LONG),
+        env={"MINE": "x=y"},
+        payload=b"data\n",
+    )
+    spare = await bed.runtime.prepare_spare(mould(work))
+    sandbox = await spare.assign(work)
+    assert (sandbox.attempt_id, sandbox.started_ns) == (work.attempt_id, 0)
+    before_ns = time.time_ns()
+    assert before_ns <= await sandbox.start() == sandbox.started_ns <= time.time_ns()
+    directory = bed.runtime.output_directory(work.attempt_id)
+    async for chunk in logs.read(directory, "", True, bed.watcher):
+        if chunk.stream == logs.STDERR:
+            break  # it has said all that it has to say
+    assert await bed.runtime.sweep(frozenset([work.attempt_id])) == 0
+    adopted = await bed.runtime.adopt(work.attempt_id)
+    assert adopted is not None
+    assert (adopted.attempt_id, adopted.started_ns) == (work.attempt_id, sandbox.started_ns)
+    await adopted.kill(signal.SIGKILL)
+    assert (await adopted.wait()).signal == signal.SIGKILL
+    await adopted.delete()
+    assert await bed.output(work.attempt_id) == ("x=y\ndata\n", "two words\n")
+    assert [path.name for path in directory.parent.iterdir()] == [work.attempt_id]
+
+
+async def test_a_spare_whose_image_is_another_by_now_is_not_used(bed: Bed, tmp_path: Path) -> None:
+    work = bed.work("print", "never")
+    spare = await bed.runtime.prepare_spare(mould(work))
+    other = tmp_path / "other.tar"
+    archive.files_image(other, {"/empty": archive.File(b"")}, archive.Process(command=("/x",)))
+    await bed.runtime.import_image(IMAGE, other)
+    try:
+        with pytest.raises(SpareUnfit):
+            await spare.assign(work)
+        await spare.close()
+    finally:
+        await bed.runtime.delete_image(IMAGE)
+    assert not bed.runtime.output_directory(work.attempt_id).exists()
+
+
+async def test_a_closed_spare_is_gone_and_of_no_use(bed: Bed) -> None:
+    work = bed.work("print", "never")
+    spare = await bed.runtime.prepare_spare(mould(work))
+    await spare.close()
+    await spare.close()
+    with pytest.raises(SpareUnfit):
+        await spare.assign(work)
+    assert await bed.runtime.sweep(frozenset()) == 0
+    assert not list(bed.runtime.output_directory("x").parent.glob("*"))
+
+
+async def test_a_spare_that_nobody_was_given_is_swept(bed: Bed) -> None:
+    await bed.runtime.prepare_spare(mould(bed.work("print", "never")))
+    await bed.runtime.sweep(frozenset())
+    assert not list(bed.runtime.output_directory("x").parent.glob("*"))
+
+
+def test_whatever_fixes_a_sandbox_is_in_its_mould() -> None:
+    one = Work("a", "tests", IMAGE, ("x",), ("y",), {"A": "b"}, "/", payload=b"p", timeout_s=1.0)
+    assert mould(one) == mould(Work("b", "tests", IMAGE))
+    for other in (
+        Work("a", "others", IMAGE),
+        Work("a", "tests", "tests/other:1"),
+        Work("a", "tests", IMAGE, user="0"),
+        Work("a", "tests", IMAGE, memory_bytes=1),
+        Work("a", "tests", IMAGE, cpu_millis=1),
+        Work("a", "tests", IMAGE, pids=1),
+        Work("a", "tests", IMAGE, scratch_bytes=1),
+        Work("a", "tests", IMAGE, output_bytes_max=1),
+    ):
+        assert mould(one) != mould(other)
 
 
 async def test_a_bad_attempt_id_or_a_second_use_is_refused(bed: Bed) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import resource
 import shutil
 import tempfile
 import urllib.parse
+import uuid
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -27,9 +29,10 @@ from ..errors import (
     ImageError,
     ImageReason,
     SandboxError,
+    SpareUnfit,
 )
 from ..gate.exchange import Exchange
-from ..sandbox import ATTEMPT_ID, Exit, Work
+from ..sandbox import ATTEMPT_ID, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
@@ -42,6 +45,7 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "tickmesh"
 LABEL_OWNER = "tickmesh.io/owner"
 LABEL_CUSTOMER = "tickmesh.io/customer"
+SPARE_PREFIX = "spare-"  # of ids; an attempt's begin with a hexadecimal number
 PROBE_IMAGE = "tickmesh.internal/probe"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROBE_DEADLINE_S = 30.0
@@ -262,11 +266,19 @@ class ContainerdRuntime:
                 f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
             )
         image = await self.ensure_image(work.image)
-        message = _message(work, image)
+        return await self._make(work, image, _message(work, image, work.attempt_id))
+
+    async def prepare_spare(self, mould: Work) -> "ContainerdSpare":
+        """See sandbox.Runtime."""
+        work = dataclasses.replace(mould, attempt_id=f"{SPARE_PREFIX}{uuid.uuid4().hex}")
+        image = await self.ensure_image(work.image)
+        return ContainerdSpare(self, mould, image, await self._make(work, image, b""))
+
+    async def _make(self, work: Work, image: Image, message: bytes) -> ContainerdSandbox:
         uid, gid = await self._user(work, image)
-        paths = self._paths(work.attempt_id)
+        paths = self.paths(work.attempt_id)
         record = Record(
-            attempt_id=work.attempt_id,
+            container_id=work.attempt_id,
             cgroup_path=f"{self._cgroup_parent}/{work.attempt_id}",
             created_ns=self._clock.now_ns(),
         )
@@ -392,14 +404,14 @@ class ContainerdRuntime:
 
     async def adopt(self, attempt_id: str) -> ContainerdSandbox | None:
         """See sandbox.Runtime."""
-        paths = self._paths(attempt_id)
+        paths = self.paths(attempt_id)
         try:
             record = msgspec.json.decode(
                 await asyncio.to_thread(paths.record.read_bytes), type=Record
             )
             # Empty: never opened, so its gate has exited by itself.
             started_ns = int(await asyncio.to_thread(paths.opened.read_text))
-            await self._client.get_task(attempt_id)
+            await self._client.get_task(record.container_id)
         except (OSError, ValueError, msgspec.DecodeError, ContainerdNotFound):
             return None
         except ContainerdError as error:
@@ -423,7 +435,9 @@ class ContainerdRuntime:
         except ContainerdError as error:
             raise SandboxError(str(error)) from error
         directories = await asyncio.to_thread(os.listdir, self._data_directory / "sandboxes")
-        unclaimed = ({container.id for container in mine} | set(directories)) - claimed
+        # A container that was a spare's has another name than the attempt that it was given to.
+        kept = await asyncio.to_thread(self._containers_of, claimed)
+        unclaimed = ({container.id for container in mine} - kept) | (set(directories) - claimed)
         deletions = []
         for name in unclaimed:
             record = Record(name, f"{self._cgroup_parent}/{name}", 0)
@@ -432,7 +446,7 @@ class ContainerdRuntime:
                 self._watcher,
                 self._clock,
                 self._deletes,
-                self._paths(name),
+                self.paths(name),
                 record,
                 None,
                 b"",
@@ -442,7 +456,20 @@ class ContainerdRuntime:
         for outcome in await asyncio.gather(*deletions, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        for output in await asyncio.to_thread(os.listdir, self._data_directory / "output"):
+            if output.startswith(SPARE_PREFIX):
+                await self.discard_output(output)
         return len(unclaimed)
+
+    def _containers_of(self, attempt_ids: frozenset[str]) -> set[str]:
+        found = set()
+        for attempt_id in attempt_ids:
+            try:
+                data = self.paths(attempt_id).record.read_bytes()
+                found.add(msgspec.json.decode(data, type=Record).container_id)
+            except (OSError, msgspec.DecodeError):
+                found.add(attempt_id)  # one without a record was no spare
+        return found
 
     def output_directory(self, attempt_id: str) -> Path:
         """See sandbox.Runtime."""
@@ -454,7 +481,8 @@ class ContainerdRuntime:
             shutil.rmtree, self.output_directory(attempt_id), ignore_errors=True
         )
 
-    def _paths(self, attempt_id: str) -> Paths:
+    def paths(self, attempt_id: str) -> Paths:
+        """The files of an attempt's sandbox."""
         assert ATTEMPT_ID.fullmatch(attempt_id), "it becomes part of a path"
         return Paths(
             directory=self._data_directory / "sandboxes" / attempt_id,
@@ -466,6 +494,42 @@ class ContainerdRuntime:
         """The recorder with its arguments, as containerd's shim takes it: one key=value pair."""
         program = urllib.parse.quote(str(gate.program("recorder")))
         return f"binary://{program}?{urllib.parse.quote(str(directory))}={bytes_max}"
+
+
+class ContainerdSpare:
+    """Implements sandbox.Spare."""
+
+    def __init__(
+        self, runtime: ContainerdRuntime, mould: Work, image: Image, sandbox: ContainerdSandbox
+    ) -> None:
+        self._runtime = runtime
+        self._mould = mould
+        self._image = image
+        self._sandbox = sandbox
+
+    async def assign(self, work: Work) -> ContainerdSandbox:
+        """See sandbox.Spare."""
+        assert mould(work) == self._mould, "a spare is for attempts of its own mould"
+        if not ATTEMPT_ID.fullmatch(work.attempt_id):
+            raise SandboxError(
+                f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
+            )
+        image = await self._runtime.ensure_image(work.image)
+        if (image.digest, image.view) != (self._image.digest, self._image.view):
+            raise SpareUnfit(f"{work.image} is another image than when the spare was made")
+        message = _message(work, image, self._sandbox.attempt_id)
+        if not self._sandbox.waits:
+            raise SpareUnfit("the spare's gate is lost")
+        try:
+            self._sandbox.assign(self._runtime.paths(work.attempt_id), message, work.payload)
+        except OSError as error:
+            raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
+        return self._sandbox
+
+    async def close(self) -> None:
+        """See sandbox.Spare."""
+        await self._sandbox.delete()
+        await self._runtime.discard_output(self._sandbox.attempt_id)
 
 
 def _boot_id() -> str:
@@ -503,7 +567,7 @@ def _make_files(paths: Paths, exchange: Exchange, record: Record, payload: bytes
     paths.opened.touch()
 
 
-def _message(work: Work, image: Image) -> bytes:
+def _message(work: Work, image: Image, host_name: str) -> bytes:
     """The gate's message: the image's process with the work's own over it, as Docker does it."""
     config = image.config
     if work.command:
@@ -521,7 +585,7 @@ def _message(work: Work, image: Image) -> bytes:
     environment = {
         "PATH": DEFAULT_PATH,
         "HOME": "/tmp",
-        "HOSTNAME": work.attempt_id[:63],
+        "HOSTNAME": host_name[:63],
         **dict(config.environment),
         **work.env,
         "TICKMESH_PAYLOAD_FILE": gate.PAYLOAD,

@@ -37,14 +37,15 @@ RUNC_NOT_STOPPED = "must be stopped"
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is remembered of a sandbox across an executor's restart: one file in its directory."""
 
-    attempt_id: str
+    container_id: str
+    """Its attempt's, or the id of the spare that the attempt was given."""
     cgroup_path: str
     created_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """A sandbox's files on the host."""
+    """A sandbox's files on the host; both directories are named after its attempt."""
 
     directory: Path
     """Goes with the sandbox."""
@@ -99,12 +100,32 @@ class ContainerdSandbox:
     @property
     def attempt_id(self) -> str:
         """See sandbox.Sandbox."""
-        return self._record.attempt_id
+        return self._paths.output.name
 
     @property
     def started_ns(self) -> int:
         """See sandbox.Sandbox."""
         return self._started_ns
+
+    @property
+    def waits(self) -> bool:
+        """Whether it can still be started."""
+        return self._exchange is not None and not self._exchange.lost
+
+    def assign(self, paths: Paths, message: bytes, payload: bytes) -> None:
+        """Makes a spare that waits at its gate the sandbox of an attempt. Raises OSError.
+
+        Inline, as it stands before a start: two renames and a small file take 0.1 ms. The recorder
+        and the sandbox hold on to the directories themselves, whatever they are called.
+        """
+        assert self._exchange is not None and not self._started_ns, "only a spare is assigned"
+        if paths.directory.exists():
+            raise FileExistsError(f"sandbox {paths.directory.name} exists already")
+        self._exchange.put(payload)
+        # In this order: a directory in `sandboxes` always has its output.
+        self._paths.output.rename(paths.output)
+        self._paths.directory.rename(paths.directory)
+        self._paths, self._message = paths, message
 
     async def start(self) -> int:
         """See sandbox.Sandbox."""
@@ -147,7 +168,7 @@ class ContainerdSandbox:
         """See sandbox.Sandbox. The gate, process 1, passes a signal on to all others; SIGKILL ends
         it, and the kernel everything in its pid namespace."""
         try:
-            await self._retried(self._client.kill_task, self._record.attempt_id, signal)
+            await self._retried(self._client.kill_task, self._record.container_id, signal)
         except ContainerdNotFound:
             return  # it has ended
         except ContainerdError as error:
@@ -166,10 +187,12 @@ class ContainerdSandbox:
                 async with self._deletes:
                     await self._delete_task()
                     with contextlib.suppress(ContainerdNotFound):
-                        await self._retried(self._client.delete_container, self._record.attempt_id)
+                        await self._retried(
+                            self._client.delete_container, self._record.container_id
+                        )
             except ContainerdError as error:
                 raise SandboxError(
-                    f"sandbox {self._record.attempt_id} cannot be removed: {error}"
+                    f"sandbox {self.attempt_id} cannot be removed: {error}"
                 ) from error
             await asyncio.to_thread(self._remove_files)
             self._deleted = True
@@ -179,7 +202,7 @@ class ContainerdSandbox:
         shutil.rmtree(self._paths.directory, ignore_errors=True)
 
     async def _delete_task(self) -> None:
-        name = self._record.attempt_id
+        name = self._record.container_id
         if self._exit is None:
             with contextlib.suppress(ContainerdError):
                 await self._retried(self._client.kill_task, name, signals.SIGKILL)
@@ -193,12 +216,10 @@ class ContainerdSandbox:
         """Waits for the first process's end, through restarts of containerd."""
         while True:
             try:
-                answer = await self._client.wait_task(self._record.attempt_id)
+                answer = await self._client.wait_task(self._record.container_id)
                 return answer.exit_status, answer.exited_at.ToNanoseconds()
             except ContainerdNotFound as error:
-                raise SandboxError(
-                    f"sandbox {self._record.attempt_id} has vanished: {error}"
-                ) from error
+                raise SandboxError(f"sandbox {self.attempt_id} has vanished: {error}") from error
             except ContainerdUnavailable:
                 try:
                     await self._client.connected(limits.DAEMON_AWAY_DEADLINE_S)
@@ -230,7 +251,7 @@ class ContainerdSandbox:
                         await changed.wait()
                         changed.clear()
         except (TimeoutError, OSError) as error:
-            log.warning("output may be cut", attempt=self._record.attempt_id, error=repr(error))
+            log.warning("output may be cut", attempt=self.attempt_id, error=repr(error))
             with contextlib.suppress(OSError):  # its readers must not wait for ever
                 await asyncio.to_thread(logs.close, self._paths.output)
 

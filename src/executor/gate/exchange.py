@@ -36,9 +36,12 @@ class Exchange:
         go.chmod(0o444)
         os.mkfifo(started)
         started.chmod(0o222)
-        file = self._directory / "payload"
-        file.write_bytes(payload)
-        file.chmod(0o444)
+        self.put(payload)
+        (self._directory / "payload").chmod(0o444)
+
+    def put(self, payload: bytes) -> None:
+        """Writes the payload, which the gate opens when it is opened."""
+        (self._directory / "payload").write_bytes(payload)
 
     def connect(self) -> None:
         """Opens our ends, before the gate opens its."""

@@ -349,11 +349,10 @@ def test_policies_exclusions_and_retries_come_back_as_they_were_given(client: Cl
     assert made.recurrence.excluded_dates == ("12-25", "2027-01-01")
     assert (made.overlap_policy, made.overlap_queue_max) == (sdk.OverlapPolicy.QUEUE, 5)
     assert (made.misfire_policy, made.misfire_max) == (sdk.MisfirePolicy.ALL, 10)
-    assert made.misfire_window == timedelta(hours=1) and made.start_deadline == timedelta(
-        seconds=30
-    )
+    assert made.misfire_window == timedelta(hours=1)
+    assert made.start_deadline == timedelta(seconds=30)
     assert made.pause_after_failures == 3
-    naive = datetime(2027, 2, 1)  # noqa: DTZ001
+    naive = datetime(2027, 2, 1)
     with pytest.raises(sdk.InvalidRequest, match=r"excluded_windows\[0\].end_time"):
         client.schedules.create(
             "hello",

@@ -20,6 +20,7 @@ from ..mesh.errors import (
     DeadlineRequired,
     MessageTooLarge,
     NotBuilt,
+    NotFound,
     TickmeshError,
     Unavailable,
     invalid,
@@ -92,6 +93,8 @@ class Door:
                 make = self._image
             case Kind.CLUSTER:
                 make = self._cluster
+            case Kind.OPERATION:
+                make = self._operate
             case Kind.NOT_BUILT:
                 make = self._not_built
         return grpc.unary_unary_rpc_method_handler(_unary(method, make))
@@ -143,6 +146,17 @@ class Door:
             executors.update((each.executor_id, each) for view in views for each in view.executors)
         cluster.executors.extend(executors[name] for name in sorted(executors))
         return cluster.SerializeToString()
+
+    async def _operate(
+        self, method: Method, request: Any, data: bytes, timeout_s: float, context: Context
+    ) -> bytes:
+        """The leader of the shard that is named answers."""
+        for shard in self._shards:
+            if shard.id == request.shard_id:
+                # By itself: it may take long, and a batch is answered as a whole.
+                return await shard.call(method, data, timeout_s, _traceparent(context), alone=True)
+        known = ", ".join(shard.id for shard in self._shards)
+        raise NotFound(f"there is no shard {request.shard_id!r}; there are: {known}")
 
     async def _not_built(
         self, method: Method, _request: Any, _data: bytes, _timeout_s: float, _context: Context

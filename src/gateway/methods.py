@@ -37,6 +37,8 @@ class Kind(enum.Enum):
     """The executors, from what they hold."""
     CLUSTER = "cluster"
     """The gateway, from what the replicas tell."""
+    OPERATION = "operation"
+    """The leader of the shard that the request names."""
     NOT_BUILT = "not built"
     """Nobody yet."""
 
@@ -122,6 +124,8 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ClusterService/DrainExecutor": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/AddReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/RemoveReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
+    "ClusterService/TransferLeadership": (Kind.OPERATION, "", _N, _SMALL),
+    "ClusterService/BackupShard": (Kind.OPERATION, "", _N, _SMALL),
 }
 
 

@@ -136,10 +136,16 @@ class Shard:
     # -- unary calls -----------------------------------------------------------------------------
 
     async def call(
-        self, method: Method, request: bytes, timeout_s: float, traceparent: str
+        self,
+        method: Method,
+        request: bytes,
+        timeout_s: float,
+        traceparent: str,
+        *,
+        alone: bool = False,
     ) -> bytes:
-        """The public response's bytes. Raises the error that the shard answers, Overloaded,
-        NoLeader, OutcomeUnknown or DeadlineExceeded."""
+        """The public response's bytes. alone: in a message of its own. Raises the error that the
+        shard answers, Overloaded, NoLeader, OutcomeUnknown or DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         call = Pending(
             method=method,
@@ -148,6 +154,7 @@ class Shard:
             expires_s=expiry_s(loop.time(), timeout_s),
             answer=loop.create_future(),
             repeatable=repeatable(method),
+            alone=alone,
         )
         self._queue.append(call)
         self._wake.set()

@@ -28,6 +28,10 @@ _ID_WORDS = 'a letter, then up to 62 of [a-z0-9-], not ending in "-"'
 _IMAGE_NAME = "[a-z0-9]+([._-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,63})?"
 
 PATTERN_FORMS: dict[str, str] = {
+    "^[A-Za-z0-9][A-Za-z0-9._-]*$": (
+        "a name without slashes: letters, digits, dots, hyphens and underscores, beginning with a "
+        "letter or digit"
+    ),
     f"^customers/{_ID}$": f"customers/{{customer}} (each id is {_ID_WORDS})",
     f"^customers/{_ID}/jobs/{_ID}$": (
         f"customers/{{customer}}/jobs/{{job}} (each id is {_ID_WORDS})"

@@ -11,9 +11,9 @@ from collections import deque
 from typing import Protocol
 
 from ..mesh.clock import Clock
-from ..mesh.errors import NoLeader, Overloaded
+from ..mesh.errors import Overloaded
 from .core.commands import AnyCommand, Outcome
-from .raft.errors import NotLeader
+from .raft.errors import NotLeader, OutcomeUnknown
 from .store.state import Applied, State, encode_entry
 
 COMMANDS_MAX = 512
@@ -95,7 +95,8 @@ class Proposals:
         try:
             applied = await self._log.propose(payload)
         except asyncio.CancelledError:
-            self._fail(batch, NoLeader("the replica is stopping"))
+            # It may have reached the others already.
+            self._fail(batch, OutcomeUnknown("the replica stops"))
             raise
         except Exception as error:
             self._fail(batch, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,9 @@ from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2_grpc
+from .operations import Operations
 from .raft.config import ReplicaConfig
+from .raft.errors import RaftError
 from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
 from .service import ShardService
@@ -72,7 +75,10 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
         )
     )
-    service = ShardService(shard, clock, settings.shard.shard_id, settings.replica_id)
+    operations = Operations(replica)
+    service = ShardService(
+        shard, clock, settings.shard.shard_id, settings.replica_id, operations=operations
+    )
     shard_pb2_grpc.add_ShardServiceServicer_to_server(service, server)
     transport.add_to_server(server)
     health = HealthServicer()
@@ -102,6 +108,8 @@ async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> N
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            await _hand_over(replica)
     finally:
         for task in tasks:
             task.cancel()
@@ -111,3 +119,11 @@ async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> N
     if replica.failure is not None:
         log.error("the replica has failed; the process ends", error=str(replica.failure))
         raise replica.failure
+
+
+async def _hand_over(replica: Replica) -> None:
+    """A planned stop costs the shard no election timeout: another replica leads first."""
+    if replica.is_leader and replica.config.peers:
+        with contextlib.suppress(RaftError):
+            successor = await replica.hand_over()
+            log.info("handed leadership over", leader=successor or "nobody in time")

@@ -32,6 +32,7 @@ from .calls import Calls, Write
 from .core.ids import attempt_id
 from .core.model import ACTIVE_STATES, Execution
 from .dispatch import Dispatcher, Link
+from .operations import Operations
 from .raft.errors import NotLeader, RaftError
 from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
 from .shard import Shard
@@ -81,10 +82,12 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         shard_id: str,
         replica_id: str,
         draw: Callable[[int], bytes] = os.urandom,
+        operations: Operations | None = None,
     ) -> None:
         """draw: so many bytes that nobody can guess, for new ids."""
         self._shard = shard
         self._calls = Calls(shard, draw)
+        self._steps = {**self._calls.steps, **(operations.steps if operations else {})}
         self._clock = clock
         self._shard_id = shard_id
         self._replica_id = replica_id
@@ -119,8 +122,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 elif call.method in self._calls.reads:
                     kind, read = self._calls.reads[call.method]
                     reads.append((index, read, kind.FromString(call.request)))
-                elif call.method in self._calls.steps:
-                    kind, step = self._calls.steps[call.method]
+                elif call.method in self._steps:
+                    kind, step = self._steps[call.method]
                     coroutine: Any = step(kind.FromString(call.request))
                     steps.append((index, asyncio.create_task(coroutine)))
                 else:

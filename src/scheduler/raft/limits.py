@@ -49,3 +49,7 @@ STREAM_SILENCE_S: Final = 2.0
 REDIAL_S: Final = 0.1
 # Opening a stream to a peer, until its hello.
 DIAL_DEADLINE_S: Final = 2.0
+# Handing leadership over before a planned stop: an election by request takes a few milliseconds.
+HAND_OVER_S: Final = 1.0
+# A peer that was asked to lead and does not: another is asked.
+HAND_OVER_RETRY_S: Final = 0.25

@@ -517,7 +517,12 @@ class Member(RaftLibrary):
 
     def transfer_to(self, peer: str) -> bool:
         """Asks `peer` to take over if it holds the whole log; whether it was asked."""
-        if not self.is_leader or self.match_index(peer) != self.journal.last_index:
+        if (
+            not self.is_leader
+            or peer not in self.connected
+            or self._progress[peer].learner
+            or self.match_index(peer) != self.journal.last_index
+        ):
             return False
         self._send(peer, Transfer(self.term))
         return True

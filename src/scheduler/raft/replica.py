@@ -26,9 +26,11 @@ from .errors import (
     ReplicaFailed,
     SafetyViolation,
 )
+from .handover import HandOver
 from .journal import Journal, Position
 from .limits import (
     COMPACTION_INTERVAL_S,
+    HAND_OVER_S,
     INBOX_MESSAGES_MAX,
     PAYLOAD_BYTES_MAX,
     PROPOSALS_PENDING_MAX,
@@ -99,6 +101,7 @@ class Replica:
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
         self._install: tuple[Position, asyncio.Future[bool]] | None = None
+        self._hand_over: HandOver | None = None
         self._watchers: list[Callable[[int | None], None]] = []
         self._told_term: int | None = None
         # Flushes run beside the event loop; the state must not be replaced under them.
@@ -275,8 +278,24 @@ class Replica:
         self._work.set()
         await future
 
+    async def hand_over(self, to: str = "", timeout_s: float = HAND_OVER_S) -> str | None:
+        """Makes `to`, or any peer that holds the whole log, lead. Who leads then; None if that is
+        still this replica, or not known in time. Proposals wait meanwhile; if it succeeds they end
+        with NotLeader. Raises NotLeader, ReplicaFailed.
+        """
+        self._check_leading()
+        if to and to not in self.config.peers:
+            raise ValueError(f"{to!r} is not a peer of this replica: {self.config.peers!r}")
+        if self._hand_over is None:
+            until_s = self._environment.clock() + timeout_s
+            peers = (to,) if to else self.config.peers
+            self._hand_over = HandOver(self._member, peers, until_s)
+            self._work.set()
+        return await asyncio.shield(self._hand_over.done)
+
     def transfer_leadership(self, peer: str) -> bool:
-        """Asks `peer` to lead; False when it does not hold the whole log or this does not lead."""
+        """Asks `peer` to lead, at once and whatever is open; False when it does not hold the whole
+        log or this does not lead. For tests: `hand_over` is the orderly way."""
         asked = self.is_leader and self._member.transfer_to(peer)
         self._work.set()
         return asked
@@ -363,6 +382,7 @@ class Replica:
         self._take_proposals()
         member.tick()
         self._notice_stand_down()
+        self._advance_hand_over()
         self._reads.ask()
         if self._compact_to:
             self._journal.compact(self._compact_to)
@@ -390,6 +410,8 @@ class Replica:
 
     def _take_proposals(self) -> None:
         member = self._member
+        if self._hand_over is not None and member.is_leader:
+            return  # they wait: either for the next leader's name, or for this one to go on
         while self._proposals:
             payload, future = self._proposals.popleft()
             if future.done():
@@ -447,6 +469,12 @@ class Replica:
             self._pending.clear()
         if not member.is_leader:
             self._reads.refuse()
+
+    def _advance_hand_over(self) -> None:
+        over = self._hand_over
+        if over is not None and over.advance(self._environment.clock()):
+            self._hand_over = None
+            self._work.set()  # for the proposals that have waited
 
     def _notice_leadership(self) -> None:
         member = self._member
@@ -558,6 +586,9 @@ class Replica:
         if self._install is not None:
             self._install[1].set_result(False)
             self._install = None
+        if self._hand_over is not None:
+            self._hand_over.end(None)
+            self._hand_over = None
         self._proposals.clear()
         self._pending.clear()
         self._reads.fail(NotLeader(None))

@@ -96,6 +96,10 @@ class Replica(_message.Message):
     SCHEDULE_COUNT_FIELD_NUMBER: _builtins.int
     ACTIVE_EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PEER_CLOCKS_FIELD_NUMBER: _builtins.int
+    CLOCK_STEP_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_CLOCK_STEP_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_FAULT_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica id, as "shard-0-1"."""
     address: _builtins.str
@@ -116,6 +120,18 @@ class Replica(_message.Message):
     """Executions that have not ended, as counted by this replica."""
     resident_memory_bytes: _builtins.int
     """Resident memory of its process, in bytes."""
+    clock_step_count: _builtins.int
+    """How often its wall clock was seen to jump against its monotonic clock since it started."""
+    last_clock_step_ns: _builtins.int
+    """By how much the last time, in nanoseconds; forward is positive."""
+    clock_fault: _builtins.str
+    """What is wrong with its clock, for people; empty if nothing is known to be. Stays until a clock
+    that was off is seen to agree again.
+    """
+    @_builtins.property
+    def peer_clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerClock]:
+        """What it, while it leads, knows of the others' clocks."""
+
     def __init__(
         self,
         *,
@@ -129,14 +145,48 @@ class Replica(_message.Message):
         schedule_count: _builtins.int = ...,
         active_execution_count: _builtins.int = ...,
         resident_memory_bytes: _builtins.int = ...,
+        peer_clocks: _abc.Iterable[Global___PeerClock] | None = ...,
+        clock_step_count: _builtins.int = ...,
+        last_clock_step_ns: _builtins.int = ...,
+        clock_fault: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_execution_count", b"active_execution_count", "address", b"address", "applied_index", b"applied_index", "commit_index", b"commit_index", "leader", b"leader", "reachable", b"reachable", "replica_id", b"replica_id", "resident_memory_bytes", b"resident_memory_bytes", "schedule_count", b"schedule_count", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_execution_count", b"active_execution_count", "address", b"address", "applied_index", b"applied_index", "clock_fault", b"clock_fault", "clock_step_count", b"clock_step_count", "commit_index", b"commit_index", "last_clock_step_ns", b"last_clock_step_ns", "leader", b"leader", "peer_clocks", b"peer_clocks", "reachable", b"reachable", "replica_id", b"replica_id", "resident_memory_bytes", b"resident_memory_bytes", "schedule_count", b"schedule_count", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class PeerClock(_message.Message):
+    """Another replica's wall clock, as a leader measured it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_NS_FIELD_NUMBER: _builtins.int
+    UNCERTAINTY_NS_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """Replica id."""
+    offset_ns: _builtins.int
+    """Its clock minus the leader's, in nanoseconds."""
+    uncertainty_ns: _builtins.int
+    """The true offset is within this of offset_ns."""
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        offset_ns: _builtins.int = ...,
+        uncertainty_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_ns", b"offset_ns", "replica_id", b"replica_id", "uncertainty_ns", b"uncertainty_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerClock: _TypeAlias = PeerClock  # noqa: Y015
 
 @_typing.final
 class Executor(_message.Message):
@@ -149,6 +199,8 @@ class Executor(_message.Message):
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
     USED_SLOT_COUNT_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_UNCERTAINTY_NS_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id, as "executor-0"."""
     address: _builtins.str
@@ -159,6 +211,10 @@ class Executor(_message.Message):
     """How many of those are taken."""
     runtime: _builtins.str
     """Its container runtime, as "containerd 1.6.20, crun 1.8.1"."""
+    clock_offset_ns: _builtins.int
+    """The leader's clock minus the executor's, as the executor measured it, in nanoseconds."""
+    clock_uncertainty_ns: _builtins.int
+    """The true offset is within this of clock_offset_ns. 0: not measured yet."""
     def __init__(
         self,
         *,
@@ -167,10 +223,12 @@ class Executor(_message.Message):
         slot_count: _builtins.int = ...,
         used_slot_count: _builtins.int = ...,
         runtime: _builtins.str = ...,
+        clock_offset_ns: _builtins.int = ...,
+        clock_uncertainty_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "executor_id", b"executor_id", "runtime", b"runtime", "slot_count", b"slot_count", "used_slot_count", b"used_slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "executor_id", b"executor_id", "runtime", b"runtime", "slot_count", b"slot_count", "used_slot_count", b"used_slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,3 +316,107 @@ class RemoveReplicaRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveReplicaRequest: _TypeAlias = RemoveReplicaRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    """Shard id. Required."""
+    replica_id: _builtins.str
+    """Replica id of who is to lead. Empty: whichever is ready first."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replica_id", b"replica_id", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipRequest: _TypeAlias = TransferLeadershipRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_ID_FIELD_NUMBER: _builtins.int
+    leader_id: _builtins.str
+    """Replica id of who leads now."""
+    def __init__(
+        self,
+        *,
+        leader_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_id", b"leader_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipResponse: _TypeAlias = TransferLeadershipResponse  # noqa: Y015
+
+@_typing.final
+class BackupShardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    """Shard id. Required."""
+    directory: _builtins.str
+    """Name of the new directory, made in the scheduler's configured backup_directory. Required."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        directory: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupShardRequest: _TypeAlias = BackupShardRequest  # noqa: Y015
+
+@_typing.final
+class BackupShardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """Replica id of who made it: the directory is on its host."""
+    path: _builtins.str
+    """Absolute path there."""
+    applied_index: _builtins.int
+    """Index of the last entry that the copy holds."""
+    file_count: _builtins.int
+    """Number of files, the manifest not counted."""
+    size_bytes: _builtins.int
+    """Their size together."""
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        applied_index: _builtins.int = ...,
+        file_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "file_count", b"file_count", "path", b"path", "replica_id", b"replica_id", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupShardResponse: _TypeAlias = BackupShardResponse  # noqa: Y015

@@ -169,6 +169,7 @@ class RaftAppend(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     PROMOTE_FIELD_NUMBER: _builtins.int
+    ASKED_NS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     previous_index: _builtins.int
     previous_term: _builtins.int
@@ -177,6 +178,8 @@ class RaftAppend(_message.Message):
     """The leader's broadcast that this belongs to, echoed in the reply: proof of leadership for reads."""
     promote: _builtins.int
     """The incarnation of a learner that may vote from now on; 0 for none."""
+    asked_ns: _builtins.int
+    """The leader's monotonic clock in nanoseconds, for nobody but itself: echoed in the reply."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftEntry]: ...
     def __init__(
@@ -189,10 +192,11 @@ class RaftAppend(_message.Message):
         round: _builtins.int = ...,
         entries: _abc.Iterable[Global___RaftEntry] | None = ...,
         promote: _builtins.int = ...,
+        asked_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "entries", b"entries", "previous_index", b"previous_index", "previous_term", b"previous_term", "promote", b"promote", "round", b"round", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_ns", b"asked_ns", "commit_index", b"commit_index", "entries", b"entries", "previous_index", b"previous_index", "previous_term", b"previous_term", "promote", b"promote", "round", b"round", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,6 +213,9 @@ class RaftAppendReply(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     LEARNER_FIELD_NUMBER: _builtins.int
+    ASKED_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_NS_FIELD_NUMBER: _builtins.int
+    ENTRY_VERSION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     next_index: _builtins.int
     success: _builtins.bool
@@ -218,6 +225,12 @@ class RaftAppendReply(_message.Message):
     """Chosen at random when the sender's journal was created: a wiped replica is another one."""
     learner: _builtins.bool
     """The sender joined with an empty disk: it counts for nothing until it is promoted."""
+    asked_ns: _builtins.int
+    """As in the append."""
+    clock_ns: _builtins.int
+    """The sender's wall clock when it made this, nanoseconds since 1970. 0: not told."""
+    entry_version: _builtins.int
+    """The highest version of entries that the sender can apply. 0: not told, so 1."""
     def __init__(
         self,
         *,
@@ -228,10 +241,13 @@ class RaftAppendReply(_message.Message):
         round: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         learner: _builtins.bool = ...,
+        asked_ns: _builtins.int = ...,
+        clock_ns: _builtins.int = ...,
+        entry_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "learner", b"learner", "next_index", b"next_index", "reset", b"reset", "round", b"round", "success", b"success", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_ns", b"asked_ns", "clock_ns", b"clock_ns", "entry_version", b"entry_version", "incarnation", b"incarnation", "learner", b"learner", "next_index", b"next_index", "reset", b"reset", "round", b"round", "success", b"success", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

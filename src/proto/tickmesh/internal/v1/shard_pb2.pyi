@@ -487,16 +487,24 @@ class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SENT_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_NS_FIELD_NUMBER: _builtins.int
+    CLOCK_UNCERTAINTY_NS_FIELD_NUMBER: _builtins.int
     sent_ns: _builtins.int
     """The executor's wall clock, nanoseconds since 1970."""
+    clock_offset_ns: _builtins.int
+    """The replica's wall clock minus the executor's, as measured by the answers to earlier heartbeats."""
+    clock_uncertainty_ns: _builtins.int
+    """The true offset is within this of clock_offset_ns. 0: not measured yet."""
     def __init__(
         self,
         *,
         sent_ns: _builtins.int = ...,
+        clock_offset_ns: _builtins.int = ...,
+        clock_uncertainty_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_ns", b"sent_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "sent_ns", b"sent_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,258 @@
+"""A mesh of real processes while its operators work on it: fires go on, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from tickmesh.mesh import errors
+from tickmesh.mesh.local import Child, LocalMesh, LocalOptions
+from tickmesh.proto.tickmesh.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    execution_pb2,
+    execution_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    schedule_pb2,
+    schedule_pb2_grpc,
+)
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 20.0
+LOOK_S = 0.02
+SCHEDULES = 20
+"""Each fires every second."""
+
+WRITES = 25
+OUTAGE_S_MAX = 2.0
+"""A shared machine may pause any process; what it is usually is printed: below 0.1 s."""
+
+LATE_S_MAX = 2.0
+
+
+class Operator:
+    """Somebody at the door of a mesh."""
+
+    def __init__(self, mesh: LocalMesh) -> None:
+        self.mesh = mesh
+        self.channel = grpc.aio.insecure_channel(mesh.address)
+        self.cluster: Any = cluster_pb2_grpc.ClusterServiceStub(self.channel)
+        self.jobs: Any = job_pb2_grpc.JobServiceStub(self.channel)
+        self.schedules: Any = schedule_pb2_grpc.ScheduleServiceStub(self.channel)
+        self.executions: Any = execution_pb2_grpc.ExecutionServiceStub(self.channel)
+
+    async def shard(self) -> cluster_pb2.Shard:
+        """As the gateway sees it."""
+        request = cluster_pb2.GetClusterRequest()
+        cluster = await self.cluster.GetCluster(request, timeout=TIMEOUT_S)
+        return cluster.shards[0]
+
+    async def leader(self) -> Child:
+        """The replica that leads, once there is one."""
+        while True:
+            for replica in (await self.shard()).replicas:
+                if replica.leader:
+                    return self.child(replica.replica_id)
+            await asyncio.sleep(LOOK_S)
+
+    def child(self, name: str) -> Child:
+        return next(child for child in self.mesh.replicas if child.name == name)
+
+    async def converged(self) -> None:
+        """Waits until every replica answers, one leads and all hold what it has committed."""
+        while True:
+            replicas = (await self.shard()).replicas
+            goal = max(replica.commit_index for replica in replicas)
+            if any(replica.leader for replica in replicas):
+                while any(replica.applied_index < goal for replica in replicas):
+                    await asyncio.sleep(LOOK_S)
+                    replicas = (await self.shard()).replicas
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def job(self, job_id: str = "tick") -> str:
+        request = job_pb2.CreateJobRequest(parent="customers/acme", job_id=job_id)
+        request.job.container.image = "nothing:1"
+        return str((await self.jobs.CreateJob(request, timeout=TIMEOUT_S)).name)
+
+    async def schedule(self, job: str, schedule_id: str, cron: str = "* * * * * *") -> Any:
+        request = schedule_pb2.CreateScheduleRequest(parent=job, schedule_id=schedule_id)
+        request.schedule.recurrence.crons.append(cron)
+        return await self.schedules.CreateSchedule(request, timeout=TIMEOUT_S)
+
+    async def fired(self, job: str) -> list[execution_pb2.Execution]:
+        """Every execution of a job."""
+        found: list[execution_pb2.Execution] = []
+        token = ""
+        while True:
+            request = execution_pb2.ListExecutionsRequest(
+                parent=job, page_size=1_000, page_token=token
+            )
+            page = await self.executions.ListExecutions(request, timeout=TIMEOUT_S)
+            found += page.executions
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def whole(self, job: str, first_s: int, last_s: int, count: int = SCHEDULES) -> float:
+        """Waits for the last fires' starts, then checks that in each of these seconds every
+        schedule has fired once, and started; the worst lateness."""
+        while True:
+            fired = [e for e in await self.fired(job) if first_s <= e.due_time.seconds <= last_s]
+            done = (execution_pb2.EXECUTION_STATE_SUCCEEDED, execution_pb2.EXECUTION_STATE_FAILED)
+            if len(fired) >= count * (last_s - first_s + 1) and all(e.state in done for e in fired):
+                break
+            await asyncio.sleep(LOOK_S)
+        assert {e.state for e in fired} == {execution_pb2.EXECUTION_STATE_SUCCEEDED}
+        times = Counter((e.schedule, e.due_time.seconds) for e in fired)
+        assert set(times.values()) == {1}, "doubled"
+        assert len(times) == count * (last_s - first_s + 1), "missed"
+        assert not any(e.missed_fires for e in fired)
+        return max(e.lateness.ToTimedelta().total_seconds() for e in fired)
+
+
+class Writer:
+    """Writes jobs one after the other, and keeps what was acknowledged and when."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.written: set[str] = set()
+        self.finished_s: list[float] = []
+        self._more = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, writers: int = 4) -> AsyncIterator[Writer]:
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for number in range(writers):
+                group.create_task(self._write(number, stop))
+            try:
+                yield self
+            finally:
+                stop.set()
+
+    async def _write(self, writer: int, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self.written.add(await self.operator.job(f"w{writer}-{len(self.finished_s)}"))
+            self.finished_s.append(time.monotonic())
+            self._more.set()
+
+    async def more(self, count: int = WRITES) -> None:
+        """Waits for so many further writes."""
+        target = len(self.finished_s) + count
+        while len(self.finished_s) < target:
+            self._more.clear()
+            await self._more.wait()
+
+    def outage_s(self, since_s: float) -> float:
+        """The longest time without a finished write."""
+        later = [at for at in self.finished_s if at >= since_s]
+        return max((after - before for before, after in pairwise(later)), default=0.0)
+
+
+@asynccontextmanager
+async def mesh_with_fires(directory: Path, **options: Any) -> AsyncIterator[tuple[Operator, str]]:
+    """A mesh, its operator, and a job whose schedules all fire every second."""
+    settings = LocalOptions(
+        runtime="inprocess", **{"replicas": 3, "scheduler": (("arm_ahead_ms", 2_000),), **options}
+    )
+    async with LocalMesh(directory, settings) as mesh:
+        operator = Operator(mesh)
+        try:
+            job = await operator.job()
+            for number in range(SCHEDULES):
+                await operator.schedule(job, f"s{number}")
+            yield operator, job
+        finally:
+            await operator.channel.close()
+
+
+async def refusal(call: Any) -> errors.TickmeshError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return errors.from_rpc_error(refused.value)
+
+
+async def test_a_rolling_restart_fails_no_write_and_no_fire(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, job):
+        first_s = int(time.time()) + 3
+        writer = Writer(operator)
+        async with writer.running():
+            await writer.more()
+            for name in sorted(child.name for child in operator.mesh.replicas):
+                child = operator.child(name)
+                led = await operator.leader() is child
+                since_s = time.monotonic()
+                await child.end()
+                assert child.process is not None and child.process.returncode == 0
+                await writer.more()
+                print(f"{name} ({'led' if led else 'followed'}): {writer.outage_s(since_s):.3f} s")
+                await child.spawn()
+                await child.serving()
+                await operator.converged()
+                assert writer.outage_s(since_s) < OUTAGE_S_MAX
+        last_s = int(time.time())
+        late_s = await operator.whole(job, first_s, last_s)
+        print(f"{last_s - first_s} s of fires, the latest by {late_s:.3f} s")
+        assert late_s < LATE_S_MAX
+        request = job_pb2.ListJobsRequest(parent="customers/acme", page_size=1_000)
+        page = await operator.jobs.ListJobs(request, timeout=TIMEOUT_S)
+        listed = {found.name for found in page.jobs}
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = await operator.jobs.ListJobs(request, timeout=TIMEOUT_S)
+            listed |= {found.name for found in page.jobs}
+        assert listed == writer.written | {job}
+
+
+async def test_leadership_goes_where_the_operator_wants_it(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, _):
+        writer = Writer(operator)
+        async with writer.running():
+            await writer.more()
+            since_s = time.monotonic()
+            for child in operator.mesh.replicas:
+                await writer.more()
+                request = cluster_pb2.TransferLeadershipRequest(
+                    shard_id="shard-0", replica_id=child.name
+                )
+                answer = await operator.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
+                assert answer.leader_id == child.name
+                assert await operator.leader() is child
+            await writer.more()
+            old = await operator.leader()
+            request = cluster_pb2.TransferLeadershipRequest(shard_id="shard-0")
+            answer = await operator.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
+            assert answer.leader_id not in ("", old.name)
+            await writer.more()
+            print(f"no write for {writer.outage_s(since_s):.3f} s at most")
+        assert writer.outage_s(since_s) < OUTAGE_S_MAX
+        for shard_id, replica_id in (("shard-7", ""), ("shard-0", "nobody")):
+            request = cluster_pb2.TransferLeadershipRequest(
+                shard_id=shard_id, replica_id=replica_id
+            )
+            call = operator.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
+            error = await refusal(call)
+            assert isinstance(error, errors.NotFound)
+            assert "there are: shard-0" in error.message
+        leader = await operator.leader()
+        for child in operator.mesh.replicas:
+            if child is not leader:
+                await child.kill()
+        request = cluster_pb2.TransferLeadershipRequest(shard_id="shard-0")
+        call = operator.cluster.TransferLeadership(request, timeout=3)
+        # Unavailable: it has noticed already that it is alone.
+        assert isinstance(await refusal(call), errors.FailedPrecondition | errors.Unavailable)

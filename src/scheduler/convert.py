@@ -548,4 +548,5 @@ def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
         timeout_ms=spec.timeout_ms,
         grace_ms=spec.grace_ms,
         attempt_number=attempt.number,
+        job_revision=execution.revision,
     )

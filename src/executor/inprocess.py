@@ -11,6 +11,7 @@ argument, as ("print", "hello", ";", "sleep", "0.5", ";", "exit", "3").
     sleep SECONDS   how long this takes; without it a command ends at once
     ignore SIGNAL   this number's signal does nothing from here on
     exit CODE       ends it
+    fail ATTEMPTS   ends it with 1, in its first so many attempts
     signal SIGNAL   ends it as this number's signal would
     oom             ends it as the kernel does for want of memory
 
@@ -34,7 +35,7 @@ from .errors import ImageError, ImageReason, SandboxError, SpareUnfit, StartErro
 from .sandbox import ATTEMPT_ID, Exit, Work, mould
 
 WORDS = frozenset(
-    ["true", "print", "error", "env", "payload", "sleep", "ignore", "exit", "signal", "oom"]
+    ["true", "print", "error", "env", "payload", "sleep", "ignore", "exit", "fail", "signal", "oom"]
 )
 WRITES = frozenset(["print", "error", "env", "payload"])
 SIGNAL_BASE = 128
@@ -266,6 +267,8 @@ class InProcessSandbox:
                     self._ignored.add(int(argument))
                 case "exit":
                     self._end(int(argument))
+                case "fail" if int(self._work.env["TICKMESH_ATTEMPT"]) <= int(argument):
+                    self._end(1)
                 case "signal":
                     self._end(SIGNAL_BASE + int(argument))
                 case "oom":

@@ -22,6 +22,9 @@ def run(word: str, argument: str) -> None:
             signal.signal(int(argument), signal.SIG_IGN)
         case "exit":
             sys.exit(int(argument))
+        case "fail":
+            if int(os.environ["TICKMESH_ATTEMPT"]) <= int(argument):
+                sys.exit(1)
         case "signal":
             signal.signal(int(argument), signal.SIG_DFL)
             os.kill(os.getpid(), int(argument))

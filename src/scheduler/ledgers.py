@@ -16,6 +16,7 @@ from ..mesh.errors import Overloaded, invalid
 from ..proto.tickmesh.v1 import schedule_pb2
 from . import convert, pages
 from .core import audit
+from .core.history import PERIOD_MS
 from .core.ids import execution_id
 from .core.ledger import Outcome, Row
 from .core.model import Execution, ExecutionState, Schedule
@@ -67,7 +68,7 @@ class Ledgers:
             following = first - 1 if first and rows and rows[-1][0] == first else None
         else:
             first = int.from_bytes(start, "big")
-            rows = self._shard.queries.first_rows(schedule.uid, first, size)
+            rows = self._shard.queries.rows(schedule.uid, first, size)
             last = rows[-1][0] if rows else schedule.ledger_count
             following = last + 1 if last + 1 < schedule.ledger_count else None
         after = b"" if following is None else following.to_bytes(8, "big")
@@ -155,7 +156,7 @@ class Ledgers:
             ),
             from_ms=from_ms,
             until_ms=until_ms,
-            kept_ms=self._shard.now_ms() - self._shard.state.retention_ms,
+            kept_ms=self._shard.state.meta.history_from * PERIOD_MS,
         )
 
 

@@ -39,12 +39,13 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     directory = Path(settings.data_directory)
     (directory / "raft").mkdir(parents=True, exist_ok=True)
     backend = RocksBackend(directory / "state")
-    state = State(backend, settings.execution_retention_s * 1_000)
+    state = State(backend)
     shard = Shard(
         state,
         clock,
         arm_ahead_ms=settings.arm_ahead_ms,
         executor_lease_ms=settings.executor_lease_ms,
+        retention_ms=settings.execution_retention_s * 1_000,
     )
     state.observe(shard.observe)
     transport = GrpcTransport(
@@ -86,7 +87,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     address = members[settings.replica_id]
     server.add_secure_port(address, tls.server_credentials(settings.tls))
     await replica.start()
-    shard.changes.begin(state.applied[0])
+    shard.changes.index = state.applied[0]
     await server.start()
     process.settle()
     await process.serving(health)

@@ -9,7 +9,8 @@ from ..mesh import telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..proto.tickmesh.internal.v1 import shard_pb2
-from .core.commands import AnyCommand, DueFire, Fire, Placement, Purge
+from .core.commands import AnyCommand, DropHistory, DueFire, Fire, Placement
+from .core.history import period
 from .core.ids import attempt_id
 from .core.model import Execution, Timer, TimerKind
 from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
@@ -24,6 +25,12 @@ from .watch import Change, Changes
 FIRE_MAX = 1_000
 """Timers in one command: about 30 ms of applying."""
 
+FORGET_INTERVAL_S = 60.0
+"""Between looks for history that is over: it is dropped by the day."""
+
+RUN_MS_MAX = 2 * 86_400_000
+"""An execution has ended so long after its due time: a day of running, and waiting before."""
+
 log = telemetry.logger(__name__)
 
 
@@ -31,13 +38,20 @@ class Shard:
     """What the service stands on. `leading` is the dispatcher of this replica's term, or None."""
 
     def __init__(
-        self, state: State, clock: Clock, *, arm_ahead_ms: int, executor_lease_ms: int
+        self,
+        state: State,
+        clock: Clock,
+        *,
+        arm_ahead_ms: int,
+        executor_lease_ms: int,
+        retention_ms: int,
     ) -> None:
         """Call `bind` with the replica before anything else."""
+        self._retention_ms = retention_ms
         self.state = state
         self.queries = Queries(state.backend)
         self.changes = Changes()
-        self.changes.begin(state.applied[0])
+        self.changes.index = state.applied[0]
         self.leading: Dispatcher | None = None
         self._clock = clock
         self._arm_ahead_ms = arm_ahead_ms
@@ -148,12 +162,13 @@ class Shard:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.leading.run())
             group.create_task(self._fire(self.leading, self._window))
+            group.create_task(self._forget())
 
     def _tell(self, execution: Execution) -> None:
         self.changes.tell(Change(self.changes.index, execution))
 
     async def _fire(self, dispatcher: Dispatcher, window: Window) -> None:
-        """Arm what is due within `arm_ahead`, and purge what is over, as time goes on."""
+        """Arm what is due within `arm_ahead`, as time goes on."""
         while True:
             now_ms = self.now_ms()
             window.extend(now_ms)
@@ -182,19 +197,20 @@ class Shard:
                 timer.kind is TimerKind.DECIDE,
             )
             for timer in due
-            if timer.kind is not TimerKind.PURGE
         ]
-        purges = [(t.job_uid, t.id, t.due_ms) for t in due if t.kind is TimerKind.PURGE]
-        batch: list[AnyCommand] = []
-        if fires:
-            batch.append(Fire(fires, floor_ms))
-        if purges:
-            batch.append(Purge(purges, floor_ms))
         try:
-            for command in batch:
-                await self._insist(command, len(due))
+            await self._insist(Fire(fires, floor_ms), len(due))
         finally:
             dispatcher.release(fire.placement for fire in fires)
+
+    async def _forget(self) -> None:
+        """Drop the history whose retention is over."""
+        while True:
+            kept_ms = self.now_ms() - self._retention_ms - RUN_MS_MAX
+            before = period(kept_ms)
+            if any(when < before for when in self.state.backend.periods()):
+                await self._insist(DropHistory(before), 1)
+            await asyncio.sleep(FORGET_INTERVAL_S)
 
     async def _insist(self, command: AnyCommand, weight: int) -> None:
         while True:

@@ -1,9 +1,9 @@
-"""Changes of executions, for WatchExecutions: a short memory on every replica, and live streams.
+"""Changes of executions, for WatchExecutions: live streams of them.
 
 A change is known by the index of the log entry that made it, the same on every replica; that index
-is the cursor. Every replica remembers which executions the last entries changed, so a stream goes
-on at a new leader from the cursor that it had at the old one. Soft facts (running) have no index of
-their own: they are told live, and again with the execution's state when a stream goes on.
+is the cursor. Which executions an entry changed is stored with its history (store/queries.py), so a
+stream goes on from its cursor at any replica, after any restart. Soft facts (running) have no index
+of their own: they are told live, and again with the execution's state when a stream goes on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ..mesh.errors import CursorExpired, Unavailable
+from ..mesh.errors import Unavailable
 from .core.model import Execution
-
-REMEMBERED_MAX = 50_000
-"""Changes that a stream can go on behind: about 100 bytes each."""
 
 STREAM_QUEUE_MAX = 10_000
 """Changes that wait for one stream; a slower reader is cut off and goes on by its cursor."""
@@ -74,26 +71,17 @@ class Stream:
 
 
 class Changes:
-    """What changed lately, and who wants to know."""
+    """Who wants to know of changes."""
 
     def __init__(self) -> None:
-        self._remembered: deque[tuple[int, bytes, bytes]] = deque(maxlen=REMEMBERED_MAX)
         self._streams: set[Stream] = set()
-        self._start: int | None = None
         self.index = 0
         """Of the last entry that was applied."""
-
-    def begin(self, index: int) -> None:
-        """Remember from an index on: what came before (a restart, a snapshot) is not known."""
-        self._remembered.clear()
-        self._start = index
-        self.index = index
 
     def note(self, index: int, executions: Iterable[Execution]) -> None:
         """An entry changed these executions."""
         self.index = index
         for execution in executions:
-            self._remembered.append((index, execution.job_uid, execution.id))
             self.tell(Change(index, execution))
 
     def tell(self, change: Change) -> None:
@@ -101,24 +89,6 @@ class Changes:
         for stream in self._streams:
             if stream.wanted(change.execution):
                 stream.put(change)
-
-    def since(self, cursor: int) -> list[tuple[int, bytes, bytes]]:
-        """(index, job uid, id) of what changed after a cursor, oldest first.
-
-        Raises CursorExpired if that is not known any more, or not yet.
-        """
-        if cursor > self.index:
-            raise CursorExpired("the cursor is from the future: list, then watch without a cursor")
-        full = len(self._remembered) == REMEMBERED_MAX
-        oldest = self._remembered[0][0] if full else self._start
-        if oldest is None or cursor < oldest:
-            raise CursorExpired("the cursor is too old: list, then watch without a cursor")
-        latest: dict[tuple[bytes, bytes], int] = {}
-        for index, job_uid, identity in self._remembered:
-            if index > cursor:
-                latest.pop((job_uid, identity), None)
-                latest[(job_uid, identity)] = index
-        return [(index, *key) for key, index in latest.items()]
 
     def open(self, wanted: Callable[[Execution], bool]) -> Stream:
         """A stream of the changes from now on. Raises Unavailable."""

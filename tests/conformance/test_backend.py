@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scheduler.worlds import World
 from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 
@@ -40,6 +41,37 @@ def test_scans_are_ordered_and_bounded(backend: Any) -> None:
     assert [k for k, _ in backend.scan(b"k2", b"k5")] == [b"k2", b"k3", b"k4"]
     assert [k for k, _ in backend.scan(b"k2", b"k5", reverse=True)] == [b"k4", b"k3", b"k2"]
     assert list(backend.scan(b"x", b"z")) == []
+
+
+def test_history_is_read_by_key_and_dropped_by_period(backend: Any) -> None:
+    old, new = keys.history(7), keys.history(8)
+    backend.write({old + b"a": b"1", new + b"a": b"2", b"k": b"3"})
+    backend.write({new + b"b": b"4", old + b"z": None})
+    assert backend.periods() == [7, 8]
+    assert backend.get(old + b"a") == b"1"
+    assert backend.get(keys.history(9) + b"a") is None
+    wanted = [new + b"b", b"k", old + b"a", keys.history(9)]
+    assert backend.get_many(wanted) == [b"4", b"3", b"1", None]
+    assert [key for key, _ in backend.scan(new, keys.history(9))] == [new + b"a", new + b"b"]
+    backend.drop_period(7)
+    assert backend.periods() == [8]
+    assert backend.get(old + b"a") is None
+    backend.write({old + b"a": b"5"})
+    assert list(backend.scan(old, new)) == [(old + b"a", b"5")]
+
+
+def test_periods_are_there_again_after_a_restart(tmp_path: Path) -> None:
+    backend = RocksBackend(tmp_path / "state")
+    backend.write({keys.history(7) + b"a": b"1", keys.history(8) + b"a": b"2"})
+    backend.drop_period(7)
+    backend.flush()
+    backend.checkpoint(tmp_path / "copy")
+    backend.close()
+    for directory in (tmp_path / "state", tmp_path / "copy"):
+        again = RocksBackend(directory)
+        assert again.periods() == [8]
+        assert again.get(keys.history(8) + b"a") == b"2"
+        again.close()
 
 
 KEYS = st.binary(min_size=1, max_size=3).map(lambda key: b"k" + key)

@@ -48,14 +48,13 @@ class Ledger:
     def __init__(
         self,
         machines: list[Machine],
-        retention_ms: int,
         arm_ahead_ms: int,
         violate: Callable[[str], None],
     ) -> None:
         self._machines = {machine.name: machine for machine in machines}
         self._violate = violate
         self._backend = _Reference()
-        self.state = State(self._backend, retention_ms)  # type: ignore[arg-type]
+        self.state = State(self._backend)  # type: ignore[arg-type]
         self.queries = Queries(self._backend)
         self.executions: dict[bytes, Execution] = {}
         """Every execution there ever was, as of its last change."""

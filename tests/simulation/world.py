@@ -129,10 +129,14 @@ class Node:
     async def _serve(self, process: Process) -> None:
         world, machine = self._world, self.machine
         backend = SimulatedBackend(machine)
-        state = State(backend, RETENTION_MS)  # type: ignore[arg-type]
+        state = State(backend)  # type: ignore[arg-type]
         world.ledger.holds(self.name, state.applied[0], backend.digest)
         shard = Shard(
-            state, machine, arm_ahead_ms=ARM_AHEAD_MS, executor_lease_ms=int(LEASE_S * 1000)
+            state,
+            machine,
+            arm_ahead_ms=ARM_AHEAD_MS,
+            executor_lease_ms=int(LEASE_S * 1000),
+            retention_ms=RETENTION_MS,
         )
         state.observe(shard.observe)
         self.transport = Transport(world.network, machine, process)
@@ -156,7 +160,7 @@ class Node:
         self.service = ShardService(shard, machine, "shard-0", self.name, machine.draw)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
-        shard.changes.begin(state.applied[0])
+        shard.changes.index = state.applied[0]
         working = asyncio.create_task(shard.run())
         failing = asyncio.create_task(self.replica.failed.wait())
         done, _ = await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
@@ -226,9 +230,7 @@ class World:
             Node(self, f"replica-{number}", text, directory / f"replica-{number}")
             for number in range(REPLICAS)
         ]
-        self.ledger = Ledger(
-            [node.machine for node in self.nodes], RETENTION_MS, ARM_AHEAD_MS, self.violate
-        )
+        self.ledger = Ledger([node.machine for node in self.nodes], ARM_AHEAD_MS, self.violate)
         self.ledger.on_change = self._changed
         by_name = {node.name: node for node in self.nodes}
         names = list(by_name)

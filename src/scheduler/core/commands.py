@@ -211,12 +211,10 @@ class EndAttempts(Command, frozen=True):
     """(job uid, execution id, the attempt as it ended)"""
 
 
-class Purge(Command, frozen=True):
-    """Forget executions whose retention is over."""
+class DropHistory(Command, frozen=True):
+    """Forget the history of every period before one: see history.py."""
 
-    executions: list[tuple[bytes, bytes, int]]
-    """(job uid, execution id, the timer's due time)"""
-    floor_ms: int
+    before: int
 
 
 AnyCommand = (
@@ -235,7 +233,7 @@ AnyCommand = (
     | Assign
     | Cancel
     | EndAttempts
-    | Purge
+    | DropHistory
 )
 
 
@@ -275,5 +273,6 @@ class Refused(Exception):
         self.index = index
 
 
-Outcome = list[Job] | list[Schedule] | list[Execution] | Refused
-"""What came of a command: the records that it made changed or deleted, or why it was refused."""
+Outcome = list[Job] | list[Schedule] | list[Execution] | list[int] | Refused
+"""What came of a command: the records that it made changed or deleted (for DropHistory the period),
+or why it was refused."""

@@ -1,4 +1,4 @@
-"""Executions: create, assign, end, stop, purge.
+"""Executions: create, assign, end, stop.
 
     PENDING ──assign──► ASSIGNED ──end──► SUCCEEDED · FAILED · CANCELLED · REVOKED
        ▲  └────────stop────│─────────────► CANCELLED · REVOKED
@@ -23,7 +23,6 @@ from .commands import (
     ExecuteJobs,
     NewExecution,
     Placement,
-    Purge,
 )
 from .ids import execution_id
 from .model import (
@@ -33,8 +32,6 @@ from .model import (
     ExecutionState,
     Job,
     Reason,
-    Timer,
-    TimerKind,
 )
 from .view import View
 
@@ -73,7 +70,6 @@ def create(
     nominal_ms: int = 0,
     missed: int = 0,
     watched: bool = False,
-    request: bytes = b"",
     active_key: bytes = b"",
 ) -> Execution:
     """Create an execution, given to an executor if the leader chose one."""
@@ -91,7 +87,6 @@ def create(
         nominal_ms=nominal_ms,
         missed=missed,
         watched=watched,
-        request=request,
         active_key=active_key,
     )
     if placement is not None:
@@ -179,7 +174,7 @@ def of_request(view: View, customer: str, request: bytes) -> list[Execution] | N
 
 
 def keep_request(view: View, customer: str, request: bytes, made: list[Execution]) -> None:
-    """Remember what a request made, until that is purged."""
+    """Remember what a request made: for a day at least."""
     if request:
         view.put_request(customer, request, [(each.job_uid, each.id) for each in made])
 
@@ -198,7 +193,6 @@ def _execute(view: View, job: Job, new: NewExecution, request: bytes, now_ms: in
         now_ms=now_ms,
         payload=new.payload,
         placement=new.placement,
-        request=request,
         active_key=new.active_key,
     )
     if new.active_key:
@@ -323,28 +317,6 @@ def _finished(
         end_ms=now_ms,
     )
     view.put_execution(finished)
-    view.put_timer(_purge_timer(finished, view.retention_ms))
     if execution.active_key:
         view.delete_active_by_key(execution.job_uid, execution.active_key)
     return finished
-
-
-def _purge_timer(execution: Execution, retention_ms: int) -> Timer:
-    due_ms = execution.end_ms + retention_ms
-    return Timer(due_ms, TimerKind.PURGE, execution.job_uid, execution.id)
-
-
-def purge(view: View, command: Purge) -> list[Execution]:
-    """Forget executions, and the requests that made them."""
-    forgotten = []
-    if command.floor_ms > view.floor_ms():
-        view.set_floor_ms(command.floor_ms)
-    for job_uid, identity, due_ms in command.executions:
-        view.delete_timer(Timer(due_ms, TimerKind.PURGE, job_uid, identity))
-        execution = view.execution(job_uid, identity)
-        if execution is not None and execution.state not in ACTIVE_STATES:
-            view.delete_execution(execution)
-            forgotten.append(execution)
-            if execution.request:
-                view.delete_request(execution.customer, execution.request)
-    return forgotten

@@ -485,7 +485,6 @@ def trigger(view: View, command: TriggerSchedule, now_ms: int) -> list[Execution
         payload=schedule.payload,
         placement=command.placement,
         schedule_id=schedule.schedule_id,
-        request=command.request,
     )
     executions.keep_request(view, command.customer, command.request, [made])
     return [made]
@@ -525,7 +524,6 @@ def backfill(view: View, command: BackfillSchedule, now_ms: int) -> list[Executi
                 placement=None,
                 schedule_id=schedule.schedule_id,
                 nominal_ms=nominal_ms,
-                request=command.request,
             )
         )
     executions.keep_request(view, command.customer, command.request, made)

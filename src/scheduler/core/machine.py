@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import commands, executions, fires, jobs, schedules
+from . import commands, executions, fires, history, jobs, schedules
 from .commands import AnyCommand, Outcome, Refused
 from .model import Execution
 from .view import View
@@ -54,8 +54,8 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return fires.trigger(view, command, now_ms)
         case commands.BackfillSchedule():
             return fires.backfill(view, command, now_ms)
-        case commands.Purge():
-            return executions.purge(view, command)
+        case commands.DropHistory():
+            return history.drop(view, command)
 
 
 def _followed(view: View, changed: list[Execution], now_ms: int) -> list[Execution]:

@@ -252,7 +252,6 @@ class Execution(Record, frozen=True):
     reason: Reason = Reason.NONE
     message: str = ""
     end_ms: int = 0
-    request: bytes = b""
     active_key: bytes = b""
     """See commands.NewExecution."""
     again: bool = False
@@ -264,8 +263,7 @@ class TimerKind(enum.IntEnum):
     """What a timer means when it is due. Numbers are stored."""
 
     FIRE = 1
-    PURGE = 2
-    DECIDE = 3
+    DECIDE = 2
     """As FIRE, but acted on when it is due and not ahead: see Schedule.deferred."""
 
 
@@ -276,4 +274,4 @@ class Timer(msgspec.Struct, frozen=True, array_like=True, order=True):
     kind: TimerKind
     job_uid: bytes
     id: bytes
-    """The schedule's id (FIRE, DECIDE) or the execution's (PURGE)."""
+    """The schedule's id."""

@@ -36,16 +36,17 @@ class View(Protocol):
         """Also keeps the index of active executions."""
         ...
 
-    def delete_execution(self, execution: Execution) -> None: ...
+    def active_before(self, due_ms: int) -> bool:
+        """Whether an execution that was due before has not ended, as of before this entry."""
+        ...
 
     def request(self, customer: str, request: bytes) -> list[tuple[bytes, bytes]] | None:
-        """(job uid, execution id) of what an ExecuteJobs with this request made."""
+        """(job uid, execution id) of what a request made, in this period or the one before."""
         ...
 
     def put_request(
         self, customer: str, request: bytes, executions: list[tuple[bytes, bytes]]
     ) -> None: ...
-    def delete_request(self, customer: str, request: bytes) -> None: ...
 
     def active_by_key(self, job_uid: bytes, key: bytes) -> bytes | None:
         """Id of the execution with an active_key that has not ended."""
@@ -68,6 +69,10 @@ class View(Protocol):
     def set_floor_ms(self, floor_ms: int) -> None: ...
 
     @property
-    def retention_ms(self) -> int:
-        """How long an ended execution is kept: the same on every replica."""
+    def history_from(self) -> int:
+        """The first period whose history is kept."""
+        ...
+
+    def drop_history(self, before: int) -> None:
+        """Forget the history of every period before this one."""
         ...

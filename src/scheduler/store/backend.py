@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from .keys import HISTORY, history, period_of_key
+
 
 class Backend(Protocol):
     """Ordered bytes to bytes."""
@@ -29,6 +31,14 @@ class Backend(Protocol):
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Put (bytes) and delete (None), all or nothing."""
+        ...
+
+    def periods(self) -> list[int]:
+        """The periods that have history, oldest first."""
+        ...
+
+    def drop_period(self, period: int) -> None:
+        """Remove all history of a period, at a cost that does not grow with it."""
         ...
 
 
@@ -68,3 +78,18 @@ class MemoryBackend:
                 if not present:
                     self._keys.insert(at, key)
                 self._values[key] = value
+
+    def periods(self) -> list[int]:
+        """See Backend."""
+        found = []
+        at = bisect_left(self._keys, HISTORY)
+        while at < len(self._keys) and self._keys[at][:1] == HISTORY:
+            period = period_of_key(self._keys[at])
+            found.append(period)
+            at = bisect_left(self._keys, history(period + 1))
+        return found
+
+    def drop_period(self, period: int) -> None:
+        """See Backend."""
+        for key, _ in list(self.scan(history(period), history(period + 1))):
+            self.write({key: None})

@@ -4,27 +4,45 @@
     v job_uid revision(4)                   JobSpec of an earlier revision, or of a deleted job
     s job_uid schedule                      Schedule
     c job_uid                               how many schedules the job has
-    x job_uid newest(6) origin(10)          Execution, newest first
-    y customer 0 newest(6) origin(10)       job_uid: a customer's executions, newest first
     a job_uid id(16)                        empty: executions that have not ended
-    q customer 0 request                    executions that an ExecuteJobs made
     k job_uid active_key                    id of the execution with that key that has not ended
-    l schedule_uid number(8)                Row of a schedule's ledger
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
     m                                       Meta
 
-Integers are big-endian; `newest` is the complement of the due time, so that newer sorts first.
+and history, which begins with `h period(4)` and is dropped by the period, a day:
+
+    x job_uid newest(6) origin(10)          Execution, newest first
+    y customer 0 newest(6) origin(10)       job_uid: a customer's executions, newest first
+    l schedule_uid number(8)                Row of a schedule's ledger
+    w index(8) number(2)                    job_uid id(16): an execution that an entry changed
+    q customer 0 request                    executions that a request made
+
+Integers are big-endian; `newest` is the complement of the due time, so that newer sorts first. An
+execution is in the period of its due time; the others are in that of the entry that wrote them.
 """
 
 from __future__ import annotations
 
+from ..core.history import period
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.model import Timer, TimerKind
 
 META = b"m"
 TIMERS = b"t"
 ACTIVE = b"a"
+HISTORY = b"h"
+PERIOD_BYTES = 4
 NEWEST = (1 << 48) - 1
+
+
+def history(period: int) -> bytes:
+    """The prefix of a period's history."""
+    return HISTORY + period.to_bytes(PERIOD_BYTES, "big")
+
+
+def period_of_key(key: bytes) -> int:
+    """The period of a history key."""
+    return int.from_bytes(key[1 : 1 + PERIOD_BYTES], "big")
 
 
 def job(customer: str, job_id: str) -> bytes:
@@ -52,24 +70,45 @@ def newest_first(execution: bytes) -> bytes:
     return (NEWEST - int.from_bytes(execution[:6], "big")).to_bytes(6, "big") + execution[6:]
 
 
+def _period_of(execution: bytes) -> int:
+    """The period of an execution, by its id, which begins with its due time."""
+    return period(int.from_bytes(execution[:6], "big"))
+
+
 def execution(job_uid: bytes, execution: bytes) -> bytes:
     """Of an Execution."""
-    return b"x" + job_uid + newest_first(execution)
+    return executions_of_job(_period_of(execution), job_uid) + newest_first(execution)
 
 
-def executions_of_job(job_uid: bytes) -> bytes:
-    """The prefix of a job's executions."""
-    return b"x" + job_uid
+def executions_of_job(period: int, job_uid: bytes) -> bytes:
+    """The prefix of a job's executions in a period."""
+    return history(period) + b"x" + job_uid
 
 
 def customer_execution(customer: str, execution: bytes) -> bytes:
     """Of the entry in a customer's listing."""
-    return executions_of_customer(customer) + newest_first(execution)
+    prefix = executions_of_customer(_period_of(execution), customer)
+    return prefix + newest_first(execution)
 
 
-def executions_of_customer(customer: str) -> bytes:
-    """The prefix of a customer's executions."""
-    return b"y%b\0" % customer.encode()
+def executions_of_customer(period: int, customer: str) -> bytes:
+    """The prefix of a customer's executions in a period."""
+    return b"%by%b\0" % (history(period), customer.encode())
+
+
+def change(period: int, index: int, number: int) -> bytes:
+    """Of an execution that the entry at an index changed."""
+    return changes_from(period, index) + number.to_bytes(2, "big")
+
+
+def changes_from(period: int, index: int) -> bytes:
+    """Where a period's changes by entries from an index on begin."""
+    return history(period) + b"w" + index.to_bytes(8, "big")
+
+
+def index_of_change(key: bytes) -> int:
+    """The index in a `change` key."""
+    return int.from_bytes(key[-10:-2], "big")
 
 
 def active(job_uid: bytes, execution: bytes) -> bytes:
@@ -82,9 +121,9 @@ def split_active(key: bytes) -> tuple[bytes, bytes]:
     return key[1 : 1 + UID_BYTES], key[1 + UID_BYTES : 1 + UID_BYTES + EXECUTION_ID_BYTES]
 
 
-def request(customer: str, request: bytes) -> bytes:
-    """Of what an ExecuteJobs made."""
-    return b"q%b\0%b" % (customer.encode(), request)
+def request(period: int, customer: str, request: bytes) -> bytes:
+    """Of what a request made."""
+    return b"%bq%b\0%b" % (history(period), customer.encode(), request)
 
 
 def active_by_key(job_uid: bytes, key: bytes) -> bytes:
@@ -92,9 +131,9 @@ def active_by_key(job_uid: bytes, key: bytes) -> bytes:
     return b"k" + job_uid + key
 
 
-def row(schedule_uid: bytes, number: int) -> bytes:
+def row(period: int, schedule_uid: bytes, number: int) -> bytes:
     """Of a row of a ledger."""
-    return b"l" + schedule_uid + number.to_bytes(8, "big")
+    return history(period) + b"l" + schedule_uid + number.to_bytes(8, "big")
 
 
 def timer(timer: Timer) -> bytes:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..core.ids import EXECUTION_ID_BYTES
+from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
 from ..core.model import Execution, Job, JobSpec, Schedule, Timer
 from . import keys
 from .backend import Backend
-from .view import Meta, StoreView, decode_execution, decode_job, decode_row, decode_schedule
+from .view import (
+    Meta,
+    StoreView,
+    decode_execution,
+    decode_job,
+    decode_request,
+    decode_row,
+    decode_schedule,
+)
 
 
 class Queries:
@@ -22,7 +30,7 @@ class Queries:
         self._backend = backend
 
     def _view(self) -> StoreView:
-        return StoreView(self._backend, Meta(), 0)
+        return StoreView(self._backend, Meta())
 
     def job(self, customer: str, job_id: str) -> Job | None:
         """The job, if there is one."""
@@ -82,15 +90,19 @@ class Queries:
     def _executions(
         self, customer: str, job_uid: bytes | None, after: bytes
     ) -> Iterator[tuple[bytes, Execution | None]]:
-        if job_uid is not None:
-            prefix = keys.executions_of_job(job_uid)
-            for key, value in self._backend.scan(after or prefix, keys.after_prefix_of(prefix)):
-                yield key, decode_execution(value)
-            return
-        prefix = keys.executions_of_customer(customer)
-        for key, uid in self._backend.scan(after or prefix, keys.after_prefix_of(prefix)):
-            identity = keys.newest_first(key[-EXECUTION_ID_BYTES:])
-            yield key, self.execution(uid, identity)
+        for when in reversed(self._backend.periods()):
+            if after and when > keys.period_of_key(after):
+                continue
+            start = after if after and when == keys.period_of_key(after) else b""
+            if job_uid is not None:
+                prefix = keys.executions_of_job(when, job_uid)
+                for key, value in self._backend.scan(start or prefix, keys.after_prefix_of(prefix)):
+                    yield key, decode_execution(value)
+                continue
+            prefix = keys.executions_of_customer(when, customer)
+            for key, uid in self._backend.scan(start or prefix, keys.after_prefix_of(prefix)):
+                identity = keys.newest_first(key[-EXECUTION_ID_BYTES:])
+                yield key, self.execution(uid, identity)
 
     def _page(
         self, prefix: bytes, after: bytes, count: int
@@ -108,38 +120,44 @@ class Queries:
         pairs, _ = self._page(prefix, b"", count)
         return [key[len(prefix) :].decode() for key, _ in pairs]
 
-    def rows(self, schedule_uid: bytes, first: int, count: int) -> list[Row]:
-        """Rows of a schedule's ledger, from a number on."""
-        start = keys.row(schedule_uid, first)
-        found: list[Row] = []
-        stop = keys.after_prefix_of(keys.row(schedule_uid, 0)[:-8])
-        for _, value in self._backend.scan(start, stop):
-            if len(found) == count:
-                break
-            found.append(decode_row(value))
+    def rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
+        """(number, row) of a schedule's ledger, from a number on, as far as they are kept."""
+        found: list[tuple[int, Row]] = []
+        for when in self._backend.periods():
+            start = keys.row(when, schedule_uid, first)
+            for key, value in self._backend.scan(start, keys.after_prefix_of(start[:-8])):
+                if len(found) == count:
+                    return found
+                found.append((int.from_bytes(key[-8:], "big"), decode_row(value)))
         return found
 
     def numbered_rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
-        """The rows of a schedule's ledger with first <= number < first + count that are kept."""
-        start, stop = keys.row(schedule_uid, first), keys.row(schedule_uid, first + count)
-        return [
-            (int.from_bytes(key[-8:], "big"), decode_row(value))
-            for key, value in self._backend.scan(start, stop)
-        ]
-
-    def first_rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
-        """The first `count` rows from a number on that are kept: older ones may be forgotten."""
-        stop = keys.after_prefix_of(keys.row(schedule_uid, 0)[:-8])
-        found: list[tuple[int, Row]] = []
-        for key, value in self._backend.scan(keys.row(schedule_uid, first), stop):
-            if len(found) == count:
-                break
-            found.append((int.from_bytes(key[-8:], "big"), decode_row(value)))
-        return found
+        """Those with first <= number < first + count."""
+        found = self.rows(schedule_uid, first, count)
+        return [(number, row) for number, row in found if number < first + count]
 
     def request(self, customer: str, request: bytes) -> list[tuple[bytes, bytes]] | None:
-        """(job uid, id) of the executions that a request made; None if it is not known."""
-        return self._view().request(customer, request)
+        """(job uid, id) of the executions that a request made; None if it is not known any more."""
+        for when in reversed(self._backend.periods()):
+            raw = self._backend.get(keys.request(when, customer, request))
+            if raw is not None:
+                return decode_request(raw)
+        return None
+
+    def changes(self, after: int, count: int) -> list[tuple[int, bytes, bytes]]:
+        """(index, job uid, execution id) of what entries after an index changed, oldest first.
+
+        Stops at the end of an entry, once there are `count` or more.
+        """
+        found: list[tuple[int, bytes, bytes]] = []
+        for when in self._backend.periods():
+            start = keys.changes_from(when, after + 1)
+            for key, value in self._backend.scan(start, keys.after_prefix_of(start[:-8])):
+                index = keys.index_of_change(key)
+                if len(found) >= count and index != found[-1][0]:
+                    return found
+                found.append((index, value[:UID_BYTES], value[UID_BYTES:]))
+        return found
 
     def active(self) -> Iterator[Execution]:
         """Every execution that has not ended."""

@@ -2,6 +2,7 @@
 
 Timers live in a column family of their own, because they are written and deleted in time order: it
 compacts itself when many deletions come together, so that a scan never wades through tombstones.
+Each period of history has its own too, so that it can be dropped whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from .keys import TIMERS
+from .keys import HISTORY, PERIOD_BYTES, TIMERS, history, period_of_key
 
 BLOCK_CACHE_BYTES = 24 * 1024 * 1024
 """What of the files is kept in memory: the same however much is stored."""
@@ -32,6 +33,9 @@ WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
 WAL_BYTES_MAX = 128 * 1024 * 1024
 """Of state not yet in files; the journal has it too, so this bounds only the restart."""
+
+PERIOD_NAME = "history-"
+"""The name of a period's column family, before its number."""
 
 BLOOM_BITS = 10
 """One miss in a hundred reads a block in vain: creates ask for keys that are not there."""
@@ -68,36 +72,66 @@ class RocksBackend:
         self._open()
 
     def _open(self) -> None:
-        cache = Cache(BLOCK_CACHE_BYTES)
-        timers = _options(cache)
+        self._cache = Cache(BLOCK_CACHE_BYTES)
+        timers = _options(self._cache)
         timers.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, 0.0)
-        self._db = Rdict(
-            str(self.directory),
-            _options(cache),
-            column_families={"default": _options(cache), "timers": timers},
-        )
+        families = {"default": _options(self._cache), "timers": timers}
+        if (self.directory / "CURRENT").exists():
+            for name in Rdict.list_cf(str(self.directory), _options(self._cache)):
+                if name.startswith(PERIOD_NAME):
+                    families[name] = _options(self._cache)
+        self._db = Rdict(str(self.directory), _options(self._cache), column_families=families)
         self._timers = self._db.get_column_family("timers")
         self._timers_handle = self._db.get_column_family_handle("timers")
+        self._periods: dict[bytes, Rdict] = {}
+        """By the prefix of their keys."""
+        self._period_handles: dict[bytes, Any] = {}
+        for name in families:
+            if name.startswith(PERIOD_NAME):
+                self._know(int(name.removeprefix(PERIOD_NAME)))
         self._write_options = WriteOptions()
 
-    def _family(self, key: bytes) -> Rdict:
-        return self._timers if key[:1] == TIMERS else self._db
+    def _know(self, period: int) -> None:
+        name, prefix = f"{PERIOD_NAME}{period}", history(period)
+        self._periods[prefix] = self._db.get_column_family(name)
+        self._period_handles[prefix] = self._db.get_column_family_handle(name)
+
+    def _family(self, key: bytes) -> Rdict | None:
+        """Where a key is; None: its period has no history."""
+        kind = key[:1]
+        if kind == HISTORY:
+            return self._periods.get(key[: 1 + PERIOD_BYTES])
+        return self._timers if kind == TIMERS else self._db
 
     def get(self, key: bytes) -> bytes | None:
         """See Backend."""
-        value: bytes | None = self._family(key).get(key)
+        family = self._family(key)
+        value: bytes | None = None if family is None else family.get(key)
         return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See Backend. Keys of timers are not asked for."""
-        values: Any = self._db.get(list(keys))
-        return list(values)
+        groups: dict[bytes, list[int]] = {}
+        for at, key in enumerate(keys):
+            prefix = key[: 1 + PERIOD_BYTES] if key[:1] == HISTORY else b""
+            groups.setdefault(prefix, []).append(at)
+        values: list[bytes | None] = [None] * len(keys)
+        for prefix, places in groups.items():
+            family = self._periods.get(prefix) if prefix else self._db
+            if family is not None:
+                found: Any = family.get([keys[at] for at in places])
+                for at, value in zip(places, found, strict=True):
+                    values[at] = value
+        return values
 
     def scan(
         self, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """See Backend."""
-        pairs: Any = self._family(start).items(
+        family = self._family(start)
+        if family is None:
+            return
+        pairs: Any = family.items(
             backwards=reverse, from_key=stop if reverse else start, read_opt=ReadOptions()
         )
         for key, value in pairs:
@@ -116,11 +150,40 @@ class RocksBackend:
                     delete(key, timers)
                 else:
                     put(key, value, timers)
+            elif key[:1] == HISTORY:
+                handle = self._handle(key)
+                if value is None:
+                    delete(key, handle)
+                else:
+                    put(key, value, handle)
             elif value is None:
                 delete(key)
             else:
                 put(key, value)
         self._db.write(batch, self._write_options)
+
+    def _handle(self, key: bytes) -> Any:
+        """Of the period of a history key, which is made when it is first written to."""
+        handle = self._period_handles.get(key[: 1 + PERIOD_BYTES])
+        if handle is None:
+            period = period_of_key(key)
+            self._db.create_column_family(f"{PERIOD_NAME}{period}", _options(self._cache))
+            self._know(period)
+            handle = self._period_handles[key[: 1 + PERIOD_BYTES]]
+        return handle
+
+    def periods(self) -> list[int]:
+        """See Backend."""
+        return sorted(period_of_key(prefix) for prefix in self._periods)
+
+    def drop_period(self, period: int) -> None:
+        """See Backend."""
+        prefix = history(period)
+        family = self._periods.pop(prefix, None)
+        if family is not None:
+            del self._period_handles[prefix]
+            family.close()
+            self._db.drop_column_family(f"{PERIOD_NAME}{period}")
 
     def flush_wal(self) -> None:
         """Make everything written durable. Blocks without the interpreter lock: use a thread."""
@@ -130,6 +193,8 @@ class RocksBackend:
         """Write memtables to files. Blocks without the interpreter lock: use a thread."""
         self._db.flush()
         self._timers.flush()
+        for family in list(self._periods.values()):
+            family.flush()
 
     def checkpoint(self, directory: Path) -> None:
         """A consistent copy in a new directory, by hard links: flush first, then this is fast."""
@@ -141,6 +206,10 @@ class RocksBackend:
         """Release the directory."""
         del self._timers_handle
         self._timers.close()
+        self._period_handles.clear()
+        for family in self._periods.values():
+            family.close()
+        self._periods.clear()
         self._db.close()
 
     def reopen(self) -> None:

@@ -66,10 +66,8 @@ def encode_entry(time_ms: int, batch: list[AnyCommand]) -> bytes:
 class State:
     """One shard's state on one replica."""
 
-    def __init__(self, backend: DurableBackend, retention_ms: int) -> None:
-        """retention_ms must be the same on every replica: it decides when things are purged."""
+    def __init__(self, backend: DurableBackend) -> None:
         self.backend = backend
-        self.retention_ms = retention_ms
         self._observer: Callable[[Applied], None] | None = None
         self._load()
 
@@ -80,6 +78,13 @@ class State:
     def _load(self) -> None:
         raw = self.backend.get(keys.META)
         self.meta = Meta() if raw is None else _META.decode(raw)
+        self._drop_history()
+
+    def _drop_history(self) -> None:
+        """Drop what an entry said is to be forgotten: after its changes, or at the next start."""
+        for when in self.backend.periods():
+            if when < self.meta.history_from:
+                self.backend.drop_period(when)
 
     @property
     def applied(self) -> tuple[int, int]:
@@ -96,15 +101,19 @@ class State:
             )
         meta = self.meta
         meta.time_ms = max(meta.time_ms, entry.time_ms)
-        view = StoreView(self.backend, meta, self.retention_ms)
+        view = StoreView(self.backend, meta)
+        history_from = meta.history_from
         wanted = _wanted(self, entry.commands)
         if len(wanted) >= PREFETCH_MIN:
             view.prefetch(wanted)
         outcomes = machine.apply(view, entry.commands, meta.time_ms)
         meta.index, meta.term = index, term
+        view.note_changes(index)
         changes = view.changes()
         changes[keys.META] = _encode(meta)
         self.backend.write(changes)
+        if meta.history_from != history_from:
+            self._drop_history()
         applied = Applied(index, outcomes, view.executions, view.timers)
         if self._observer is not None:
             self._observer(applied)
@@ -157,7 +166,7 @@ def _wanted(state: State, batch: list[AnyCommand]) -> list[bytes]:
             case commands.CreateJobs():
                 wanted += [keys.job(command.customer, new.job_id) for new in command.jobs]
             case commands.CreateSchedules():
-                job = StoreView(state.backend, Meta(), 0).job(command.customer, command.job_id)
+                job = StoreView(state.backend, Meta()).job(command.customer, command.job_id)
                 if job is not None:
                     wanted += [keys.schedule(job.uid, new.schedule_id) for new in command.schedules]
             case _:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..core.history import period
 from ..core.ledger import Row
 from ..core.model import (
     ACTIVE_STATES,
@@ -31,6 +32,7 @@ _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
 decode_job = _JOB.decode
 decode_schedule = _SCHEDULE.decode
 decode_execution = _EXECUTION.decode
+decode_request = _REQUEST.decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 
 
@@ -45,15 +47,18 @@ class Meta(msgspec.Struct, array_like=True):
     floor_ms: int = 0
     schedule_count: int = 0
     active_count: int = 0
+    history_from: int = 0
+    """Periods before this one have been dropped."""
+    changes_from: int = 0
+    """Changes of executions are known from the entry at this index on."""
 
 
 class StoreView:
     """The state as of one entry: see core.View."""
 
-    def __init__(self, backend: Backend, meta: Meta, retention_ms: int) -> None:
+    def __init__(self, backend: Backend, meta: Meta) -> None:
         self._backend = backend
         self._meta = meta
-        self._retention_ms = retention_ms
         self._known: dict[bytes, Any] = {}
         """Records by key, read or written; None: there is none."""
         self._raw: dict[bytes, bytes] = {}
@@ -157,26 +162,28 @@ class StoreView:
         self._write(key, execution)
         self.executions.append(execution)
 
-    def delete_execution(self, execution: Execution) -> None:
+    def active_before(self, due_ms: int) -> bool:
         """See core.View."""
-        self._write(keys.execution(execution.job_uid, execution.id), None)
-        self._write(keys.customer_execution(execution.customer, execution.id), None)
+        for key, _ in self._backend.scan(keys.ACTIVE, keys.after_prefix_of(keys.ACTIVE)):
+            if int.from_bytes(keys.split_active(key)[1][:6], "big") < due_ms:
+                return True
+        return False
 
     def request(self, customer: str, request: bytes) -> list[tuple[bytes, bytes]] | None:
         """See core.View."""
-        made: list[tuple[bytes, bytes]] | None
-        made = self._read(keys.request(customer, request), _REQUEST)
-        return made
+        now = period(self._meta.time_ms)
+        for when in (now, now - 1):
+            made: list[tuple[bytes, bytes]] | None
+            made = self._read(keys.request(when, customer, request), _REQUEST)
+            if made is not None:
+                return made
+        return None
 
     def put_request(
         self, customer: str, request: bytes, executions: list[tuple[bytes, bytes]]
     ) -> None:
         """See core.View."""
-        self._write(keys.request(customer, request), executions)
-
-    def delete_request(self, customer: str, request: bytes) -> None:
-        """See core.View."""
-        self._write(keys.request(customer, request), None)
+        self._write(keys.request(period(self._meta.time_ms), customer, request), executions)
 
     def active_by_key(self, job_uid: bytes, key: bytes) -> bytes | None:
         """See core.View."""
@@ -195,7 +202,7 @@ class StoreView:
 
     def put_row(self, schedule_uid: bytes, number: int, row: Row) -> None:
         """See core.View."""
-        self._written[keys.row(schedule_uid, number)] = row
+        self._written[keys.row(period(self._meta.time_ms), schedule_uid, number)] = row
 
     def put_timer(self, timer: Timer) -> None:
         """See core.View."""
@@ -217,6 +224,27 @@ class StoreView:
         self._meta.floor_ms = floor_ms
 
     @property
-    def retention_ms(self) -> int:
+    def history_from(self) -> int:
         """See core.View."""
-        return self._retention_ms
+        return self._meta.history_from
+
+    def drop_history(self, before: int) -> None:
+        """See core.View. The store drops the periods once the entry's own changes are written."""
+        self._meta.history_from = before
+        self._meta.changes_from = self._meta.index + 1
+        for when in self._backend.periods():
+            if when >= before:
+                start = keys.changes_from(when, 0)
+                first = next(
+                    iter(self._backend.scan(start, keys.after_prefix_of(start[:-8]))), None
+                )
+                if first is not None:
+                    self._meta.changes_from = keys.index_of_change(first[0])
+                    break
+
+    def note_changes(self, index: int) -> None:
+        """Remember which executions the entry at an index changed, for those who watch."""
+        when = period(self._meta.time_ms)
+        changed = dict.fromkeys((each.job_uid + each.id) for each in self.executions)
+        for number, value in enumerate(changed):
+            self._written[keys.change(when, index, number)] = value

@@ -36,7 +36,7 @@ def fired(world: World) -> Schedule:
 
 def verify(world: World, schedule: Schedule, rows: list[Row] | None = None) -> Report:
     """Audit everything so far."""
-    kept = world.queries.rows(schedule.uid, 0, 100_000) if rows is None else rows
+    kept = world.rows(schedule.uid, 0, 100_000) if rows is None else rows
     return audit.verify(
         schedule,
         list(enumerate(kept)),
@@ -69,30 +69,30 @@ def test_an_honest_ledger_has_no_problem(world: World, fired: Schedule) -> None:
 
 
 def test_a_row_that_was_changed_is_found(world: World, fired: Schedule) -> None:
-    rows = world.queries.rows(fired.uid, 0, 100)
+    rows = world.rows(fired.uid, 0, 100)
     rows[4] = replace(rows[4], outcome=Outcome.OVERLAP)
     assert Kind.TAMPERED in kinds(verify(world, fired, rows))
 
 
 def test_a_row_that_was_removed_is_found(world: World, fired: Schedule) -> None:
-    rows = world.queries.rows(fired.uid, 0, 100)
+    rows = world.rows(fired.uid, 0, 100)
     report = verify(world, fired, rows[:4] + rows[5:])
     assert {Kind.TAMPERED, Kind.MISSING} <= kinds(report)
 
 
 def test_the_last_row_removed_is_found(world: World, fired: Schedule) -> None:
-    rows = world.queries.rows(fired.uid, 0, 100)
+    rows = world.rows(fired.uid, 0, 100)
     assert kinds(verify(world, fired, rows[:-1])) == {Kind.REMOVED, Kind.MISSING}
 
 
 def test_a_row_that_was_doubled_is_found(world: World, fired: Schedule) -> None:
-    rows = world.queries.rows(fired.uid, 0, 100)
+    rows = world.rows(fired.uid, 0, 100)
     report = verify(world, fired, rows[:5] + rows[4:])
     assert {Kind.TAMPERED, Kind.DOUBLED} <= kinds(report)
 
 
 def test_a_forged_chain_is_found_by_the_schedules_own_hash(world: World, fired: Schedule) -> None:
-    rows = world.queries.rows(fired.uid, 0, 100)
+    rows = world.rows(fired.uid, 0, 100)
     rows[3] = replace(rows[3], outcome=Outcome.OVERLAP)
     assert Kind.REMOVED in kinds(verify(world, fired, rechained(rows)))
 
@@ -100,7 +100,7 @@ def test_a_forged_chain_is_found_by_the_schedules_own_hash(world: World, fired: 
 def test_an_execution_that_is_gone_is_found(world: World, fired: Schedule) -> None:
     report = audit.verify(
         fired,
-        list(enumerate(world.queries.rows(fired.uid, 0, 100))),
+        list(enumerate(world.rows(fired.uid, 0, 100))),
         lambda _: None,
         from_ms=0,
         until_ms=world.now_ms + 1,

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.commands import Refused, Why
+from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import (
     Attempt,
     Execution,
@@ -338,13 +339,41 @@ class TestExecutions:
         world.do(command)
         assert len(world.execution(execution).attempts) == 1
 
-    def test_after_its_retention_nothing_is_left_of_it(self, world: World) -> None:
+    def test_when_its_period_is_dropped_nothing_is_left_of_it(self, world: World) -> None:
+        world.do(commands.DropHistory(1))
         before = set(world.everything())
         (execution,) = world.execute(request=b"r")
         end(world, execution)
-        (timer,) = world.timers()
-        world.do(commands.Purge([(timer.job_uid, timer.id, timer.due_ms)], 0))
+        world.do(commands.DropHistory(period(world.now_ms) + 1))
         assert set(world.everything()) == before
+
+    def test_a_period_is_kept_while_something_that_was_due_in_it_is_active(
+        self, world: World
+    ) -> None:
+        (execution,) = world.execute()
+        world.now_ms += 5 * PERIOD_MS
+        assert world.do(commands.DropHistory(period(world.now_ms))) == []
+        assert world.execution(execution).state is ExecutionState.ASSIGNED
+        end(world, execution)
+        assert world.do(commands.DropHistory(period(world.now_ms))) == [period(world.now_ms)]
+        assert world.queries.execution(execution.job_uid, execution.id) is None
+
+    def test_listings_go_on_from_one_period_to_the_next(self, world: World) -> None:
+        made = []
+        for _ in range(4):
+            made += world.execute()
+            world.now_ms += PERIOD_MS // 2
+        job = world.queries.job("acme", "hello")
+        assert job is not None
+        for owner in (job.uid, None):
+            seen: list[bytes] = []
+            after = b""
+            while True:
+                page, after = world.queries.executions("acme", owner, after, 1, lambda _: True, 9)
+                seen += [each.id for each in page]
+                if not after:
+                    break
+            assert seen == [each.id for each in reversed(made)]
 
     def test_active_executions_are_those_that_have_not_ended(self, world: World) -> None:
         first, second = world.execute(count=2)

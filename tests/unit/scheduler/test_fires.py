@@ -69,7 +69,7 @@ def fire_when_due(world: World, schedule: Schedule) -> list[Execution]:
 
 def rows(world: World, schedule: Schedule) -> list[Row]:
     """Its ledger, checked for the chain."""
-    found = world.queries.rows(schedule.uid, 0, 1_000)
+    found = world.rows(schedule.uid, 0, 1_000)
     previous = b""
     for number, row in enumerate(found):
         assert row.hash == chained(previous, number, row)
@@ -105,7 +105,7 @@ class TestOverlap:
         stored = world.stored(schedule)
         world.now_ms = stored.due_ms - 2_000
         assert world.fire(stored) == []
-        (timer,) = [t for t in world.timers() if t.kind is not TimerKind.PURGE]
+        (timer,) = world.timers()
         assert (timer.kind, timer.due_ms) == (TimerKind.DECIDE, stored.due_ms)
         end(world, first)
         assert len(fire_when_due(world, schedule)) == 1
@@ -330,11 +330,11 @@ class TestTriggersAndBackfills:
 
     def test_one_that_is_too_large_changes_nothing(self, world: World) -> None:
         schedule = world.schedule()
-        before = world.queries.rows(schedule.uid, 0, 10)
+        before = world.rows(schedule.uid, 0, 10)
         outcome = self.backfill(world, 0, world.now_ms)
         assert isinstance(outcome, Refused) and outcome.why is Why.TOO_MANY
         assert list(world.queries.active()) == []
-        assert world.queries.rows(schedule.uid, 0, 10) == before
+        assert world.rows(schedule.uid, 0, 10) == before
 
 
 class TestActiveKeys:

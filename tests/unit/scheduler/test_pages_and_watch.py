@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.scheduler.worlds import World
-from tickmesh.mesh.errors import CursorExpired, PageTokenInvalid, Unavailable
+from tickmesh.mesh.errors import PageTokenInvalid, Unavailable
 from tickmesh.scheduler import pages, watch
+from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.core.history import PERIOD_MS, period
+from tickmesh.scheduler.store.queries import Queries
+from tickmesh.scheduler.store.state import State
 from tickmesh.scheduler.watch import Changes
 
 
@@ -37,7 +41,6 @@ def changes_after(entries: int) -> tuple[Changes, World]:
     world = World()
     world.job()
     changes = Changes()
-    changes.begin(world.state.applied[0])
     world.state.observe(lambda applied: changes.note(applied.index, applied.executions))
     for _ in range(entries):
         world.execute()
@@ -45,21 +48,31 @@ def changes_after(entries: int) -> tuple[Changes, World]:
 
 
 def test_a_cursor_goes_on_after_what_it_has_seen() -> None:
-    changes, _ = changes_after(3)
-    assert [index for index, _, _ in changes.since(2)] == [3, 4]
-    assert changes.since(4) == []
+    _, world = changes_after(3)
+    assert [index for index, _, _ in world.queries.changes(2, 10)] == [3, 4]
+    assert world.queries.changes(4, 10) == []
 
 
-def test_a_cursor_from_the_future_is_refused() -> None:
-    changes, _ = changes_after(1)
-    with pytest.raises(CursorExpired):
-        changes.since(99)
+def test_a_chunk_of_stored_changes_ends_with_an_entry() -> None:
+    _, world = changes_after(0)
+    world.execute(count=3)
+    world.execute(count=3)
+    stored = world.queries.changes(0, 2)
+    assert [index for index, _, _ in stored] == [2, 2, 2]
+    assert [index for index, _, _ in world.queries.changes(2, 2)] == [3, 3, 3]
 
 
-def test_a_cursor_from_before_the_restart_is_refused() -> None:
-    changes, _ = changes_after(1)
-    with pytest.raises(CursorExpired):
-        changes.since(0)
+def test_changes_are_known_after_a_restart_and_until_their_history_is_dropped() -> None:
+    _, world = changes_after(2)
+    world.now_ms += 3 * PERIOD_MS
+    for execution in list(world.queries.active()):
+        world.end(execution)
+    world.execute()
+    assert State(world.backend).meta == world.state.meta
+    assert [index for index, _, _ in Queries(world.backend).changes(0, 10)] == [2, 3, 4, 5, 6]
+    world.do(commands.DropHistory(period(world.now_ms)))
+    assert world.state.meta.changes_from == 4
+    assert [index for index, _, _ in world.queries.changes(0, 10)] == [4, 5, 6]
 
 
 async def test_a_stream_gets_what_it_wants_in_order() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Placement
 from tickmesh.scheduler.core.ids import UID_BYTES
-from tickmesh.scheduler.core.model import Execution, Job, JobSpec, Policy, Schedule
+from tickmesh.scheduler.core.ledger import Row
+from tickmesh.scheduler.core.model import Attempt, Execution, Job, JobSpec, Policy, Schedule
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
@@ -42,7 +44,7 @@ class World:
 
     def __init__(self, backend: Any = None) -> None:
         self.backend = backend or MemoryBackend()
-        self.state = State(self.backend, retention_ms=60_000)
+        self.state = State(self.backend)
         self.queries = Queries(self.backend)
         self.now_ms = START_MS
         self.last: Applied | None = None
@@ -110,11 +112,20 @@ class World:
         new = [commands.NewExecution(job_id, self.next_uid(), b"", HERE) for _ in range(count)]
         return self.do(commands.ExecuteJobs("acme", new, request))
 
+    def end(self, execution: Execution) -> None:
+        """End an execution's last attempt well."""
+        attempt = Attempt(len(execution.attempts), "", "", 0, started_ns=1, exit_code=0)
+        self.do(commands.EndAttempts([(execution.job_uid, execution.id, attempt)]))
+
     def execution(self, execution: Execution) -> Execution:
         """An execution as it stands now."""
         found = self.queries.execution(execution.job_uid, execution.id)
         assert found is not None
         return found
+
+    def rows(self, schedule_uid: bytes, first: int, count: int) -> list[Row]:
+        """Rows of a ledger."""
+        return [row for _, row in self.queries.rows(schedule_uid, first, count)]
 
     def timers(self) -> list[Any]:
         """All timers."""
@@ -122,7 +133,11 @@ class World:
 
     def everything(self) -> dict[bytes, bytes]:
         """All that is stored."""
-        found = dict(self.backend.scan(b"", keys.TIMERS))
-        found |= dict(self.backend.scan(keys.TIMERS, b"u"))
-        found |= dict(self.backend.scan(b"u", b"\xff"))
+        bounds = [b"", keys.HISTORY, b"i", keys.TIMERS, b"u", b"\xff"]
+        ranges = [pair for pair in itertools.pairwise(bounds) if pair[0] != keys.HISTORY]
+        periods = self.backend.periods()
+        ranges += [(keys.history(when), keys.history(when + 1)) for when in periods]
+        found: dict[bytes, bytes] = {}
+        for start, stop in ranges:
+            found |= dict(self.backend.scan(start, stop))
         return found

@@ -11,12 +11,10 @@ from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State, encode_entry
 
-RETENTION_MS = 1_000
-
 
 def state_at(directory: Path, index: int) -> State:
     """A state that has applied entries up to `index`."""
-    state = State(RocksBackend(directory), RETENTION_MS)
+    state = State(RocksBackend(directory))
     for number in range(1, index + 1):
         state.apply(number, 1, encode_entry(number, []))
     return state
@@ -40,7 +38,7 @@ def test_the_state_becomes_the_checkpoint(tmp_path: Path, checkpoint: Path) -> N
     assert state.backend.get(keys.META) is not None
     state.apply(8, 1, encode_entry(8, []))
     state.backend.close()
-    again = State(RocksBackend(tmp_path / "state"), RETENTION_MS)
+    again = State(RocksBackend(tmp_path / "state"))
     assert again.applied == (8, 1)
     again.backend.close()
     assert not checkpoint.exists()
@@ -58,7 +56,7 @@ def test_a_crash_at_any_step_leaves_one_whole_state_or_another_try(
     if step == "new moved in":
         checkpoint.rename(target)
     # The next start: the state is opened first, then the replica, which has the mark, asks.
-    state = State(RocksBackend(target), RETENTION_MS)
+    state = State(RocksBackend(target))
     if step == "new moved in":
         assert state.applied == (7, 1)
     else:

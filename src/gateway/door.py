@@ -87,7 +87,7 @@ class Door:
                 return grpc.unary_stream_rpc_method_handler(self._stream(method, self._logs))
             case Kind.IMAGE_IMPORT:
                 return grpc.stream_unary_rpc_method_handler(self._import(method))
-            case Kind.SHARD:
+            case Kind.SHARD | Kind.SHARD_ALONE:
                 make = self._forward
             case Kind.IMAGE:
                 make = self._image
@@ -115,7 +115,8 @@ class Door:
             made = os.urandom(REQUEST_ID_CHARACTERS // 2).hex().encode()
             data = data + method.request_id_tag + made
         shard = self._shard(method.read_name(request))
-        return await shard.call(method, data, timeout_s, _traceparent(context))
+        alone = method.kind is Kind.SHARD_ALONE
+        return await shard.call(method, data, timeout_s, _traceparent(context), alone=alone)
 
     async def _image(
         self, method: Method, request: Any, _data: bytes, timeout_s: float, _context: Context

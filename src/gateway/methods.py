@@ -27,6 +27,8 @@ class Kind(enum.Enum):
 
     SHARD = "shard"
     """The leader of the customer's shard, as one of many calls in a message."""
+    SHARD_ALONE = "shard alone"
+    """The same, in a message of its own: others need not wait for an answer that takes long."""
     WATCH = "watch"
     """The leader, as a stream."""
     LOGS = "logs"
@@ -106,8 +108,8 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     # As with an execution's.
     "ScheduleService/CancelBackfill": (Kind.SHARD, "name", _S, _SMALL),
     "ScheduleService/ListFires": (Kind.SHARD, "parent", _S, _LARGE),
-    "ScheduleService/GetScheduleStatistics": (Kind.SHARD, "name", _S, _SMALL),
-    "ScheduleService/VerifySchedule": (Kind.SHARD, "name", _S, _SMALL),
+    "ScheduleService/GetScheduleStatistics": (Kind.SHARD_ALONE, "name", _S, _SMALL),
+    "ScheduleService/VerifySchedule": (Kind.SHARD_ALONE, "name", _S, _SMALL),
     "ExecutionService/ExecuteJob": (Kind.SHARD, "name", _R, _SMALL),
     "ExecutionService/BatchExecuteJobs": (Kind.SHARD, "parent", _R, _LARGE),
     "ExecutionService/GetExecution": (Kind.SHARD, "name", _S, _SMALL),

@@ -1,0 +1,155 @@
+"""Between the public messages and the records: what is given comes back, and what is wrong is told
+by its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tickmesh.mesh.errors import InvalidRequest
+from tickmesh.proto.tickmesh.v1 import job_pb2, schedule_pb2
+from tickmesh.scheduler import convert
+from tickmesh.scheduler.calls import JOB_FIELDS, SCHEDULE_FIELDS
+from tickmesh.scheduler.core.model import Misfire, Overlap, Policy, Retry
+
+from .worlds import START_MS, World
+
+HOUR_MS = 3_600_000
+SET_BY_THE_SERVER = {"name", "uid", "state", "pause_reason", "etag", "revision"}
+
+
+def recurrence(**fields: Any) -> schedule_pb2.Recurrence:
+    return schedule_pb2.Recurrence(**{"time_zone": "UTC", **fields})
+
+
+def minutely(**fields: Any) -> schedule_pb2.Recurrence:
+    return recurrence(crons=["* * * * *"], **fields)
+
+
+def window(start_ms: int, end_ms: int) -> schedule_pb2.TimeWindow:
+    return schedule_pb2.TimeWindow(
+        start_time=convert.from_ms(start_ms), end_time=convert.from_ms(end_ms)
+    )
+
+
+def told(call: Any, *arguments: Any) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as refused:
+        call(*arguments)
+    return dict(refused.value.fields)
+
+
+def test_a_recurrence_comes_back_as_it_was_given() -> None:
+    given = minutely(
+        max_fires=5,
+        excluded_dates=["12-25", "2027-01-16"],
+        excluded_windows=[window(START_MS, START_MS + HOUR_MS)],
+    )
+    spec = convert.spec_of(given, START_MS, "recurrence")
+    assert (spec.max_fires, spec.excluded_dates) == (5, ("12-25", "2027-01-16"))
+    assert spec.excluded_windows == ((START_MS, START_MS + HOUR_MS),)
+    assert convert.recurrence_message(spec) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (minutely(excluded_dates=["02-30"]), "recurrence.excluded_dates[0]"),
+        (
+            minutely(excluded_windows=[window(0, 1), window(START_MS, START_MS)]),
+            "recurrence.excluded_windows[1]",
+        ),
+        (recurrence(crons=["0 0 1 1 *"], excluded_dates=["01-01"]), "recurrence"),
+        # It fired in the past; from now on it does not.
+        (minutely(excluded_windows=[window(START_MS, 10_413_792_000_000)]), "recurrence"),
+        (recurrence(), "recurrence"),
+    ],
+)
+def test_a_recurrence_without_an_instant_is_refused(
+    given: schedule_pb2.Recurrence, field: str
+) -> None:
+    assert list(told(convert.spec_of, given, START_MS, "recurrence")) == [field]
+
+
+def test_what_fires_more_than_once_a_second_is_refused() -> None:
+    every_second = convert.spec_of(recurrence(crons=["* * * * * *"]), START_MS, "recurrence")
+    convert.check_rate(every_second, START_MS, "recurrence")
+    given = recurrence(crons=["* * * * * *"])
+    given.times.extend(convert.from_ms(START_MS + 500 + each) for each in range(3))
+    bursting = convert.spec_of(given, START_MS, "recurrence")
+    assert told(convert.check_rate, bursting, START_MS, "recurrence") == {
+        "recurrence": "fires 63 times a minute; at most 60"
+    }
+
+
+def test_policies_that_are_not_given_are_the_defaults() -> None:
+    assert convert.policy_of(schedule_pb2.Schedule()) == Policy()
+
+
+def test_policies_come_back_as_they_were_given() -> None:
+    given = schedule_pb2.Schedule(
+        overlap_policy="OVERLAP_POLICY_QUEUE",
+        overlap_queue_max=5,
+        misfire_policy="MISFIRE_POLICY_ALL",
+        misfire_max=10,
+        pause_after_failures=3,
+    )
+    given.misfire_window.FromSeconds(3_600)
+    given.start_deadline.FromSeconds(30)
+    policy = convert.policy_of(given)
+    assert policy == Policy(Overlap.QUEUE, 5, Misfire.ALL, HOUR_MS, 10, 30_000, 3)
+    world = World()
+    world.job()
+    message = convert.schedule_message(world.schedule(policy=policy))
+    assert convert.policy_of(message) == policy
+
+
+def job(**fields: Any) -> job_pb2.Job:
+    return job_pb2.Job(container=job_pb2.Container(image="hello:1"), **fields)
+
+
+def test_retries_come_back_as_they_were_given() -> None:
+    given = job(retry_policy=job_pb2.RetryPolicy(max_attempts=5, exit_codes=[75, 69, 75]))
+    given.retry_policy.backoff.FromSeconds(1_200)
+    given.total_timeout.FromSeconds(1_800)
+    spec = convert.job_spec(given, "acme", "job")
+    # What is shorter than another's default makes that the default.
+    assert spec.retry == Retry(5, 1_200_000, 1_200_000, (69, 75))
+    assert (spec.timeout_ms, spec.total_timeout_ms) == (1_800_000, 1_800_000)
+    world = World()
+    message = convert.job_message(world.job(spec=spec))
+    assert convert.job_spec(message, "acme", "job") == spec
+
+
+def test_retries_that_are_not_given_are_none() -> None:
+    spec = convert.job_spec(job(), "acme", "job")
+    assert (spec.retry, spec.total_timeout_ms) == (Retry(), 0)
+    world = World()
+    assert not convert.job_message(world.job(spec=spec)).HasField("retry_policy")
+
+
+def test_lengths_of_time_that_contradict_one_another_are_refused() -> None:
+    short = job()
+    short.timeout.FromSeconds(60)
+    short.total_timeout.FromSeconds(30)
+    assert list(told(convert.job_spec, short, "acme", "job")) == ["job.total_timeout"]
+    hasty = job()
+    hasty.retry_policy.backoff.FromSeconds(2)
+    hasty.retry_policy.backoff_max.FromSeconds(1)
+    assert list(told(convert.job_spec, hasty, "acme", "job")) == ["job.retry_policy.backoff_max"]
+
+
+@pytest.mark.parametrize(
+    ("message", "changeable"),
+    [(job_pb2.Job, JOB_FIELDS), (schedule_pb2.Schedule, SCHEDULE_FIELDS)],
+)
+def test_an_update_changes_all_that_the_server_does_not_set(
+    message: Any, changeable: frozenset[str]
+) -> None:
+    counts = ("_time", "_count")
+    fields = {
+        field.name
+        for field in message.DESCRIPTOR.fields
+        if field.name not in SET_BY_THE_SERVER and not field.name.endswith(counts)
+    }
+    assert fields == changeable

@@ -15,6 +15,7 @@ from tickmesh.scheduler import ledgers
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.model import Attempt, Reason, Schedule
 from tickmesh.scheduler.ledgers import Ledgers
+from tickmesh.scheduler.store import keys
 
 from .worlds import START_MS, World
 
@@ -86,9 +87,8 @@ def test_rows_come_in_pages(told: Ledgers, size: int, newest_first: bool) -> Non
 def test_rows_that_were_forgotten_are_passed_over(
     world: World, told: Ledgers, schedule: Schedule, newest_first: bool
 ) -> None:
-    from tickmesh.scheduler.store import keys
-
-    world.backend.write({keys.row(schedule.uid, number): None for number in range(4)})
+    (when,) = world.backend.periods()
+    world.backend.write({keys.row(when, schedule.uid, number): None for number in range(4)})
     found = list(pages(told, page_size=3, newest_first=newest_first))
     numbers = [number for page in found for number in page]
     assert numbers == sorted(range(4, 11), reverse=newest_first)

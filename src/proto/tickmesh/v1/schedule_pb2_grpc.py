@@ -206,7 +206,8 @@ class ScheduleServiceServicer(object):
 
     def CancelBackfill(self, request, context):
         """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
-        changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+        changes nothing. Errors: NOT_FOUND (also for one that is forgotten: a backfill is remembered for a
+        day at least, and not longer than history is kept).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,8 @@ class ScheduleServiceStub:
     """
     CancelBackfill: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CancelBackfillRequest, _schedule_pb2.CancelBackfillResponse]
     """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
-    changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+    changes nothing. Errors: NOT_FOUND (also for one that is forgotten: a backfill is remembered for a
+    day at least, and not longer than history is kept).
     """
     ListFires: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]
     """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
@@ -132,7 +133,8 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     """
     CancelBackfill: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CancelBackfillRequest, _schedule_pb2.CancelBackfillResponse]  # type: ignore[assignment]
     """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
-    changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+    changes nothing. Errors: NOT_FOUND (also for one that is forgotten: a backfill is remembered for a
+    day at least, and not longer than history is kept).
     """
     ListFires: _aio.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]  # type: ignore[assignment]
     """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
@@ -259,7 +261,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.CancelBackfillResponse, _abc.Awaitable[_schedule_pb2.CancelBackfillResponse]]:
         """Asks those executions of a backfill to end that have not: see CancelExecution. Doing it again
-        changes nothing. Errors: NOT_FOUND (also once the backfill's executions are forgotten).
+        changes nothing. Errors: NOT_FOUND (also for one that is forgotten: a backfill is remembered for a
+        day at least, and not longer than history is kept).
         """
 
     @_abc_1.abstractmethod

@@ -95,8 +95,11 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _job(api: Api, real: bool, job_id: str = "stamp") -> str:
-    if not real:
-        return await api.create_job(job_id, "nothing:1")
+    return await (stamp_job(api, job_id) if real else api.create_job(job_id, "nothing:1"))
+
+
+async def stamp_job(api: Api, job_id: str = "stamp") -> str:
+    """A job whose process prints when its first instruction was; with its image."""
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "stamp.tar"
         program = STAMP / f"stamp-{platform.machine()}"

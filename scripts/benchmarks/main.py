@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import burst
+import execute
 import failover
 import fire
 import recurrence
@@ -19,6 +20,7 @@ import write
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, Any]]], str]] = {
     "fire": (fire.run, "lateness of fires in real containers, cost of creates, memory"),
     "burst": (burst.run, "10,000 no-op schedules that are due at one instant"),
+    "execute": (execute.run, "a client's Execute to the first instruction, cold and warm"),
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),
     "registered": (registered.run, "a replica with millions of schedules: memory, opening, calls"),
     "recurrence": (recurrence.run, "next fires of a million schedules over 2,000 expressions"),

@@ -23,11 +23,18 @@ from .clockwork import Clockwork
 from .convert import Order
 from .ledger import Entry, Ledger
 from .outputs import OutputKeeper
-from .sandbox import ATTEMPT_ID, Runtime
+from .sandbox import ATTEMPT_ID, Runtime, Sandbox
+from .spares import Spares
 from .uplink import Shard, Stream
 
 ACKNOWLEDGED_MAX = 50_000
 """Ids of attempts that ended and were acknowledged, against work that is sent once more."""
+
+EXECUTED_NS = 500_000_000
+"""Work that is due within so long was executed; fires come longer ahead, and clocks differ less."""
+
+CROWDED_SHARE = 3, 4
+"""Of the slots: with more of them taken, spares only stand in the way."""
 
 HELD_FACTOR = 4
 """Attempts held for each slot at most, ended ones included: a shard that sends more is wrong."""
@@ -66,6 +73,8 @@ class Limits:
     """What the configuration limits."""
 
     lease_s: float = 10.0
+    spares_max: int = 8
+    spares_memory_bytes: int = 2 * 1024**3
     output_retention_s: int = 7 * 24 * 3600
     output_bytes_max: int = 10 * 1024**3
 
@@ -90,6 +99,10 @@ class Agent:
             runtime, self.ledger, clock, limits.output_retention_s, limits.output_bytes_max
         )
         self._held_max = identity.slot_count * HELD_FACTOR
+        self._slot_count = identity.slot_count
+        self.spares = Spares(
+            runtime, clock, limits.spares_max, limits.spares_memory_bytes, self._crowded
+        )
         self._clockwork = Clockwork(clock)
         self._shards: dict[str, Shard] = {}
         self._streams: list[Stream] = []
@@ -169,6 +182,7 @@ class Agent:
                 background = [group.create_task(stream.run()) for stream in self._streams]
                 background.append(group.create_task(self.ledger.run()))
                 background.append(group.create_task(self._outputs.run()))
+                background.append(group.create_task(self.spares.run()))
                 for attempt in self._resumed:
                     self._begin(attempt)
                 self._resumed.clear()
@@ -213,6 +227,11 @@ class Agent:
         for shard in self._shards.values():
             yield from shard.attempts.values()
 
+    def _crowded(self) -> bool:
+        taken = sum(attempt.end is None for attempt in self._attempts())
+        numerator, denominator = CROWDED_SHARE
+        return taken * denominator > self._slot_count * numerator
+
     def _hold(self, attempt: Attempt) -> None:
         self._shards[attempt.order.shard_id].attempts[attempt.id] = attempt
 
@@ -222,6 +241,11 @@ class Agent:
         task.add_done_callback(self._lives.discard)
 
     # -- for attempts: see Host ----------------------------------------------------------------
+
+    async def sandbox(self, order: Order) -> Sandbox:
+        """See Host."""
+        executed = order.start_at_ns < self.clock.now_ns() + EXECUTED_NS
+        return await self.spares.sandbox(order.work, executed)
 
     async def due(self, order: Order) -> None:
         """See Host."""

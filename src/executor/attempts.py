@@ -39,6 +39,10 @@ class Host(Protocol):
     ledger: Ledger
     clock: Clock
 
+    async def sandbox(self, order: Order) -> Sandbox:
+        """A sandbox that waits at its gate. Raises what Runtime.prepare does."""
+        ...
+
     async def due(self, order: Order) -> None:
         """Return when an order may start."""
         ...
@@ -162,7 +166,7 @@ class Attempt:
 
     async def _live(self) -> End:
         if self._sandbox is None:
-            self._sandbox = sandbox = await self._host.runtime.prepare(self.order.work)
+            self._sandbox = sandbox = await self._host.sandbox(self.order)
             self.prepared_ns = self._host.clock.now_ns()
             self.ready.set()
             self._host.changed(self)

@@ -73,6 +73,8 @@ def order(message: shard_pb2.Work, shard_id: str) -> Order:
         scratch_bytes=message.scratch_bytes,
         timeout_s=message.timeout_ms / _MS,
         output_bytes_max=OUTPUT_BYTES_MAX,
+        job=message.execution.rpartition("/executions/")[0],
+        revision=message.job_revision,
     )
     return Order(work, shard_id, message.start_at_ns, message.grace_ms / _MS)
 

@@ -144,20 +144,23 @@ class InProcessSpare:
         self._runtime = runtime
         self._mould = mould
         self._image = image
-        self._closed = False
+        self.spent = False
+        """Given to an attempt, or closed."""
 
     async def assign(self, work: Work) -> "InProcessSandbox":
         """See sandbox.Spare."""
         assert mould(work) == self._mould, "a spare is for attempts of its own mould"
         if await self._runtime.ensure_image(work.image) != self._image:
             raise SpareUnfit(f"{work.image} is another image than when the spare was made")
-        if self._closed:
+        if self.spent:
             raise SpareUnfit("the spare was closed")
-        return await self._runtime.prepare(work)
+        sandbox = await self._runtime.prepare(work)
+        self.spent = True
+        return sandbox
 
     async def close(self) -> None:
         """See sandbox.Spare."""
-        self._closed = True
+        self.spent = True
 
 
 class Output:

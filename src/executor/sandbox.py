@@ -44,6 +44,9 @@ class Work:
     """Enforced by the caller, with `kill`."""
     output_bytes_max: int = 1 * limits.MIB
     """Kept of stdout, and of stderr."""
+    job: str = ""
+    """Resource name of its job; "" for none. With the revision, what keeps spares apart."""
+    revision: int = 0
 
 
 def mould(work: Work) -> Work:

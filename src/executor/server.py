@@ -91,7 +91,11 @@ async def _serve(
         memory_bytes=settings.memory_bytes or _memory_share(),
     )
     limits = Limits(
-        settings.lease_ms / 1_000, settings.output_retention_s, settings.output_bytes_max
+        lease_s=settings.lease_ms / 1_000,
+        spares_max=settings.spares_max,
+        spares_memory_bytes=settings.spares_memory_bytes,
+        output_retention_s=settings.output_retention_s,
+        output_bytes_max=settings.output_bytes_max,
     )
     agent = Agent(
         identity, settings.shards, settings.tls, runtime, directory / "ledger.db", clock, limits

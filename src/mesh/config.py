@@ -69,6 +69,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     execution_retention_s: int = 7 * 24 * 3600
     """How long an ended execution is kept."""
     election_timeout_ms: tuple[int, int] = (300, 600)
+    clock_skew_max_ms: int = 250
+    """A leader whose wall clock is further than this from a majority's hands leadership over."""
     executor_lease_ms: int = 10_000
     """An executor not heard of for so long is lost, and what it ran with it."""
     ready_file: str = ""
@@ -94,6 +96,10 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Attempts held at one time, running or waiting for their due time."""
     memory_bytes: int = 0
     """Memory given to attempts. 0: three quarters of the host's."""
+    spares_max: int = 8
+    """Sandboxes made ahead for jobs that are executed often. 0: none."""
+    spares_memory_bytes: int = 2 * 1024**3
+    """What those may use together once they run; waiting, one takes a few MiB."""
     lease_ms: int = 10_000
     """Not having heard of a leader for so long, it starts nothing more. At most the scheduler's
     executor_lease_ms."""

@@ -303,6 +303,8 @@ def test_whatever_fixes_a_sandbox_is_in_its_mould() -> None:
         Work("a", "tests", IMAGE, pids=1),
         Work("a", "tests", IMAGE, scratch_bytes=1),
         Work("a", "tests", IMAGE, output_bytes_max=1),
+        Work("a", "tests", IMAGE, job="customers/tests/jobs/other"),
+        Work("a", "tests", IMAGE, revision=1),
     ):
         assert mould(one) != mould(other)
 

@@ -33,14 +33,17 @@ EXECUTOR = """
 import asyncio, sys
 from pathlib import Path
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
-from tickmesh.executor.sandbox import Work
+from tickmesh.executor.sandbox import Work, mould
 
 async def main(owner, directory, archive, image, program):
     runtime = ContainerdRuntime(owner, Path(directory))
     await runtime.start()
     await runtime.import_image(image, Path(archive))
     command = ("python3", "-c", program)
-    running = await runtime.prepare(Work("running", "tests", image, command=command))
+    work = Work("running", "tests", image, command=command)
+    await runtime.prepare_spare(mould(work))
+    spare = await runtime.prepare_spare(mould(work))
+    running = await spare.assign(work)
     await runtime.prepare(Work("waiting", "tests", image, command=command))
     started_ns = await running.start()
     directory = runtime.output_directory("running")
@@ -80,12 +83,15 @@ async def test_the_next_one_finds_status_and_output_and_no_gate_opens_by_itself(
         found = await runtime.adopt("running")
         assert found is not None
         assert found.started_ns == started_ns
-        assert await runtime.sweep(frozenset(["running"])) == 1
+        # What runs was a spare once; one that still waits is nobody's.
+        assert await runtime.sweep(frozenset(["running"])) == 2
         await found.kill(signal.SIGUSR1)
         assert (await asyncio.wait_for(found.wait(), DEADLINE_S)).exit_code == 7
         assert await read_output(runtime, "running") == (b"begun\ndone\n", b"")
         assert await read_output(runtime, "waiting") == (b"", b"")
         await found.delete()
+        outputs = await asyncio.to_thread(list, (directory / "output").iterdir())
+        assert sorted(path.name for path in outputs) == ["running", "waiting"]
     finally:
         await runtime.close()
     await asyncio.to_thread(nothing_left, tmp_path, OWNER)

@@ -119,3 +119,11 @@ class ClockOffset:
         delay_ns, offset_ns = min(self._samples)
         certain_ns = max(0, abs(offset_ns) - (delay_ns + 1) // 2)
         return certain_ns if offset_ns > 0 else -certain_ns
+
+    @property
+    def estimate_ns(self) -> tuple[int, int]:
+        """The other clock minus ours, and how far from that the truth may be; 0, 0: not known."""
+        if not self._samples:
+            return 0, 0
+        delay_ns, offset_ns = min(self._samples)
+        return offset_ns, max(1, (delay_ns + 1) // 2)

@@ -252,7 +252,12 @@ class Stream:
             await asyncio.sleep(0)
 
     async def _write_heartbeat(self, call: _Call) -> None:
-        heartbeat = shard_pb2.Heartbeat(sent_ns=self._clock.now_ns())
+        offset_ns, uncertainty_ns = self._offset.estimate_ns
+        heartbeat = shard_pb2.Heartbeat(
+            sent_ns=self._clock.now_ns(),
+            clock_offset_ns=offset_ns,
+            clock_uncertainty_ns=uncertainty_ns,
+        )
         await call.write(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
 
     async def _say_what_is_new(self, call: _Call) -> bool:

@@ -53,6 +53,8 @@ class Link:
         self.address = hello.address
         self.slot_count = hello.slot_count
         self.runtime = hello.runtime
+        self.clock_offset_ns = 0
+        self.clock_uncertainty_ns = 0
         self.outbox: deque[shard_pb2.ShardMessage] = deque()
         self.ready = asyncio.Event()
         self.closed = False

@@ -15,6 +15,7 @@ from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2_grpc
+from .core.commands import ENTRY_VERSION
 from .operations import Operations
 from .raft.config import ReplicaConfig
 from .raft.errors import RaftError
@@ -22,6 +23,7 @@ from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
 from .service import ShardService
 from .shard import Shard
+from .steady import SteadyClock
 from .store.rocksdb import RocksBackend
 from .store.state import State
 
@@ -35,7 +37,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     members = {peer.replica_id: peer.address for peer in settings.shard.replicas}
     if settings.replica_id not in members:
         raise ConfigError(f"scheduler.replica_id {settings.replica_id!r} is not in its shard")
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     directory = Path(settings.data_directory)
     (directory / "raft").mkdir(parents=True, exist_ok=True)
     backend = RocksBackend(directory / "state")
@@ -65,10 +67,14 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             bootstrap=settings.bootstrap,
             election_timeout_min_s=low_ms / 1_000,
             election_timeout_max_s=high_ms / 1_000,
+            clock_skew_max_s=settings.clock_skew_max_ms / 1_000,
+            entry_version=ENTRY_VERSION,
         ),
         state,
         transport,
     )
+    # Before the shard hears of it: a new leader's clock has just been compared with the others'.
+    replica.subscribe(lambda term: None if term is None else clock.trust())
     shard.bind(replica)
     server = grpc.aio.server(
         options=(

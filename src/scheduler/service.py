@@ -287,6 +287,17 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             schedule_count=meta.schedule_count,
             active_execution_count=meta.active_count,
             resident_memory_bytes=resident_memory_bytes(),
+            peer_clocks=[
+                cluster_pb2.PeerClock(
+                    replica_id=clock.peer,
+                    offset_ns=clock.offset_ns,
+                    uncertainty_ns=clock.uncertainty_ns,
+                )
+                for clock in status.peer_clocks
+            ],
+            clock_step_count=status.clock_step_count,
+            last_clock_step_ns=status.last_clock_step_ns,
+            clock_fault=status.clock_fault,
         )
         leading = self._shard.leading
         executors = []
@@ -298,6 +309,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     slot_count=link.slot_count,
                     used_slot_count=leading.used(link.executor_id),
                     runtime=link.runtime,
+                    clock_offset_ns=link.clock_offset_ns,
+                    clock_uncertainty_ns=link.clock_uncertainty_ns,
                 )
                 executors.append(executor.SerializeToString())
         return shard_pb2.GetStatusResponse(replica=replica.SerializeToString(), executors=executors)
@@ -366,6 +379,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     sent_ns=message.heartbeat.sent_ns, replied_ns=self._clock.now_ns()
                 )
                 link.send(shard_pb2.ShardMessage(heartbeat_reply=reply))
+                link.clock_offset_ns = message.heartbeat.clock_offset_ns
+                link.clock_uncertainty_ns = message.heartbeat.clock_uncertainty_ns
             elif leading is None:
                 continue
             elif message.HasField("inventory"):

@@ -265,6 +265,9 @@ class SimulatedEnvironment(Environment):
     def clock(self) -> float:
         return self._machine.monotonic_s()
 
+    def wall_ns(self) -> int:
+        return self._machine.now_ns()
+
     def random(self) -> float:
         return self._machine.chance.random()
 

@@ -24,6 +24,10 @@ class ReplicaConfig:
     election_timeout_min_s: float = 0.3
     election_timeout_max_s: float = 0.6
     heartbeat_interval_s: float = 0.05
+    # A leader whose wall clock is further than this from those of a majority does not go on.
+    clock_skew_max_s: float = 0.25
+    # The highest version of payloads that this program's state machine can apply.
+    entry_version: int = 1
     # The journal keeps this much behind what is durable in the state, for followers that were
     # away for a moment; a longer absence costs a snapshot.
     retain_entries: int = 10_000
@@ -51,5 +55,7 @@ class ReplicaConfig:
                 f" election_timeout_min_s={self.election_timeout_min_s},"
                 f" election_timeout_max_s={self.election_timeout_max_s}"
             )
+        if self.clock_skew_max_s <= 0:
+            raise ValueError(f"clock_skew_max_s must be positive: {self.clock_skew_max_s}")
         if self.retain_entries < 1 or self.retain_bytes < 1:
             raise ValueError("retain_entries and retain_bytes must be positive")

@@ -38,6 +38,9 @@ def message_out(message: Message) -> raft_pb2.RaftMessage:
                     round=message.round,
                     incarnation=message.incarnation,
                     learner=message.learner,
+                    asked_ns=message.asked_ns,
+                    clock_ns=message.clock_ns,
+                    entry_version=message.entry_version,
                 )
             )
         case Vote():
@@ -71,6 +74,7 @@ def _append_out(message: Append) -> raft_pb2.RaftAppend:
         commit_index=message.commit_index,
         round=message.round,
         promote=message.promote,
+        asked_ns=message.asked_ns,
         entries=[
             raft_pb2.RaftEntry(term=entry.term, command=entry.command) for entry in message.entries
         ],
@@ -92,6 +96,9 @@ def message_in(wire: raft_pb2.RaftMessage) -> Message:
                 reply.round,
                 reply.incarnation,
                 reply.learner,
+                reply.asked_ns,
+                reply.clock_ns,
+                reply.entry_version,
             )
         case "vote":
             vote = wire.vote
@@ -120,6 +127,7 @@ def _append_in(append: raft_pb2.RaftAppend) -> Append:
         append.round,
         entries,
         append.promote,
+        append.asked_ns,
     )
 
 

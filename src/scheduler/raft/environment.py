@@ -43,6 +43,10 @@ class Environment:
         """Seconds that only go forward."""
         return time.monotonic()
 
+    def wall_ns(self) -> int:
+        """What the host holds for the time, nanoseconds since 1970: it may jump, and be wrong."""
+        return time.time_ns()
+
     def random(self) -> float:
         """From 0 to before 1."""
         return random.random()

@@ -14,8 +14,16 @@ class HandOver:
     """One attempt, advanced in the rounds of a replica. `done` is who leads then; None if that is
     still this replica, or not known in time."""
 
-    def __init__(self, member: Member, candidates: tuple[str, ...], until_s: float) -> None:
-        """candidates: who may be asked to lead."""
+    def __init__(
+        self,
+        member: Member,
+        candidates: tuple[str, ...],
+        until_s: float,
+        *,
+        retires: bool = False,
+    ) -> None:
+        """candidates: who may be asked to lead. retires: leads no more, whether or not one does."""
+        self.retires = retires
         self.done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._member = member
         self._asked = dict.fromkeys(candidates, 0)

@@ -342,6 +342,11 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         """What this peer has acknowledged counts no more: its disk is another one."""
         self._SyncObj__raftMatchIndex[self.peers[peer]] = 0
 
+    def step_down(self) -> None:
+        """Leads no more, though nobody else does yet: as where it hears no majority."""
+        self._SyncObj__setState(FOLLOWER)
+        self._SyncObj__raftLeader = None
+
     def forget_leader(self) -> None:
         self._SyncObj__raftLeader = None
 

@@ -53,3 +53,7 @@ DIAL_DEADLINE_S: Final = 2.0
 HAND_OVER_S: Final = 1.0
 # A peer that was asked to lead and does not: another is asked.
 HAND_OVER_RETRY_S: Final = 0.25
+# A leader that was elected waits so long for clocks that are not measured yet, if one differs.
+CLOCK_VERDICT_S: Final = 0.5
+# A replica whose clock is wrong leaves elections to the others for so long.
+CLOCK_RETIREMENT_S: Final = 10.0

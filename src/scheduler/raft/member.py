@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .clocks import Clocks
 from .config import ReplicaConfig
 from .errors import SafetyViolation
 from .journal import Journal, Position
@@ -48,6 +49,7 @@ class _Progress:
         self.learner_round = 0  # the first round after the learner was heard of
         self.learner_match = 0
         self.learner_target: int | None = None
+        self.entry_version = 0  # 0: not heard of yet in this term
 
     def sent(self, round_: int, size_bytes: int) -> None:
         self.in_flight.append((round_, size_bytes))
@@ -80,13 +82,17 @@ class Member(RaftLibrary):
         journal: Journal,
         clock: Callable[[], float],
         random: Callable[[], float],
+        wall_ns: Callable[[], int],
     ) -> None:
         self._config = config
+        self.clocks = Clocks(config.peers, clock, wall_ns, int(config.clock_skew_max_s * 1e9))
         self.outbox: list[tuple[str, Message]] = []
         self.connected: set[str] = set()
         self.round = 0
         self.stood_down = False  # set when leadership was lost; the replica clears it
         self._reply_round = 0
+        self._reply_asked_ns = 0
+        self._campaign_not_before_s = -math.inf
         self._heard_leader_s = -math.inf
         self._backers: set[str] | None = None  # pre-votes for the election being considered
         self._elected = False
@@ -119,6 +125,8 @@ class Member(RaftLibrary):
         if not self.journal.voter:
             self.election_deadline = math.inf
             return
+        if not self.transferring:
+            self.election_deadline = max(self.election_deadline, self._campaign_not_before_s)
         if self.election_deadline >= now:
             return
         if not self._config.peers or self.transferring or self._elected:
@@ -194,6 +202,9 @@ class Member(RaftLibrary):
                 self._reply_round,
                 self.journal.identity.incarnation,
                 learner=not self.journal.voter,
+                asked_ns=self._reply_asked_ns,
+                clock_ns=self.clocks.wall_ns(),
+                entry_version=self._config.entry_version,
             ),
         )
 
@@ -201,6 +212,7 @@ class Member(RaftLibrary):
 
     def _receive_append(self, peer: str, message: Append) -> None:
         self._reply_round = message.round
+        self._reply_asked_ns = message.asked_ns
         if message.term < self.term:
             # It does not know that it was replaced: this answer makes it stand down.
             self._send_append_reply(peer, self.journal.last_index + 1, success=False, reset=False)
@@ -298,6 +310,7 @@ class Member(RaftLibrary):
         if is_leader:
             self._backers = None
             self._progress = {peer: _Progress() for peer in self._config.peers}
+            self.clocks.forget()
             self.broadcast_wanted = True
 
     def propose(self, payload: bytes) -> Position:
@@ -322,6 +335,8 @@ class Member(RaftLibrary):
                 f" ({self.journal.last_index}) of term {self.term}"
             )
         progress.answered(message.round)
+        progress.entry_version = message.entry_version
+        self.clocks.sample(peer, message.asked_ns, message.clock_ns)
         next_index = min(message.next_index, self.journal.last_index + 1)
         if message.reset:
             progress.lost()
@@ -477,6 +492,7 @@ class Member(RaftLibrary):
             self.round,
             tuple(entries),
             promote,
+            self.clocks.monotonic_ns(),
         )
 
     def set_connected(self, peer: str, connected: bool) -> None:
@@ -486,6 +502,7 @@ class Member(RaftLibrary):
             self.connected.add(peer)
         else:
             self.connected.discard(peer)
+            self.clocks.forget(peer)
         self._progress[peer].lost()
         if connected and self.is_leader:
             # What was in flight may be lost: ask from our end rather than trust the old guess.
@@ -513,6 +530,13 @@ class Member(RaftLibrary):
             self.set_next_index(peer, index + 1)
             self.broadcast_wanted = True
 
+    @property
+    def entry_version(self) -> int:
+        """The highest version of payloads that every replica can apply. Who was not heard of in
+        this term may be an old program: 1."""
+        versions = [max(peer.entry_version, 1) for peer in self._progress.values()]
+        return min([self._config.entry_version, *versions])
+
     # -- leadership transfer -------------------------------------------------------------------
 
     def transfer_to(self, peer: str) -> bool:
@@ -526,3 +550,9 @@ class Member(RaftLibrary):
             return False
         self._send(peer, Transfer(self.term))
         return True
+
+    def retire(self, pause_s: float) -> None:
+        """Leads no more, and for a while leaves it to others to be elected."""
+        self._campaign_not_before_s = self.clock() + pause_s
+        if self.is_leader:
+            self.step_down()

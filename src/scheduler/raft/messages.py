@@ -29,6 +29,7 @@ class Append(msgspec.Struct, frozen=True):
     round: int
     entries: tuple[Entry, ...] = ()
     promote: int = 0
+    asked_ns: int = 0  # the leader's monotonic clock, to be echoed
 
 
 class AppendReply(msgspec.Struct, frozen=True):
@@ -41,6 +42,9 @@ class AppendReply(msgspec.Struct, frozen=True):
     round: int
     incarnation: int
     learner: bool = False
+    asked_ns: int = 0
+    clock_ns: int = 0  # the sender's wall clock
+    entry_version: int = 0  # the highest that the sender can apply
 
 
 class Vote(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from .clocks import PeerClock
 from .config import ReplicaConfig
 from .environment import Environment
 from .errors import (
@@ -29,6 +30,8 @@ from .errors import (
 from .handover import HandOver
 from .journal import Journal, Position
 from .limits import (
+    CLOCK_RETIREMENT_S,
+    CLOCK_VERDICT_S,
     COMPACTION_INTERVAL_S,
     HAND_OVER_S,
     INBOX_MESSAGES_MAX,
@@ -76,6 +79,10 @@ class ReplicaStatus:
     journal_bytes: int
     connected: tuple[str, ...]
     failure: str | None
+    peer_clocks: tuple[PeerClock, ...]  # while it leads
+    clock_step_count: int
+    last_clock_step_ns: int
+    clock_fault: str  # empty: nothing is known to be wrong
 
 
 class Replica:
@@ -102,6 +109,9 @@ class Replica:
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
         self._install: tuple[Position, asyncio.Future[bool]] | None = None
         self._hand_over: HandOver | None = None
+        self._clock_fault = ""
+        self._clocks_off: tuple[str, ...] = ()
+        self._clocks_due_s = math.inf
         self._watchers: list[Callable[[int | None], None]] = []
         self._told_term: int | None = None
         # Flushes run beside the event loop; the state must not be replaced under them.
@@ -130,7 +140,11 @@ class Replica:
             self._finish_install()
             self._check_state()
             self._member = Member(
-                config, self._journal, self._environment.clock, self._environment.random
+                config,
+                self._journal,
+                self._environment.clock,
+                self._environment.random,
+                self._environment.wall_ns,
             )
         except BaseException:
             storage.close()
@@ -224,6 +238,11 @@ class Replica:
         return self._member.commit_index
 
     @property
+    def entry_version(self) -> int:
+        """The highest version of payloads that may be proposed: every replica can apply it."""
+        return self._member.entry_version
+
+    @property
     def _running(self) -> bool:
         return self._driver is not None and not self._stopping and self.failure is None
 
@@ -244,6 +263,10 @@ class Replica:
             journal.size_bytes,
             tuple(sorted(member.connected)),
             None if self.failure is None else str(self.failure),
+            member.clocks.known if self.is_leader else (),
+            member.clocks.step_count,
+            member.clocks.last_step_ns,
+            self._clock_fault,
         )
 
     def subscribe(self, callback: Callable[[int | None], None]) -> None:
@@ -288,7 +311,9 @@ class Replica:
             raise ValueError(f"{to!r} is not a peer of this replica: {self.config.peers!r}")
         if self._hand_over is None:
             until_s = self._environment.clock() + timeout_s
-            peers = (to,) if to else self.config.peers
+            off = {clock.peer for clock in self._member.clocks.off}
+            sound = tuple(peer for peer in self.config.peers if peer not in off)
+            peers = (to,) if to else sound or self.config.peers
             self._hand_over = HandOver(self._member, peers, until_s)
             self._work.set()
         return await asyncio.shield(self._hand_over.done)
@@ -382,6 +407,7 @@ class Replica:
         self._take_proposals()
         member.tick()
         self._notice_stand_down()
+        self._watch_clocks()
         self._advance_hand_over()
         self._reads.ask()
         if self._compact_to:
@@ -462,6 +488,7 @@ class Replica:
         member = self._member
         if member.stood_down:
             member.stood_down = False
+            self._clocks_due_s = math.inf
             self._tell(None)
             for _, future in self._pending.values():
                 if not future.done():
@@ -474,13 +501,81 @@ class Replica:
         over = self._hand_over
         if over is not None and over.advance(self._environment.clock()):
             self._hand_over = None
+            if over.retires:
+                self._member.retire(CLOCK_RETIREMENT_S)
+                self._notice_stand_down()
             self._work.set()  # for the proposals that have waited
 
     def _notice_leadership(self) -> None:
         member = self._member
         first = member.first_index_of_term
-        if member.is_leader and first is not None and member.applied_index >= first:
+        if (
+            member.is_leader
+            and first is not None
+            and member.applied_index >= first
+            and (self._told_term == member.term or self._clock_is_judged())
+        ):
             self._tell(member.term)
+
+    # -- clocks --------------------------------------------------------------------------------
+
+    def _watch_clocks(self) -> None:
+        """A leader whose clock is wrong lets another lead, by one whose clock is right if that is
+        possible."""
+        member, config = self._member, self.config
+        stepped_ns = member.clocks.look()
+        if stepped_ns:
+            logger.warning(
+                "the wall clock of %s jumped by %+.3f s", config.replica_id, stepped_ns / 1e9
+            )
+        if not member.is_leader:
+            self._clocks_off = ()
+            return
+        against = member.clocks.against
+        if against:
+            self._retire(against)
+            return
+        off = tuple(clock.peer for clock in member.clocks.off)
+        if off != self._clocks_off:
+            self._clocks_off = off
+            if off:
+                logger.warning("clocks differ from this leader's: %s", member.clocks.off)
+        if not off and len(member.clocks.known) >= len(config.peers) // 2 + 1:
+            self._clock_fault = ""
+
+    def _retire(self, against: tuple[PeerClock, ...]) -> None:
+        member, config = self._member, self.config
+        told = ", ".join(f"{clock.peer} {clock.offset_ns / 1e9:+.3f} s" for clock in against)
+        fault = (
+            f"the wall clock of {config.replica_id} is off by more than"
+            f" {config.clock_skew_max_s:g} s: a majority agrees on another time ({told}). It does"
+            " not lead: set its clock, and look at what disciplines it"
+        )
+        if self._hand_over is None and fault != self._clock_fault:
+            logger.error("%s", fault)
+        self._clock_fault = fault
+        if self._told_term is None:
+            # It has decided nothing yet in this term.
+            member.retire(CLOCK_RETIREMENT_S)
+            self._notice_stand_down()
+        elif self._hand_over is None:
+            until_s = self._environment.clock() + HAND_OVER_S
+            peers = tuple(clock.peer for clock in against)
+            self._hand_over = HandOver(member, peers, until_s, retires=True)
+
+    def _clock_is_judged(self) -> bool:
+        """Whether a new leader may decide by its clock: nobody's differs, or all are measured."""
+        member = self._member
+        now_s = self._environment.clock()
+        connected = len(member.connected)
+        if not member.clocks.off or len(member.clocks.known) >= connected:
+            self._clocks_due_s = math.inf
+            return True
+        self._clocks_due_s = min(self._clocks_due_s, now_s + CLOCK_VERDICT_S)
+        if now_s < self._clocks_due_s:
+            return False
+        self._clocks_due_s = math.inf
+        return True
 
     def _tell(self, term: int | None) -> None:
         if term != self._told_term:

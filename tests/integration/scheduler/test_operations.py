@@ -256,3 +256,22 @@ async def test_leadership_goes_where_the_operator_wants_it(tmp_path: Path) -> No
         call = operator.cluster.TransferLeadership(request, timeout=3)
         # Unavailable: it has noticed already that it is alone.
         assert isinstance(await refusal(call), errors.FailedPrecondition | errors.Unavailable)
+
+
+async def test_the_leader_tells_what_it_knows_of_clocks(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, _):
+        while True:
+            request = cluster_pb2.GetClusterRequest()
+            cluster = await operator.cluster.GetCluster(request, timeout=TIMEOUT_S)
+            (executor,) = cluster.executors
+            if executor.clock_uncertainty_ns:
+                break
+            await asyncio.sleep(LOOK_S)
+        # All on one host: the truth is 0.
+        assert abs(executor.clock_offset_ns) <= executor.clock_uncertainty_ns < 1_000_000_000
+        (leader,) = [replica for replica in cluster.shards[0].replicas if replica.leader]
+        others = {child.name for child in operator.mesh.replicas} - {leader.replica_id}
+        assert {clock.replica_id for clock in leader.peer_clocks} == others
+        for clock in leader.peer_clocks:
+            assert abs(clock.offset_ns) <= clock.uncertainty_ns < 1_000_000_000
+        assert not any(r.clock_fault or r.clock_step_count for r in cluster.shards[0].replicas)

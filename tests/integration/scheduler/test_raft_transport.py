@@ -165,6 +165,7 @@ MESSAGES: list[Message] = [
     Append(2**63, 1, 0, 1, 1),
     AppendReply(3, 13, True, False, 77, 2**63 - 1, learner=True),
     AppendReply(3, 5, False, True, 77, 1),
+    AppendReply(3, 5, True, False, 77, 1, False, 2**62, -(2**62), 9),
     Vote(4, 12, 3, pre=True),
     Vote(4, 12, 3, transfer=True),
     VoteReply(4, 5, True, pre=True),

@@ -82,3 +82,14 @@ def test_answers_over_a_second_late_or_before_their_question_tell_nothing() -> N
     offset.sample(0, 10**12, DELAY_NS_MAX + 1)
     offset.sample(10, 10**12, 9)
     assert offset.offset_ns == 0
+
+
+def test_what_is_reported_holds_the_truth_within_its_uncertainty() -> None:
+    offset = ClockOffset()
+    assert offset.estimate_ns == (0, 0), "nothing is known yet"
+    for sent_ns, there_ns, back_ns in ((0, 900, 100), (5_000, 10, 90), (9_000, 500, 500)):
+        replied_ns = sent_ns + there_ns + 70_000
+        offset.sample(sent_ns, replied_ns, sent_ns + there_ns + back_ns)
+    estimate_ns, uncertainty_ns = offset.estimate_ns
+    assert uncertainty_ns == 50, "that of the quickest answer"
+    assert abs(estimate_ns - 70_000) <= uncertainty_ns

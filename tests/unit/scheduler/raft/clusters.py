@@ -25,6 +25,7 @@ from tickmesh.scheduler.raft.storage import Operation, Put
 
 T = TypeVar("T")
 VIRTUAL_SECONDS_MAX = 600.0
+EPOCH_S = 1_800_000_000  # what wall clocks show at virtual second 0
 CALL_S = 0.0007  # what a worker's call (a flush, a read) takes
 
 
@@ -71,6 +72,7 @@ class MemoryStorage:
         self.durable: dict[bytes, bytes] = {}
         self.flushes = 0
         self.flush_s = CALL_S
+        self.clock_off_s = 0.0  # of the host's wall clock
         self.broken = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -101,6 +103,7 @@ class MemoryStorage:
         found = MemoryStorage()
         found.data = dict(self.durable)
         found.durable = dict(self.durable)
+        found.clock_off_s = self.clock_off_s
         return found
 
 
@@ -179,6 +182,9 @@ class VirtualEnvironment(Environment):
 
     def clock(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def wall_ns(self) -> int:
+        return int((self.clock() + EPOCH_S + self._disk.clock_off_s) * 1e9)
 
     def random(self) -> float:
         return self._random.random()

@@ -37,11 +37,14 @@ class Bench:
         config = ReplicaConfig(
             group_id="group", replica_id=me, peers=peers, directory=Path("unused")
         )
-        self.member = Member(config, self.journal, lambda: self.now_s, lambda: 0.5)
+        self.member = Member(config, self.journal, lambda: self.now_s, lambda: 0.5, self.wall_ns)
         self.take()
         for peer in peers:
             self.member.set_connected(peer, True)
         self.incarnations = {peer: 1000 + ord(peer) for peer in peers}
+
+    def wall_ns(self) -> int:
+        return int(self.now_s * 1e9)
 
     def take(self) -> list[tuple[str, Message]]:
         if self.journal.dirty:
@@ -212,7 +215,7 @@ def test_one_vote_a_term_also_after_a_restart() -> None:
     config = ReplicaConfig(
         group_id="group", replica_id="b", peers=("a", "c"), directory=Path("unused")
     )
-    bench.member = Member(config, bench.journal, lambda: bench.now_s, lambda: 0.5)
+    bench.member = Member(config, bench.journal, lambda: bench.now_s, lambda: 0.5, bench.wall_ns)
     assert bench.member.term == 1
     assert bench.hear("c", Vote(1, 1, 0)) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,41 @@ def _policy_options(function: Any) -> Any:
     return function
 
 
+def _other_options(function: Any) -> Any:
+    """The options that a schedule has besides."""
+    for option in reversed(
+        (
+            click.option("--start", type=INSTANT, help="No fire before it."),
+            click.option("--end", type=INSTANT, help="No fire at or after it."),
+            click.option("--jitter", type=DURATION, help="Move each fire later by up to this."),
+            click.option("-p", "--payload", help="For each execution."),
+            click.option(
+                "--payload-file",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="The same from a file.",
+            ),
+            click.option(
+                "-l",
+                "--label",
+                type=PAIR,
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="For filters.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _payload(given: dict[str, Any]) -> bytes:
+    if given["payload"] is not None and given["payload_file"] is not None:
+        raise click.UsageError("--payload and --payload-file exclude one another")
+    if given["payload_file"] is not None:
+        return bytes(given["payload_file"].read_bytes())
+    return (given["payload"] or "").encode()
+
+
 def _policies(given: dict[str, Any]) -> dict[str, Any]:
     """Of a Schedule."""
     from .. import types
@@ -116,10 +151,14 @@ def _policies(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recurrence(given: dict[str, Any]) -> Any:
-    from .. import convert, types
-
     if not (given["cron"] or given["every"] or given["at"]):
         raise click.UsageError("say when: --cron, --every or --at")
+    return _recurrence_of(given)
+
+
+def _recurrence_of(given: dict[str, Any]) -> Any:
+    from .. import convert, types
+
     gap, fold = given["gap_policy"], given["fold_policy"]
     return convert.recurrence_of(
         cron=given["cron"],
@@ -143,17 +182,8 @@ def _recurrence(given: dict[str, Any]) -> Any:
 @group.command("create")
 @click.argument("name", metavar="JOB[/SCHEDULE]")
 @_recurrence_options
-@click.option("--start", type=INSTANT, help="No fire before it.")
-@click.option("--end", type=INSTANT, help="No fire at or after it.")
-@click.option("--jitter", type=DURATION, help="Move each fire later by up to this.")
+@_other_options
 @_policy_options
-@click.option("-p", "--payload", help="For each execution.")
-@click.option(
-    "--payload-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The same from a file.",
-)
-@click.option("-l", "--label", type=PAIR, multiple=True, metavar="KEY=VALUE", help="For filters.")
 @click.option("--validate-only", is_flag=True, help="Check everything, create nothing.")
 @output_option
 @pass_settings
@@ -170,14 +200,9 @@ def create(settings: Settings, /, name: str, output: str, **given: Any) -> None:
     from .. import types
     from . import tables
 
-    if given["payload"] is not None and given["payload_file"] is not None:
-        raise click.UsageError("--payload and --payload-file exclude one another")
-    payload = (given["payload"] or "").encode()
-    if given["payload_file"] is not None:
-        payload = given["payload_file"].read_bytes()
     schedule = types.Schedule(
         recurrence=_recurrence(given),
-        payload=payload,
+        payload=_payload(given),
         labels=dict(given["label"]),
         **_policies(given),
     )
@@ -191,6 +216,71 @@ def create(settings: Settings, /, name: str, output: str, **given: Any) -> None:
         print(f"schedule {job}/{schedule_id} is valid; nothing was created")
     else:
         _changed(made, "created")
+
+
+# What an option of `update` changes. Those that say when are one: together they are a union.
+FIELDS = {
+    **dict.fromkeys(
+        ("cron", "every", "at"), ("recurrence.crons", "recurrence.intervals", "recurrence.times")
+    ),
+    "exclude_date": ("recurrence.excluded_dates",),
+    "exclude_window": ("recurrence.excluded_windows",),
+    "start": ("recurrence.start_time",),
+    "end": ("recurrence.end_time",),
+    **{
+        name: (f"recurrence.{name}",)
+        for name in ("time_zone", "gap_policy", "fold_policy", "jitter", "max_fires")
+    },
+    "payload_file": ("payload",),
+    "label": ("labels",),
+}
+
+
+@group.command("update")
+@click.argument("schedule")
+@_recurrence_options
+@_other_options
+@_policy_options
+@output_option
+@click.pass_context
+@pass_settings
+def update(
+    settings: Settings, context: click.Context, /, schedule: str, output: str, **given: Any
+) -> None:
+    """Change what is given of a schedule; 0 or "" takes back what was set.
+
+    --cron, --every and --at replace all three. Fires that are armed and not due yet are taken back.
+
+    \b
+    tickmesh schedule update report/nightly --cron "0 3 * * *"
+    tickmesh schedule update report/nightly --overlap-policy SKIP --start-deadline 0
+    """
+    from .. import names, types
+    from . import tables
+
+    default = click.core.ParameterSource.DEFAULT
+    asked = [name for name in given if context.get_parameter_source(name) is not default]
+    if not asked:
+        raise click.UsageError("say what to change")
+    mask = sorted({field for name in asked for field in FIELDS.get(name, (name,))})
+    given = {name: value or None if _is_length(value) else value for name, value in given.items()}
+    client = settings.client
+    changed = types.Schedule(
+        name=names.schedule(client.customer, schedule),
+        recurrence=_recurrence_of(given),
+        payload=_payload(given),
+        labels=dict(given["label"]),
+        **_policies(given),
+    )
+    made = client.schedules.update(changed, mask)
+    if output != "table":
+        print_one(output, tables.SCHEDULES, made)
+    else:
+        _changed(made, "changed")
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, timedelta)
 
 
 def _split(name: str) -> tuple[str, str]:

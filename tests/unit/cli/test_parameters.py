@@ -61,6 +61,16 @@ def test_instants() -> None:
     assert parameters.parse_instant("2030-01-01T13:00+01:00") == noon
     before = datetime.now(UTC)
     assert before + timedelta(seconds=90) <= parameters.parse_instant("+90s")
-    for text in ("2030-01-01T12:00:00", "noon", "+soon"):
+    assert parameters.parse_instant("-90s") <= datetime.now(UTC) - timedelta(seconds=90)
+    for text in ("2030-01-01T12:00:00", "noon", "+soon", "-soon"):
         with pytest.raises(ValueError, match=r"2030|noon|soon"):
             parameters.parse_instant(text)
+
+
+def test_stretches_of_time() -> None:
+    noon = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    window = parameters.parse_window("2030-01-01T12:00Z/2030-01-01T13:00Z")
+    assert window == (noon, noon + timedelta(hours=1))
+    for text in ("2030-01-01T12:00Z", "2030-01-01T12:00Z/soon", "/"):
+        with pytest.raises(ValueError, match=r"START/END|instant"):
+            parameters.parse_window(text)

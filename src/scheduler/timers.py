@@ -22,6 +22,17 @@ LOAD_MAX = 200_000
 """Timers loaded at one time: a scan of 0.2 s. A fuller minute is loaded in several."""
 
 
+HERD_MIN = 2_000
+"""Fires of one second that are armed in time as they are. Of a larger herd the others are armed
+earlier still,"""
+
+HERD_FIRES_PER_MS = 4
+"""so many in a millisecond: a shard arms about twice as many when it has nothing else to do;"""
+
+HERD_MS_MAX = 10_000
+"""but no more than so much earlier: what is armed takes a slot of an executor."""
+
+
 class Index(Protocol):
     """Where all timers are: store.queries.Queries."""
 
@@ -38,6 +49,8 @@ class Window:
         self._heap: list[tuple[int, Timer]] = []
         """By the time at which each is to be popped."""
         self._present: set[Timer] = set()
+        self._herds: dict[int, int] = {}
+        """How many fires each second has, of those that are present."""
         self.until_ms = floor_ms
         """Everything due before this has been loaded."""
 
@@ -52,7 +65,23 @@ class Window:
                 heapq.heappush(self._heap, (self._pop_ms(timer), timer))
 
     def _pop_ms(self, timer: Timer) -> int:
-        return timer.due_ms - (self._ahead_ms if timer.kind is TimerKind.FIRE else 0)
+        if timer.kind is not TimerKind.FIRE or not self._ahead_ms:
+            return timer.due_ms
+        second = timer.due_ms // 1_000
+        herd = self._herds.get(second, 0)
+        self._herds[second] = herd + 1
+        earlier_ms = min(max(0, herd - HERD_MIN) // HERD_FIRES_PER_MS, HERD_MS_MAX)
+        return timer.due_ms - self._ahead_ms - earlier_ms
+
+    def _left(self, timer: Timer) -> None:
+        """A timer is not present any more."""
+        self._present.discard(timer)
+        second = timer.due_ms // 1_000
+        herd = self._herds.get(second, 0)
+        if timer.kind is TimerKind.FIRE and herd:
+            self._herds[second] = herd - 1
+            if herd == 1:
+                del self._herds[second]
 
     def extend(self, now_ms: int) -> None:
         """Load what the window should hold by now."""
@@ -74,11 +103,12 @@ class Window:
         self.add(found)
 
     def pop(self, now_ms: int, count: int) -> list[Timer]:
-        """Take the first `count` timers to act on by now: due, or for fires due within ahead_ms."""
+        """Take the first `count` timers to act on by now: due, or for fires due within ahead_ms (a
+        little more for a herd)."""
         popped: list[Timer] = []
         while self._heap and self._heap[0][0] <= now_ms and len(popped) < count:
             _, timer = heapq.heappop(self._heap)
-            self._present.discard(timer)
+            self._left(timer)
             popped.append(timer)
         return popped
 

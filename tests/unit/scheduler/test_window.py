@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tickmesh.scheduler.core.model import Timer, TimerKind
-from tickmesh.scheduler.timers import HORIZON_MS, Window
+from tickmesh.scheduler.timers import HERD_FIRES_PER_MS, HERD_MIN, HORIZON_MS, Window
 
 
 class Stored:
@@ -54,3 +54,23 @@ def test_pop_takes_no_more_than_asked() -> None:
     window.extend(0)
     assert [t.due_ms for t in window.pop(10, 2)] == [1, 2]
     assert window.next_ms() == 3
+
+
+def test_of_a_herd_those_beyond_what_is_armed_in_time_are_popped_earlier() -> None:
+    due_ms, extra = 30_000, 4_000
+    window = Window(Stored(*[due_ms] * (HERD_MIN + extra)), 0, ahead_ms=2_000)
+    window.extend(0)
+    span_ms = extra // HERD_FIRES_PER_MS
+    assert window.next_ms() == due_ms - 2_000 - span_ms + 1
+    early = window.pop(due_ms - 2_000 - span_ms // 2, 1 << 30)
+    assert abs(len(early) - extra // 2) <= 2 * HERD_FIRES_PER_MS
+    assert len(window.pop(due_ms - 2_000, 1 << 30)) == HERD_MIN + extra - len(early)
+
+
+def test_a_steady_rate_is_no_herd_and_what_was_popped_is_in_none() -> None:
+    window = Window(Stored(*range(20_000, 21_000)), 0, ahead_ms=2_000)
+    window.extend(0)
+    assert window.next_ms() == 18_000
+    window.pop(20_000, 1 << 30)
+    window.add([Timer(20_500, TimerKind.FIRE, b"u", b"%d-again" % i) for i in range(HERD_MIN)])
+    assert window.next_ms() == 18_500

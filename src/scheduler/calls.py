@@ -543,8 +543,8 @@ class Calls:
         made = None if backfill is None else queries.request(schedule.customer, backfill)
         if made is None:
             raise NotFound(
-                f"there is no backfill {request.backfill!r} of {request.name}; it is remembered for a "
-                "day at least, and not longer than history is kept"
+                f"there is no backfill {request.backfill!r} of {request.name}; it is remembered "
+                "for a day at least, and not longer than history is kept"
             )
         found = [queries.execution(*key) for key in made]
         active = [

@@ -69,6 +69,12 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     execution_retention_s: int = 7 * 24 * 3600
     """How long an ended execution is kept."""
     election_timeout_ms: tuple[int, int] = (300, 600)
+    group_id: str = ""
+    """Identity of the shard's Raft group, the same on all of its replicas. Empty: the shard's id. A
+    shard that is restored from a backup takes one of its own."""
+    backup_directory: str = ""
+    """Where BackupShard makes its directories: an absolute path on this host, best on another disk.
+    Empty: backups are refused."""
     clock_skew_max_ms: int = 250
     """A leader whose wall clock is further than this from a majority's hands leadership over."""
     executor_lease_ms: int = 10_000

@@ -486,6 +486,9 @@ async def _first_failure_ends(*parts: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _without_empty(settings: Config) -> Any:
+def _without_empty(settings: Any) -> Any:
     """As plain data without None, which TOML cannot say."""
-    return {key: value for key, value in msgspec.to_builtins(settings).items() if value is not None}
+    plain = msgspec.to_builtins(settings)
+    if not isinstance(plain, dict):
+        return plain
+    return {key: _without_empty(value) for key, value in plain.items() if value is not None}

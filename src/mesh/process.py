@@ -43,14 +43,23 @@ def _bound_malloc() -> None:
         mallopt(_M_MMAP_THRESHOLD, MALLOC_MAPPED_BYTES)
 
 
-def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[None]]) -> None:
+def run(
+    service: str,
+    main: Callable[[config.Config, asyncio.Event], Awaitable[None]],
+    restore: Callable[[config.Config, Path], str] | None = None,
+) -> None:
     """Entry of `python -m tickmesh.{service} --config FILE`.
+
+    With `--restore DIRECTORY`, for a service that can, `restore` makes its data from a backup and
+    says what it made, and nothing is served; it raises ValueError if it is refused.
 
     `main` serves until the event is set (SIGTERM or SIGINT), then ends in order. Exit codes: 0
     ended as asked, 2 wrong configuration, 1 anything else.
     """
     parser = argparse.ArgumentParser(prog=f"python -m tickmesh.{service}")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    if restore is not None:
+        parser.add_argument("--restore", type=Path, help="make data from a backup, and end")
     arguments = parser.parse_args()
     try:
         settings = config.load(arguments.config)
@@ -59,6 +68,13 @@ def run(service: str, main: Callable[[config.Config, asyncio.Event], Awaitable[N
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    if restore is not None and arguments.restore is not None:
+        try:
+            print(restore(settings, arguments.restore))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(1) from None
+        return
     _bound_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     telemetry.start(service, arguments.config.stem)

@@ -1,6 +1,6 @@
-"""`python -m tickmesh.scheduler --config FILE`."""
+"""`python -m tickmesh.scheduler --config FILE [--restore DIRECTORY]`."""
 
 from ..mesh.process import run
-from .server import serve
+from .server import restore, serve
 
-run("scheduler", serve)
+run("scheduler", serve, restore)

@@ -15,12 +15,14 @@ from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2_grpc
+from . import backup
 from .core.commands import ENTRY_VERSION
-from .operations import Operations
+from .operations import LINKS, Operations
 from .raft.config import ReplicaConfig
 from .raft.errors import RaftError
 from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
+from .raft.snapshots import clear
 from .service import ShardService
 from .shard import Shard
 from .steady import SteadyClock
@@ -30,6 +32,17 @@ from .store.state import State
 log = telemetry.logger(__name__)
 
 
+def restore(config: Config, directory: Path) -> str:
+    """Make this replica's data from a backup; what was made. Raises backup.BackupError."""
+    settings = config.scheduler
+    assert settings is not None
+    manifest = backup.restore(directory, settings)
+    return (
+        f"{settings.data_directory} holds {manifest.origin.shard_id} as of entry "
+        f"{manifest.origin.index}: {len(manifest.files)} files, {manifest.size_bytes:,} bytes"
+    )
+
+
 async def serve(config: Config, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises what made the replica fail."""
     settings = config.scheduler
@@ -37,9 +50,14 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     members = {peer.replica_id: peer.address for peer in settings.shard.replicas}
     if settings.replica_id not in members:
         raise ConfigError(f"scheduler.replica_id {settings.replica_id!r} is not in its shard")
+    if settings.backup_directory and not Path(settings.backup_directory).is_absolute():
+        raise ConfigError(
+            f"scheduler.backup_directory {settings.backup_directory!r} is not an absolute path"
+        )
     clock = SteadyClock(SystemClock())
     directory = Path(settings.data_directory)
     (directory / "raft").mkdir(parents=True, exist_ok=True)
+    clear(directory / LINKS)  # of a backup that was cut off
     backend = RocksBackend(directory / "state")
     state = State(backend)
     shard = Shard(
@@ -50,8 +68,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         retention_ms=settings.execution_retention_s * 1_000,
     )
     state.observe(shard.observe)
+    group_id = settings.group_id or settings.shard.shard_id
     transport = GrpcTransport(
-        settings.shard.shard_id,
+        group_id,
         settings.replica_id,
         {name: address for name, address in members.items() if name != settings.replica_id},
         tls.channel_credentials(settings.tls),
@@ -60,7 +79,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     low_ms, high_ms = settings.election_timeout_ms
     replica = Replica(
         ReplicaConfig(
-            group_id=settings.shard.shard_id,
+            group_id=group_id,
             replica_id=settings.replica_id,
             peers=tuple(sorted(set(members) - {settings.replica_id})),
             directory=directory / "raft",
@@ -82,7 +101,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
         )
     )
-    operations = Operations(replica)
+    operations = Operations(replica, state, settings)
     service = ShardService(
         shard, clock, settings.shard.shard_id, settings.replica_id, operations=operations
     )
@@ -102,6 +121,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await _until_ended(shard, replica, stop)
     finally:
         await health.enter_graceful_shutdown()
+        await operations.close()
         await replica.stop()
         await server.stop(process.STOP_GRACE_S)
         backend.close()

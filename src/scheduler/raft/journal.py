@@ -245,6 +245,13 @@ class Journal:
         self._stage_meta("installing", position)
         self._staged.append(("delete_range", b"e", _ENTRIES_END))
 
+    def begin_at(self, position: Position) -> None:
+        """A new journal of a group whose log begins after `position`, which the state holds."""
+        assert (self.last_index, self.ballot.term) == (1, 0), "only a new one"
+        self.entries = [Entry(KIND_NOTHING, position.index, position.term)]
+        self._stage_meta("base", position)
+        self.set_ballot(position.term, None)
+
     def end_install(self) -> None:
         """The state holds what was installed."""
         self.installing = None

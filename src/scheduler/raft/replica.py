@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .clocks import PeerClock
@@ -317,6 +318,15 @@ class Replica:
             self._hand_over = HandOver(self._member, peers, until_s)
             self._work.set()
         return await asyncio.shield(self._hand_over.done)
+
+    async def checkpoint(self, directory: Path) -> tuple[int, int]:
+        """Copies the state as it is now into `directory`, which is made anew, by links where that
+        is possible; the (index, term) that the copy holds. Commits go on meanwhile."""
+        if not self._running:
+            raise ReplicaFailed("this replica does not run")
+        async with self._state_lock:
+            await self._state_worker.run(self._state.flush)
+            return self._state.checkpoint(directory)
 
     def transfer_leadership(self, peer: str) -> bool:
         """Asks `peer` to lead, at once and whatever is open; False when it does not hold the whole

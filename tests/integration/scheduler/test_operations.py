@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
 
 from tickmesh.mesh import errors
@@ -86,6 +88,17 @@ class Operator:
         request = job_pb2.CreateJobRequest(parent="customers/acme", job_id=job_id)
         request.job.container.image = "nothing:1"
         return str((await self.jobs.CreateJob(request, timeout=TIMEOUT_S)).name)
+
+    async def job_names(self) -> set[str]:
+        """Of every job."""
+        found: set[str] = set()
+        request = job_pb2.ListJobsRequest(parent="customers/acme", page_size=1_000)
+        while True:
+            page = await self.jobs.ListJobs(request, timeout=TIMEOUT_S)
+            found |= {job.name for job in page.jobs}
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
 
     async def schedule(self, job: str, schedule_id: str, cron: str = "* * * * * *") -> Any:
         request = schedule_pb2.CreateScheduleRequest(parent=job, schedule_id=schedule_id)
@@ -208,14 +221,7 @@ async def test_a_rolling_restart_fails_no_write_and_no_fire(tmp_path: Path) -> N
         late_s = await operator.whole(job, first_s, last_s)
         print(f"{last_s - first_s} s of fires, the latest by {late_s:.3f} s")
         assert late_s < LATE_S_MAX
-        request = job_pb2.ListJobsRequest(parent="customers/acme", page_size=1_000)
-        page = await operator.jobs.ListJobs(request, timeout=TIMEOUT_S)
-        listed = {found.name for found in page.jobs}
-        while page.next_page_token:
-            request.page_token = page.next_page_token
-            page = await operator.jobs.ListJobs(request, timeout=TIMEOUT_S)
-            listed |= {found.name for found in page.jobs}
-        assert listed == writer.written | {job}
+        assert await operator.job_names() == writer.written | {job}
 
 
 async def test_leadership_goes_where_the_operator_wants_it(tmp_path: Path) -> None:
@@ -256,6 +262,102 @@ async def test_leadership_goes_where_the_operator_wants_it(tmp_path: Path) -> No
         call = operator.cluster.TransferLeadership(request, timeout=3)
         # Unavailable: it has noticed already that it is alone.
         assert isinstance(await refusal(call), errors.FailedPrecondition | errors.Unavailable)
+
+
+async def restored(
+    child: Child, target: Path, directory: str, *more: tuple[str, Any]
+) -> tuple[int, str]:
+    """Make a replica's data in another mesh from a backup: exit code and what was said."""
+    assert child.settings.scheduler is not None
+    settings = msgspec.structs.replace(
+        child.settings.scheduler, data_directory=str(target / child.name), **dict(more)
+    )
+    config = target / f"restore-{child.name}.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_bytes(msgspec.toml.encode({"scheduler": msgspec.to_builtins(settings)}))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tickmesh.scheduler", "--config", config, "--restore", directory),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    return process.returncode or 0, said.decode()
+
+
+def flip_a_byte(directory: Path) -> Path:
+    """Of one of a backup's files: which."""
+    victim = next(path for path in directory.iterdir() if path.suffix == ".sst")
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    victim.write_bytes(damaged)
+    return victim
+
+
+async def test_a_backup_under_load_becomes_another_mesh(tmp_path: Path) -> None:
+    backups = tmp_path / "backups"
+    options = {"scheduler": (("backup_directory", str(backups)),)}
+    request = cluster_pb2.BackupShardRequest(shard_id="shard-0", directory="monday")
+    async with mesh_with_fires(tmp_path / "old", **options) as (operator, job):
+        writer = Writer(operator)
+        first_s = int(time.time()) + 3
+        async with writer.running():
+            await writer.more()
+            while time.time() < first_s + 3:
+                await writer.more()
+            before, begun_s = set(writer.written), time.monotonic()
+            # Asked twice at once, it is made once.
+            made, same = await asyncio.gather(
+                *(operator.cluster.BackupShard(request, timeout=TIMEOUT_S) for _ in range(2))
+            )
+            took_s = time.monotonic() - begun_s
+            await writer.more()
+            print(
+                f"backup of {made.size_bytes:,} bytes in {made.file_count} files took"
+                f" {took_s:.3f} s; no write for {writer.outage_s(begun_s):.3f} s at most"
+            )
+        assert made == same
+        assert made.path == str(backups / "monday")
+        assert made.replica_id == (await operator.leader()).name
+        error = await refusal(operator.cluster.BackupShard(request, timeout=TIMEOUT_S))
+        assert isinstance(error, errors.AlreadyExists)
+        # What had ended before the backup is in it.
+        old = {e.name: e for e in await operator.fired(job) if e.due_time.seconds < first_s}
+        replicas = list(operator.mesh.replicas)
+
+    new = tmp_path / "new"
+    group = ("group_id", "from-monday")
+    code, said = await restored(replicas[0], new, made.path)
+    assert code == 1
+    assert "set scheduler.group_id" in said
+    for child in replicas:
+        code, said = await restored(child, new, made.path, group)
+        assert code == 0, said
+    code, said = await restored(replicas[0], new, made.path, group)
+    assert code == 1
+    assert "overwrites no data" in said
+    victim = flip_a_byte(Path(made.path))
+    code, said = await restored(replicas[0], tmp_path / "other", made.path, group)
+    assert code == 1
+    assert str(victim) in said
+    assert "damaged" in said
+
+    shape = LocalOptions(replicas=3, runtime="inprocess", scheduler=(group,))
+    async with LocalMesh(new, shape) as mesh:
+        operator = Operator(mesh)
+        since_s = int(time.time()) + 4
+        found = await operator.job_names()
+        assert before <= found
+        kept = {e.name: e for e in await operator.fired(job)}
+        assert all(kept[name] == execution for name, execution in old.items())
+        assert len(old) >= SCHEDULES
+        while time.time() < since_s + 3:
+            await operator.job(f"new-{time.monotonic_ns()}")
+        await operator.whole(job, since_s, since_s + 1)
+        # Nobody has a place to put backups here.
+        error = await refusal(operator.cluster.BackupShard(request, timeout=TIMEOUT_S))
+        assert isinstance(error, errors.FailedPrecondition)
+        assert "backup_directory" in error.message
+        await operator.channel.close()
 
 
 async def test_the_leader_tells_what_it_knows_of_clocks(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Backups: whole or refused, whatever is wrong with them, and never in place of something."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.unit.scheduler.worlds import START_MS, World
+from tickmesh.mesh.config import Peer, SchedulerConfig, ShardMembers, Tls
+from tickmesh.scheduler import backup
+from tickmesh.scheduler.backup import BackupError, BackupExists, Manifest, Origin
+from tickmesh.scheduler.core.commands import ENTRY_VERSION
+from tickmesh.scheduler.raft.config import ReplicaConfig
+from tickmesh.scheduler.raft.memory_transport import MemoryNetwork
+from tickmesh.scheduler.raft.replica import Replica
+from tickmesh.scheduler.store.rocksdb import RocksBackend
+from tickmesh.scheduler.store.state import State, encode_entry
+
+pytestmark = pytest.mark.integration
+
+JOBS = 40
+LOOK_S = 0.01
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of a small shard."""
+    directory = tmp_path_factory.mktemp("shard")
+    backend = RocksBackend(directory / "state")
+    world = World(backend)
+    for number in range(JOBS):
+        world.job(f"job-{number}")
+    backend.flush()
+    backend.checkpoint(directory / "checkpoint")
+    index, term = world.state.applied
+    backend.close()
+    origin = Origin("shard-0", "shard-0", "a", index, term, START_MS, ENTRY_VERSION)
+    backup.write(directory / "checkpoint", directory / "backups" / "first", origin)
+    return directory / "backups" / "first"
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """One that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def settings(directory: Path, replica_id: str = "a", **changes: str) -> SchedulerConfig:
+    peers = tuple(Peer(name, f"127.0.0.1:{port}") for port, name in enumerate("abc", start=1))
+    fields = {"shard_id": "shard-0", "group_id": "restored", **changes}
+    return SchedulerConfig(
+        replica_id=replica_id,
+        shard=ShardMembers(fields["shard_id"], peers),
+        data_directory=str(directory / replica_id),
+        tls=Tls("", "", ""),
+        group_id=fields["group_id"],
+    )
+
+
+def refused(directory: Path, target: SchedulerConfig, *says: str) -> None:
+    """It is, for a reason that says these, and nothing is left."""
+    before = sorted(Path(target.data_directory).rglob("*"))
+    with pytest.raises(BackupError) as error:
+        backup.restore(directory, target)
+    for words in says:
+        assert words in str(error.value)
+    assert sorted(Path(target.data_directory).rglob("*")) == before
+
+
+def reseal(directory: Path, change: Callable[[Manifest], Manifest], format_: int = 1) -> None:
+    """Another manifest, under a checksum that is right."""
+    manifest = backup.read_manifest(directory)
+    encoded = msgspec.json.encode(change(manifest))
+    sealed = {
+        "format": format_,
+        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "manifest": json.loads(encoded),
+    }
+    (directory / backup.MANIFEST).write_bytes(
+        json.dumps(sealed, separators=(",", ":"), ensure_ascii=False).encode()
+    )
+
+
+def test_what_is_restored_is_what_was_there(made: Path, tmp_path: Path) -> None:
+    manifest = backup.restore(made, settings(tmp_path))
+    assert manifest == backup.read_manifest(made)
+    backend = RocksBackend(tmp_path / "a" / "state")
+    state = State(backend)
+    assert state.applied == (manifest.origin.index, manifest.origin.term)
+    backend.close()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["raft", "state"]
+
+
+def test_any_flipped_byte_of_a_file_is_refused_by_its_name(copy: Path, tmp_path: Path) -> None:
+    for file in backup.read_manifest(copy).files:
+        path = copy / file.name
+        whole = path.read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << (place % 8)
+            path.write_bytes(damaged)
+            refused(copy, settings(tmp_path), str(path), "damaged")
+        path.write_bytes(whole + b"x")
+        refused(copy, settings(tmp_path), str(path), "damaged")
+        path.unlink()
+        refused(copy, settings(tmp_path), str(path), "missing")
+        path.write_bytes(whole)
+    backup.restore(copy, settings(tmp_path))
+
+
+def test_any_flipped_bit_of_the_manifest_is_refused_by_its_name(copy: Path) -> None:
+    path = copy / backup.MANIFEST
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(BackupError, match=backup.MANIFEST):
+            backup.read_manifest(copy)
+    for shorter in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:shorter])
+        with pytest.raises(BackupError, match=backup.MANIFEST):
+            backup.read_manifest(copy)
+
+
+def test_what_is_no_backup_is_said_to_be_none(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", settings(tmp_path), "manifest.json", "Is it a backup?")
+
+
+def test_what_does_not_fit_is_refused(copy: Path, tmp_path: Path) -> None:
+    refused(copy, settings(tmp_path, shard_id="shard-1"), "'shard-0'", "'shard-1'")
+    refused(copy, settings(tmp_path, group_id="shard-0"), "scheduler.group_id")
+    refused(copy, settings(tmp_path, group_id=""), "scheduler.group_id")
+    origin = backup.read_manifest(copy).origin
+
+    def newer(manifest: Manifest) -> Manifest:
+        changed = msgspec.structs.replace(origin, entry_version=ENTRY_VERSION + 1)
+        return msgspec.structs.replace(manifest, origin=changed)
+
+    def elsewhere(manifest: Manifest) -> Manifest:
+        changed = msgspec.structs.replace(origin, index=origin.index + 1)
+        return msgspec.structs.replace(manifest, origin=changed)
+
+    def outside(manifest: Manifest) -> Manifest:
+        escaping = msgspec.structs.replace(manifest.files[0], name="../escaped")
+        return msgspec.structs.replace(
+            manifest, origin=origin, files=(escaping, *manifest.files[1:])
+        )
+
+    whole = (copy / backup.MANIFEST).read_bytes()
+    reseal(copy, newer)
+    refused(copy, settings(tmp_path), "upgrade it first")
+    (copy / backup.MANIFEST).write_bytes(whole)
+    reseal(copy, elsewhere)
+    refused(copy, settings(tmp_path), "its manifest says")
+    (copy / backup.MANIFEST).write_bytes(whole)
+    reseal(copy, outside)
+    refused(copy, settings(tmp_path), "'../escaped'")
+    (copy / backup.MANIFEST).write_bytes(whole)
+    reseal(copy, lambda manifest: manifest, format_=2)
+    refused(copy, settings(tmp_path), "format 2", "reads 1")
+
+
+def test_data_is_never_overwritten(made: Path, tmp_path: Path) -> None:
+    backup.restore(made, settings(tmp_path))
+    refused(made, settings(tmp_path), "overwrites no data")
+    (tmp_path / "b" / "state").mkdir(parents=True)
+    refused(made, settings(tmp_path, "b"), "overwrites no data")
+
+
+def test_a_restore_that_was_cut_off_can_be_repeated(made: Path, tmp_path: Path) -> None:
+    left = tmp_path / "a" / "restoring" / "state"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"x")
+    backup.restore(made, settings(tmp_path))
+    assert not (tmp_path / "a" / "restoring").exists()
+
+
+def test_a_backup_is_written_whole_or_not_at_all(made: Path, tmp_path: Path) -> None:
+    origin = backup.read_manifest(made).origin
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "a").write_bytes(b"1")
+    (checkpoint / "b").mkdir()  # it cannot be read as a file
+    with pytest.raises(BackupError, match="could not be written"):
+        backup.write(checkpoint, tmp_path / "to" / "one", origin)
+    assert list((tmp_path / "to").iterdir()) == []
+    (checkpoint / "b").rmdir()
+    backup.write(checkpoint, tmp_path / "to" / "one", origin)
+    with pytest.raises(BackupExists):
+        backup.write(checkpoint, tmp_path / "to" / "one", origin)
+
+
+async def caught_up(replica: Replica, leader: Replica) -> None:
+    while True:
+        if replica.applied_index == leader.applied_index and replica.status().is_voter:
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def test_restored_replicas_are_a_group_and_take_a_new_one_in(
+    made: Path, tmp_path: Path
+) -> None:
+    network = MemoryNetwork()
+    backends, replicas = [], []
+    index = backup.read_manifest(made).origin.index
+    for name in "abc":
+        if name != "c":  # it joins with an empty disk
+            backup.restore(made, settings(tmp_path, name))
+        backend = RocksBackend(tmp_path / name / "state")
+        backends.append(backend)
+        config = ReplicaConfig(
+            group_id="restored",
+            replica_id=name,
+            peers=tuple(other for other in "abc" if other != name),
+            directory=tmp_path / name / "raft",
+            election_timeout_min_s=0.16,
+            election_timeout_max_s=0.3,
+        )
+        replica = Replica(config, State(backend), network.transport(name))
+        replicas.append(replica)
+        await replica.start()
+    leads: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+    for replica in replicas:
+        replica.subscribe(
+            lambda term, replica=replica: (  # type: ignore[misc]
+                leads.set_result(replica) if term and not leads.done() else None
+            )
+        )
+    leader = await leads
+    assert leader.term > backup.read_manifest(made).origin.term
+    await leader.propose(encode_entry(START_MS, []))
+    assert leader.applied_index > index
+    await caught_up(replicas[2], leader)
+    for replica in replicas:
+        await replica.stop()
+    for backend in backends:
+        assert State(backend).applied[0] > index
+        backend.close()

@@ -494,6 +494,8 @@ def _fill_ends(message: execution_pb2.Execution, execution: Execution) -> None:
             message.lateness.FromNanoseconds(late_ns(execution, started_ns))
     if execution.end_ms:
         ended_ns = execution.attempts[-1].ended_ns if execution.attempts else 0
+        if ended_ns < execution.not_before_ms * 1_000_000:
+            ended_ns = 0  # it was ended while it waited for another attempt
         message.end_time.CopyFrom(from_ns(ended_ns) if ended_ns else from_ms(execution.end_ms))
 
 

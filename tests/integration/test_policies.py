@@ -180,8 +180,12 @@ async def test_a_paused_schedule_is_triggered(client: AsyncClient) -> None:
 async def test_a_past_range_is_backfilled(client: AsyncClient) -> None:
     await client.schedules.create("quick", "hourly", cron="0 * * * *", excluded_dates=["01-02"])
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    backfill = await client.schedules.backfill("quick/hourly", start, start + timedelta(days=3))
+    end = start + timedelta(days=3)
+    backfill = await client.schedules.backfill("quick/hourly", start, end, request_id="once")
     assert backfill.fire_count == 48
+    assert backfill == await client.schedules.backfill(
+        "quick/hourly", start, end, request_id="once"
+    )
 
     async def ended() -> list[sdk.Execution]:
         found = client.executions.list("quick", schedule="quick/hourly")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tickmesh.mesh.errors import InvalidRequest
-from tickmesh.proto.tickmesh.v1 import job_pb2, schedule_pb2
+from tickmesh.proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler import convert
 from tickmesh.scheduler.calls import JOB_FIELDS, SCHEDULE_FIELDS
-from tickmesh.scheduler.core.model import Misfire, Overlap, Policy, Retry
+from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.core.model import Attempt, Misfire, Overlap, Policy, Reason, Retry
 
 from .worlds import START_MS, World
 
@@ -137,6 +138,28 @@ def test_lengths_of_time_that_contradict_one_another_are_refused() -> None:
     hasty.retry_policy.backoff.FromSeconds(2)
     hasty.retry_policy.backoff_max.FromSeconds(1)
     assert list(told(convert.job_spec, hasty, "acme", "job")) == ["job.retry_policy.backoff_max"]
+
+
+def test_an_execution_that_waits_for_a_retry_says_until_when() -> None:
+    world = World()
+    spec = convert.job_spec(job(retry_policy=job_pb2.RetryPolicy(max_attempts=2)), "acme", "job")
+    world.job(spec=spec)
+    (execution,) = world.execute()
+    world.now_ms += 5_000
+    end = Attempt(1, "", "", 0, ended_ns=world.now_ms * 1_000_000, reason=Reason.EXIT_CODE)
+    world.do(commands.EndAttempts([(execution.job_uid, execution.id, end)]))
+    waiting = convert.execution_message(world.execution(execution), None)
+    assert waiting.state == execution_pb2.EXECUTION_STATE_PENDING
+    wait_ms = convert.to_ms(waiting.next_attempt_time) - world.now_ms
+    assert 750 <= wait_ms <= 1_000
+    assert not waiting.HasField("end_time")
+    # Cancelled meanwhile, it has ended then, and not when its last attempt did.
+    world.now_ms += 500
+    world.do(commands.Cancel([(execution.job_uid, execution.id)]))
+    cancelled = convert.execution_message(world.execution(execution), None)
+    assert cancelled.state == execution_pb2.EXECUTION_STATE_CANCELLED
+    assert not cancelled.HasField("next_attempt_time")
+    assert convert.to_ms(cancelled.end_time) == world.now_ms
 
 
 @pytest.mark.parametrize(

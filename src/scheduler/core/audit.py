@@ -156,7 +156,8 @@ class _Coverage:
 
     def __init__(self, report: Report, rows: list[Row], timeline: _Timeline) -> None:
         self._singles: dict[int, int] = {}
-        self._runs: list[Row] = []
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         definitions = iter(timeline.definitions)
         held: Definition | None = None
         for row in rows:
@@ -164,6 +165,8 @@ class _Coverage:
                 held = next(definitions, held)
             elif row.outcome not in (Outcome.CLOCK, Outcome.EXCLUDED):
                 self._add(report, row, held, timeline.at(row.first_ms))
+        self._starts.sort()
+        self._ends.sort()
 
     def _add(
         self, report: Report, row: Row, held: Definition | None, due: Definition | None
@@ -175,7 +178,8 @@ class _Coverage:
             named = [each for each in (held, due) if each is not None]
             count = 1 if not named or any(_names(each, row.first_ms) for each in named) else 0
         else:
-            self._runs.append(row)
+            self._starts.append(row.first_ms)
+            self._ends.append(row.last_ms)
             count = row.count
             if held is not None:
                 _, count = recurrence.latest_fire(
@@ -188,7 +192,7 @@ class _Coverage:
 
     def count(self, instant_ms: int) -> int:
         """Rows about an instant."""
-        runs = sum(run.first_ms <= instant_ms <= run.last_ms for run in self._runs)
+        runs = bisect_right(self._starts, instant_ms) - bisect_left(self._ends, instant_ms)
         return self._singles.get(instant_ms, 0) + runs
 
 

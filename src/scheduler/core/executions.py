@@ -99,8 +99,10 @@ def fire_again(
     view: View,
     job: Job,
     execution: Execution,
+    *,
     payload: bytes,
     placement: Placement | None,
+    watched: bool,
     now_ms: int,
 ) -> Execution | None:
     """The instant of an execution comes up anew, as its schedule was changed or resumed meanwhile.
@@ -108,6 +110,7 @@ def fire_again(
     What was taken back runs after all, with another attempt, as the schedule and the job say now.
     What was not taken back stands: None.
     """
+    execution = replace(execution, watched=watched)
     if execution.state is ExecutionState.REVOKED:
         fresh = _anew(execution, job, payload)
         if placement is not None:

@@ -146,7 +146,7 @@ class Turn:
             schedule.uid, schedule.version, schedule.state, schedule.spec, schedule.policy
         )
         finished = schedule.state is ScheduleState.FINISHED
-        from_ms = min(self._last_ms, self._now_ms) if finished else self._now_ms
+        from_ms = self._last_ms if finished else self._now_ms
         self.note(Outcome.DEFINED, from_ms, definition=definition)
 
     def note_undecided(self, outcome: Outcome) -> None:
@@ -201,6 +201,11 @@ class Turn:
                 self.running = tuple(each for each in self.running if each != identity)
 
     # -- deciding ------------------------------------------------------------------------------
+
+    @property
+    def _claimed(self) -> int:
+        """Of max_fires: those that wait will have fired."""
+        return self._fired + len(self.waiting)
 
     @property
     def must_wait(self) -> bool:
@@ -287,7 +292,13 @@ class Turn:
         made: Execution | None
         if earlier is not None:
             made = executions.fire_again(
-                view, job, earlier, schedule.payload, placement, self._now_ms
+                view,
+                job,
+                earlier,
+                payload=schedule.payload,
+                placement=placement,
+                watched=watches(schedule.policy),
+                now_ms=self._now_ms,
             )
         else:
             made = executions.create(
@@ -366,7 +377,7 @@ class Turn:
 
     def move_on(self, after_ms: int) -> None:
         """Set the timer for the first instant after one, and note what is skipped on the way."""
-        nominal_ms, due_ms = following(self.schedule, after_ms, self._fired)
+        nominal_ms, due_ms = following(self.schedule, after_ms, self._claimed)
         if nominal_ms:
             self.note_skips(after_ms, nominal_ms)
         finished = not nominal_ms
@@ -393,7 +404,7 @@ class Turn:
 
     def resume(self, *, paused: bool) -> Schedule:
         """Go on from the first instant after now, or stay paused before it."""
-        nominal_ms, due_ms = following(self.schedule, self._now_ms, self._fired)
+        nominal_ms, due_ms = following(self.schedule, self._now_ms, self._claimed)
         if nominal_ms:
             self.note_skips(self._now_ms, nominal_ms)
         waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE

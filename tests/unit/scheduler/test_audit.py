@@ -68,6 +68,18 @@ def test_an_honest_ledger_has_no_problem(world: World, fired: Schedule) -> None:
     assert (report.problems, report.instants, report.rows, report.complete) == ([], 10, 11, True)
 
 
+def test_a_schedule_that_finished_ahead_of_its_last_instants_is_audited_whole(
+    world: World,
+) -> None:
+    schedule = world.schedule(every=((1_000, 0),), max_fires=3)
+    world.now_ms = schedule.due_ms - 900
+    for _ in range(3):
+        world.fire(world.stored(schedule))
+    world.now_ms += 10_000
+    report = verify(world, world.stored(schedule))
+    assert (report.problems, report.instants) == ([], 3)
+
+
 def test_a_row_that_was_changed_is_found(world: World, fired: Schedule) -> None:
     rows = world.rows(fired.uid, 0, 100)
     rows[4] = replace(rows[4], outcome=Outcome.OVERLAP)

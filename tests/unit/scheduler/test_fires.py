@@ -141,6 +141,34 @@ class TestOverlap:
         (second,) = world.queries.active()
         assert second.due_ms == first.due_ms + PERIOD_MS
 
+    def test_an_instant_armed_before_the_policy_was_is_heard_of_too(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        spec, policy = schedule.spec, Policy(overlap=Overlap.SKIP)
+        command = commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, policy, b"")
+        world.do(command)
+        world.fire(world.stored(schedule))
+        waiting = end(world, armed, Reason.REVOKED)
+        assert waiting.state is ExecutionState.PENDING
+        end(world, armed)
+        assert world.stored(schedule).running == ()
+        assert len(fire_when_due(world, schedule)) == 1
+
+    @pytest.mark.parametrize("overlap", [Overlap.QUEUE, Overlap.REPLACE])
+    def test_what_waits_counts_among_so_many_fires(self, world: World, overlap: Overlap) -> None:
+        policy = Policy(overlap=overlap, queue_max=9)
+        schedule = world.schedule(policy=policy, every=((PERIOD_MS, 0),), max_fires=2)
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        stored = world.stored(schedule)
+        assert (stored.state, stored.waiting) == (
+            ScheduleState.FINISHED,
+            (first.due_ms + PERIOD_MS,),
+        )
+        end(world, first, first.stop or Reason.NONE)
+        assert world.stored(schedule).fire_count == 2
+
     def test_a_pause_drops_what_waits(self, world: World) -> None:
         schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE))
         (first,) = fire_when_due(world, schedule)

@@ -11,8 +11,8 @@ from collections import deque
 from typing import Protocol
 
 from ..mesh.clock import Clock
-from ..mesh.errors import Overloaded
-from .core.commands import AnyCommand, Outcome
+from ..mesh.errors import FailedPrecondition, Overloaded
+from .core.commands import SINCE, AnyCommand, Outcome
 from .raft.errors import NotLeader, OutcomeUnknown
 from .store.state import Applied, State, encode_entry
 
@@ -32,6 +32,11 @@ RETRY_AFTER_MS = 500
 
 class Log(Protocol):
     """What proposals need of a replica: raft.replica.Replica."""
+
+    @property
+    def entry_version(self) -> int:
+        """The highest that every replica is known to apply."""
+        ...
 
     async def propose(self, payload: bytes) -> object: ...
 
@@ -91,7 +96,12 @@ class Proposals:
 
     async def _propose(self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]]) -> None:
         now_ms = max(self._clock.now_ns() // 1_000_000, self._state.meta.time_ms)
-        payload = encode_entry(now_ms, [command for command, _ in batch])
+        # What was once committed in a version is applied by whoever still is a replica.
+        version = max(self._log.entry_version, self._state.meta.entry_version)
+        batch = self._known_to_all(batch, version)
+        if not batch:
+            return
+        payload = encode_entry(now_ms, [command for command, _ in batch], version)
         try:
             applied = await self._log.propose(payload)
         except asyncio.CancelledError:
@@ -107,6 +117,20 @@ class Proposals:
         for (_, future), outcome in zip(batch, applied.outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+    def _known_to_all(
+        self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]], version: int
+    ) -> list[tuple[AnyCommand, asyncio.Future[Outcome]]]:
+        """Without what some replica does not understand; that is refused."""
+        new = [pair for pair in batch if SINCE.get(type(pair[0]), 1) > version]
+        if not new:
+            return batch
+        error = FailedPrecondition(
+            "this needs a newer version of the scheduler on every replica of the shard: one runs an"
+            " older one, or has not been heard of since the last election. Upgrade or start it"
+        )
+        self._fail(new, error)
+        return [pair for pair in batch if SINCE.get(type(pair[0]), 1) <= version]
 
     def _fail_queue(self, error: Exception) -> None:
         waiting = [(command, future) for command, _, future in self._queue]

@@ -241,13 +241,20 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What one Raft entry carries."""
 
     version: int
-    """Of the commands' meaning: ENTRY_VERSION of the leader that proposed it."""
+    """Of the commands' meaning: what every replica knew when it was proposed, at most
+    ENTRY_VERSION."""
     time_ms: int
     """When it happens: the leader's clock, never before an earlier entry's."""
     commands: list[AnyCommand]
 
 
 ENTRY_VERSION = 1
+"""What this program knows. Raise it with every command that is new, and with every change of what
+one means; an entry of an older version keeps its meaning for ever."""
+
+SINCE: dict[type, int] = {}
+"""Commands that version 1 does not know: the version that they are new in. They are proposed only
+once every replica knows it."""
 
 
 class Why(enum.IntEnum):

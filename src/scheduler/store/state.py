@@ -58,9 +58,36 @@ class DurableBackend(Backend, Protocol):
     def reopen(self) -> None: ...
 
 
-def encode_entry(time_ms: int, batch: list[AnyCommand]) -> bytes:
+def encode_entry(time_ms: int, batch: list[AnyCommand], version: int = ENTRY_VERSION) -> bytes:
     """What is proposed for a batch of commands."""
-    return _encode(Entry(ENTRY_VERSION, time_ms, batch))
+    return _encode(Entry(version, time_ms, batch))
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """The beginning of every version's entries."""
+
+    version: int
+
+
+_HEAD = msgspec.msgpack.Decoder(_Head)
+
+
+def _decode_entry(index: int, payload: bytes) -> Entry:
+    """Raises UnknownEntry for one that is newer than this program, however it looks."""
+    try:
+        entry = _ENTRY.decode(payload)
+    except msgspec.ValidationError:
+        version = _HEAD.decode(payload).version
+        if version <= ENTRY_VERSION:
+            raise
+    else:
+        version = entry.version
+        if version <= ENTRY_VERSION:
+            return entry
+    raise UnknownEntry(
+        f"entry {index} has version {version}, and this program knows {ENTRY_VERSION}: it was"
+        " started in place of a newer one. Upgrade it"
+    )
 
 
 class State:
@@ -94,13 +121,10 @@ class State:
     def apply(self, index: int, term: int, payload: bytes) -> Applied:
         """Apply a committed entry."""
         assert index > self.meta.index, (index, self.meta.index)
-        entry = _ENTRY.decode(payload)
-        if entry.version > ENTRY_VERSION:
-            raise UnknownEntry(
-                f"entry {index} has version {entry.version}; this program knows {ENTRY_VERSION}"
-            )
+        entry = _decode_entry(index, payload)
         meta = self.meta
         meta.time_ms = max(meta.time_ms, entry.time_ms)
+        meta.entry_version = max(meta.entry_version, entry.version)
         view = StoreView(self.backend, meta)
         history_from = meta.history_from
         wanted = _wanted(self, entry.commands)

@@ -51,6 +51,8 @@ class Meta(msgspec.Struct, array_like=True):
     """Periods before this one have been dropped."""
     changes_from: int = 0
     """Changes of executions are known from the entry at this index on."""
+    entry_version: int = 1
+    """The highest that was applied: who could not apply it is no replica any more."""
 
 
 class StoreView:

@@ -76,6 +76,7 @@ class AppliesAtOnce:
     def __init__(self, state: State) -> None:
         self._state = state
         self.times: list[int] = []
+        self.entry_version = 1
 
     async def propose(self, payload: bytes) -> object:
         applied = self._state.apply(self._state.applied[0] + 1, 1, payload)

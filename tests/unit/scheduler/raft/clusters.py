@@ -219,7 +219,7 @@ class Cluster:
         self.network = MemoryNetwork(network_seed)
         self.nodes = {name: Node(name) for name in names}
         self._directory = directory
-        self._settings = settings
+        self.settings = settings
         self._starts = 0
 
     def __getitem__(self, name: str) -> Node:
@@ -239,7 +239,7 @@ class Cluster:
                     peers=tuple(other for other in self.nodes if other != name),
                     directory=self._directory / name,
                     bootstrap=bootstrap,
-                    **self._settings,
+                    **self.settings,
                 ),
                 node.state,
                 node.transport,

@@ -101,11 +101,16 @@ async def _job(api: Api, real: bool, job_id: str = "stamp") -> str:
 async def stamp_job(api: Api, job_id: str = "stamp") -> str:
     """A job whose process prints when its first instruction was; with its image."""
     with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(scratch) / "stamp.tar"
-        program = STAMP / f"stamp-{platform.machine()}"
-        files_image(archive, {"/stamp": File(program, 0o755)}, Process(command=("/stamp",)))
-        await api.import_image("stamp:1", archive)
+        await api.import_image("stamp:1", stamp_archive(Path(scratch)))
     return await api.create_job(job_id, "stamp:1")
+
+
+def stamp_archive(directory: Path) -> Path:
+    """That image, as an OCI archive."""
+    archive = directory / "stamp.tar"
+    program = STAMP / f"stamp-{platform.machine()}"
+    files_image(archive, {"/stamp": File(program, 0o755)}, Process(command=("/stamp",)))
+    return archive
 
 
 async def _execute(api: Api, job: str, count: int, real: bool) -> list[float]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import burst
+import containers
 import execute
 import failover
 import fire
@@ -20,6 +21,7 @@ import write
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, Any]]], str]] = {
     "fire": (fire.run, "lateness of fires in real containers, cost of creates, memory"),
     "burst": (burst.run, "10,000 no-op schedules that are due at one instant"),
+    "containers": (containers.run, "containers a second, beside `ctr run` and `podman run`"),
     "execute": (execute.run, "a client's Execute to the first instruction, cold and warm"),
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),
     "registered": (registered.run, "a replica with millions of schedules: memory, opening, calls"),

@@ -47,6 +47,11 @@ class Budget:
         self._bytes = 0
         self._entries = 0
 
+    @property
+    def bytes_spent(self) -> int:
+        """What it has unpacked so far."""
+        return self._bytes
+
     def spend(self, size: int, entries: int = 0) -> None:
         """Raises ImageError(TOO_LARGE) when the image has used it up."""
         self._bytes += size

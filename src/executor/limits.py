@@ -18,6 +18,12 @@ COPY_CHUNK_BYTES = 1 * MIB  # a message's size towards containerd, which takes 1
 ZSTD_WINDOW_BYTES_MAX = 128 * MIB  # memory that one layer's decompression may need
 IMAGE_CACHE_ENTRIES_MAX = 4096  # parsed configurations kept in memory
 
+# User and group ids of a sandbox: 0 to 65,535, which is what images use, and what a user namespace
+# is given of the host's. 30,000 x 65,536 is above what systemd gives to containers (up to
+# 1,879,048,191) and below 2^31.
+IDS = 65_536
+ID_BASE = 30_000 * IDS
+
 # The gate's message is one write into one pipe, and the kernel's own limits on execve are near:
 # 128 KiB for one string.
 MESSAGE_BYTES_MAX = 1 * MIB

@@ -14,6 +14,9 @@ from . import limits
 ATTEMPT_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,74}[a-z0-9])?")
 """Also a containerd id (76 characters at most), a file name and a cgroup's name."""
 
+NETWORK_NONE = "none"
+NETWORK_EGRESS = "egress"
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -47,6 +50,8 @@ class Work:
     job: str = ""
     """Resource name of its job; "" for none. With the revision, what keeps spares apart."""
     revision: int = 0
+    network: str = NETWORK_NONE
+    """NETWORK_NONE, or NETWORK_EGRESS: the internet's public addresses."""
 
 
 def mould(work: Work) -> Work:
@@ -82,6 +87,8 @@ class Exit:
     peak_memory_bytes: int
     """0 when the kernel does not tell."""
     cpu_ns: int
+    output_bytes: int = 0
+    """Written to stdout and stderr, kept or not."""
 
 
 class Sandbox(Protocol):

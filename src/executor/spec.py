@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from . import gate
+from . import gate, limits
 
 OCI_VERSION = "1.0.2"
 CPU_PERIOD_US = 100_000
@@ -75,6 +75,11 @@ class SandboxSpec:
     """Size of /tmp, the only place to write to."""
     open_files_max: int = OPEN_FILES_HARD
     """The hard limit; a host may allow less."""
+    id_base: int = 0
+    """The host's id that is the sandbox's 0; the next 65,535 follow. 0: no user namespace, the
+    sandbox's ids are the host's."""
+    network_namespace: str = ""
+    """Path of a namespace that is wired; "": one of its own, with nothing in it."""
     swap_accounting: bool = True
     """Whether the kernel counts swap; without it, swappiness 0 is the next best."""
 
@@ -91,9 +96,7 @@ def build(sandbox: SandboxSpec) -> bytes:
             "hostname": sandbox.name[:HOST_NAME_CHARACTERS_MAX].rstrip("-"),
             "mounts": _mounts(sandbox),
             "linux": {
-                "namespaces": [
-                    {"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network", "cgroup")
-                ],
+                **_namespaces(sandbox),
                 "resources": _resources(sandbox),
                 "cgroupsPath": sandbox.cgroup_path,
                 "seccomp": _seccomp(sandbox.architecture),
@@ -102,6 +105,24 @@ def build(sandbox: SandboxSpec) -> bytes:
             },
         }
     )
+
+
+def _namespaces(sandbox: SandboxSpec) -> dict[str, Any]:
+    kinds = ["pid", "ipc", "uts", "mount", "network", "cgroup"]
+    if not sandbox.id_base:
+        return {"namespaces": [_namespace(sandbox, kind) for kind in kinds]}
+    mapping = [{"containerID": 0, "hostID": sandbox.id_base, "size": limits.IDS}]
+    return {
+        "namespaces": [_namespace(sandbox, kind) for kind in (*kinds, "user")],
+        "uidMappings": mapping,
+        "gidMappings": mapping,
+    }
+
+
+def _namespace(sandbox: SandboxSpec, kind: str) -> dict[str, str]:
+    if kind == "network" and sandbox.network_namespace:
+        return {"type": kind, "path": sandbox.network_namespace}
+    return {"type": kind}
 
 
 def _process(sandbox: SandboxSpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from . import limits
 from .errors import ImageError, ImageReason
 
 NOBODY = 65534
-_ID_MAX = 2**31 - 1
+_ID_MAX = limits.IDS - 1  # a sandbox has no more, with a user namespace or without
 _ID_DIGITS_MAX = 10
 
 
@@ -41,7 +41,9 @@ def resolve(user: str, layers: Sequence[Path]) -> tuple[int, int]:
         gid = _number(rows[0][2])
     gid = gid or 0
     if uid > _ID_MAX or gid > _ID_MAX:
-        raise ImageError(ImageReason.USER_UNKNOWN, f"user {user!r} is out of range")
+        raise ImageError(
+            ImageReason.USER_UNKNOWN, f"user {user!r} is out of range: ids go up to {_ID_MAX}"
+        )
     return uid, gid
 
 

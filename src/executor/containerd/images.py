@@ -6,17 +6,21 @@ references: image -> manifest -> configuration -> view -> layers, and each conta
 """
 
 import asyncio
+import contextlib
 import functools
 import io
+import itertools
 import os
+import stat
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ...proto.containerd import images_pb2, types_pb2
-from .. import gate, limits
+from .. import gate, limits, users
 from ..errors import (
     ContainerdError,
     ContainerdExists,
@@ -46,6 +50,9 @@ PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 LABEL_VIEW = "tickmesh.io/view"
 LABEL_SIZE = "tickmesh.io/bytes"
 LABEL_UNPACKED = "tickmesh.io/unpacked-bytes"
+LABEL_PULLED = "tickmesh.io/pulled"
+"""Of an image that its registry can give again."""
+LABEL_LEASE_OWNER = "tickmesh.io/owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +90,36 @@ class ImageSource(Protocol):
 class ImageStore:
     """The images of one containerd namespace."""
 
-    def __init__(self, client: ContainerdClient, bytes_max: int = limits.IMAGE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        client: ContainerdClient,
+        bytes_max: int = limits.IMAGE_BYTES_MAX,
+        owner: str = "",
+        cache_bytes: int = 0,
+    ) -> None:
+        """`owner`: who its leases belong to. `cache_bytes`: see `trim`; 0: no limit."""
         self._client = client
         self._bytes_max = bytes_max
+        self._owner = owner
+        self._cache_bytes = cache_bytes
         self._known: dict[str, Image] = {}
+        self._used: dict[str, int] = {}
+        self._uses = itertools.count(1)
+        self._trimming = asyncio.Lock()
+        self.id_base = 0
+        """The host's id that stands for root in the files of every image, see `shift`."""
 
     async def get(self, reference: str) -> Image:
         """An image that is there. Raises ImageError(NOT_FOUND)."""
+        self._used[reference] = next(self._uses)
         known = self._known.get(reference)
         if known is not None:
             return known
         try:
             record = await self._client.get_image(reference)
+            if LABEL_VIEW in record.labels and not self._is_ours(record.labels[LABEL_VIEW]):
+                # Unpacked for other ids than this process's: its layers are here, so again.
+                return await self.install(reference, _Stored(self._client, record), record.labels)
             image = await self._load(record)
         except ContainerdNotFound as error:
             raise ImageError(
@@ -110,6 +135,7 @@ class ImageStore:
     async def delete(self, reference: str) -> None:
         """Forgets an image. Sandboxes that run from it go on. Raises ImageError(NOT_FOUND)."""
         self._known.pop(reference, None)
+        self._used.pop(reference, None)
         try:
             await self._client.delete_image(reference)
         except ContainerdNotFound as error:
@@ -121,8 +147,59 @@ class ImageStore:
         """Drops what is remembered: somebody else changed the store."""
         self._known.clear()
 
-    async def install(self, reference: str, source: ImageSource) -> Image:
-        """Takes an image in, whole or not at all. Raises ImageError."""
+    async def trim(self, in_use: Callable[[], Awaitable[set[str]]]) -> tuple[str, ...]:
+        """Deletes the images that were not asked for longest, until all fit the cache's bytes.
+
+        An image of which a sandbox runs is kept, and one that no registry can give again. A layer
+        that two images share counts twice, so that the disk holds less than the limit, not more.
+        `in_use`: the views that sandboxes have, or will have in a moment. Answers the references.
+        """
+        if not self._cache_bytes:
+            return ()
+        deleted = []
+        async with self._trimming:
+            records = await self._client.list_images()
+            total = sum(_disk_bytes(record) for record in records)
+            # What nobody has asked for since the start comes first, the oldest of it before all.
+            records.sort(key=lambda r: (self._used.get(r.name, 0), r.updated_at.ToNanoseconds()))
+            for record in records:
+                if total <= self._cache_bytes:
+                    break
+                if LABEL_PULLED not in record.labels:
+                    continue
+                # Asked anew for each: nothing of ours runs between the answer and the deletion.
+                if record.labels.get(LABEL_VIEW, "") in await in_use():
+                    continue
+                with contextlib.suppress(ImageError):
+                    await self.delete(record.name)
+                    deleted.append(record.name)
+                total -= _disk_bytes(record)
+        return tuple(deleted)
+
+    async def sweep(self) -> int:
+        """Ends the leases and unfinished writes of installations that a crash cut off: those of
+        this owner, which installs nothing yet. Answers how many."""
+        ours = [
+            lease.id
+            for lease in await self._client.list_leases()
+            if self._owner and lease.labels.get(LABEL_LEASE_OWNER) == self._owner
+        ]
+        for ref in await self._client.list_ingests():
+            if any(ref.startswith(f"{lease}-") for lease in ours):
+                with contextlib.suppress(ContainerdNotFound):
+                    await self._client.abort_ingest(ref)
+        for lease in ours:
+            with contextlib.suppress(ContainerdNotFound):
+                await self._client.delete_lease(lease)
+        return len(ours)
+
+    def _is_ours(self, view: str) -> bool:
+        return view.endswith(f"-{self.id_base}")
+
+    async def install(
+        self, reference: str, source: ImageSource, labels: Mapping[str, str] | None = None
+    ) -> Image:
+        """Takes an image in, whole or not at all. `labels`: its record's. Raises ImageError."""
         media_type, digest, data = await source.root()
         if media_type in INDEXES:
             chosen = choose(reference, parse_index(digest, data))
@@ -141,8 +218,10 @@ class ImageStore:
         expiry = time.strftime(
             "%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + limits.LEASE_SECONDS)
         )
-        await self._client.create_lease(lease, {"containerd.io/gc.expire": expiry})
-        work = _Installation(self._client.leased(lease), lease, self._bytes_max)
+        await self._client.create_lease(
+            lease, {"containerd.io/gc.expire": expiry, LABEL_LEASE_OWNER: self._owner}
+        )
+        work = _Installation(self._client.leased(lease), lease, self._bytes_max, self.id_base)
         try:
             view = await work.root_file_system(source, manifest, config)
             await work.small_blob(
@@ -157,7 +236,12 @@ class ImageStore:
             size = manifest.config.size + sum(layer.size for layer in manifest.layers)
             record = images_pb2.Image(
                 name=reference,
-                labels={LABEL_VIEW: view, LABEL_SIZE: str(size)},
+                labels={
+                    **(labels or {}),
+                    LABEL_VIEW: view,
+                    LABEL_SIZE: str(size),
+                    LABEL_UNPACKED: str(work.unpacked_bytes),
+                },
                 target=types_pb2.Descriptor(media_type=media_type, digest=digest, size=len(data)),
             )
             await self._client.put_image(record)
@@ -167,6 +251,7 @@ class ImageStore:
             raise
         finally:
             await asyncio.shield(self._client.delete_lease(lease))
+        self._used[reference] = next(self._uses)
         self._remember(image)
         return image
 
@@ -198,11 +283,13 @@ class ImageStore:
 class _Installation:
     """One image on its way in; everything it makes is under its lease."""
 
-    def __init__(self, client: ContainerdClient, lease: str, bytes_max: int) -> None:
+    def __init__(self, client: ContainerdClient, lease: str, bytes_max: int, id_base: int) -> None:
         self._client = client
         self._lease = lease
         self._bytes_max = bytes_max
+        self._id_base = id_base
         self._ingests: set[str] = set()
+        self.unpacked_bytes = 0
 
     async def abandon(self) -> None:
         """Drops unfinished writes: a lease does not hold them, they would stay."""
@@ -233,11 +320,11 @@ class _Installation:
         ):
             await self._layer(source, layer, diff_id, budget)
             await self._unpack(
-                layer.digest, layer.media_type, layer.size, diff_id, parent, chain_id
+                layer.digest, layer.media_type, layer.size, diff_id, parent, self._key(chain_id)
             )
-            parent = chain_id
+            parent = self._key(chain_id)
         ours, data = our_layer()
-        top = chain_ids((*config.diff_ids, ours))[-1]
+        top = self._key(chain_ids((*config.diff_ids, ours))[-1])
         await self.small_blob(ours, data, {})
         await self._unpack(ours, PLAIN_LAYER, len(data), ours, parent, top)
         view = f"view-{top}"
@@ -247,7 +334,12 @@ class _Installation:
             await self._client.add_to_lease(
                 self._lease, view, f"snapshots/{self._client.snapshotter}"
             )
+        self.unpacked_bytes = budget.bytes_spent
         return view
+
+    def _key(self, chain_id: str) -> str:
+        """A snapshot's name: the same layers with other owners are another one."""
+        return f"{chain_id}-{self._id_base}"
 
     async def _layer(
         self, source: ImageSource, layer: Descriptor, diff_id: str, budget: Budget
@@ -314,6 +406,7 @@ class _Installation:
             ) from error
         if applied != diff_id:
             raise ImageError(ImageReason.CORRUPT, f"layer {digest} unpacked to {applied}")
+        await asyncio.to_thread(shift, _unpacked(mounts), self._id_base)
         try:
             await self._client.commit_snapshot(chain_id, key, {})
         except ContainerdExists:  # another image with that layer was faster
@@ -321,10 +414,67 @@ class _Installation:
             await self._client.add_to_lease(self._lease, chain_id, kind)
 
 
+class _Stored:
+    """An ImageSource: an image that containerd has, layers and all."""
+
+    def __init__(self, client: ContainerdClient, record: images_pb2.Image) -> None:
+        self._client = client
+        self._record = record
+
+    async def root(self) -> tuple[str, str, bytes]:
+        target = self._record.target
+        data = await self._client.read_content(target.digest, limits.MANIFEST_BYTES_MAX)
+        return target.media_type, target.digest, data
+
+    async def blob(self, descriptor: Descriptor, bytes_max: int) -> bytes:
+        return await self._client.read_content(descriptor.digest, bytes_max)
+
+    async def chunks(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        raise ContainerdNotFound(f"layer {descriptor.digest} is not here any more")
+        yield b""  # what makes this an iterator; no layer is read, as every one is here
+
+
+def _disk_bytes(record: images_pb2.Image) -> int:
+    """What an image takes on disk: its layers as they came, and unpacked."""
+    return sum(int(record.labels.get(name, "0")) for name in (LABEL_SIZE, LABEL_UNPACKED))
+
+
+def _unpacked(mounts: Mounts) -> Path:
+    """The host's directory that one layer was unpacked into."""
+    for option in mounts[0].options:
+        if option.startswith("upperdir="):
+            return Path(option.removeprefix("upperdir="))
+    return Path(mounts[0].source)
+
+
+def shift(directory: Path, id_base: int) -> None:
+    """Gives a layer's files to the host's ids from `id_base` on, and drops its devices.
+
+    Changing an owner drops set-user-id bits and file capabilities: no sandbox could use them.
+    Whiteouts (character device 0, 0) are the snapshotter's own. Blocks: call it in a thread.
+    """
+
+    def mapped(identity: int) -> int:
+        if id_base <= identity < id_base + limits.IDS:
+            return identity  # seen before, by another of its hard links
+        return id_base + (identity if identity < limits.IDS else users.NOBODY)
+
+    for _, directories, files, parent in os.fwalk(directory, follow_symlinks=False):
+        for name in (".", *directories, *files):
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            device = stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)
+            if device and status.st_rdev != 0:
+                os.unlink(name, dir_fd=parent)
+            elif id_base and (name == "." or not stat.S_ISDIR(status.st_mode)):
+                uid, gid = mapped(status.st_uid), mapped(status.st_gid)
+                os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+
+
 @functools.cache
 def our_layer() -> tuple[str, bytes]:
     """The layer over every image: mount points, so that a read-only root needs none made, the
-    names that a sandbox without network knows, and the gate. Digest and bytes."""
+    names that a sandbox without network knows, where it finds resolvers (nowhere without
+    network), and the gate. Digest and bytes."""
     hosts = b"127.0.0.1 localhost\n::1 localhost\n"
     program = gate.program("gate").read_bytes()
     buffer = io.BytesIO()
@@ -341,5 +491,8 @@ def our_layer() -> tuple[str, bytes]:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), mode
             archive.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo("etc/resolv.conf")
+        entry.type, entry.linkname = tarfile.SYMTYPE, f"{gate.EXCHANGE}/resolv.conf"
+        archive.addfile(entry)
     data = buffer.getvalue()
     return sha256(data), data

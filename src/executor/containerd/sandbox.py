@@ -161,6 +161,7 @@ class ContainerdSandbox:
             finished_ns=exited_ns,
             peak_memory_bytes=usage.peak_memory_bytes,
             cpu_ns=usage.cpu_ns,
+            output_bytes=await asyncio.to_thread(logs.written_bytes, self._paths.output),
         )
         return self._exit
 

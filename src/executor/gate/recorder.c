@@ -2,9 +2,14 @@
  *
  * containerd's shim starts it (a binary:// output) with the pipes of the sandbox's standard output
  * and error as descriptors 3 and 4, and waits until it closes 5. It reads both pipes to their end,
- * so that no sandbox ever blocks on its output, and keeps the first `bytes_max` of each.
+ * so that no sandbox ever blocks on its output, and keeps of each stream the first half of
+ * `bytes_max` and the last half.
  *   recorder DIRECTORY BYTES_MAX  ->  DIRECTORY/stdout, /stderr, and at the end /end
- * `end` holds the bytes written to each stream, kept or not: "stdout stderr\n". It appears whole.
+ * A stream is in parts, only ever appended to: `stdout` has its beginning, `stdout.N` what follows
+ * from byte N on. Of these the oldest go when younger ones hold the last half: what is missing
+ * between two parts was dropped. So a reader that holds an offset is never told a wrong byte.
+ * `end` holds the bytes written to each stream, kept or not, and how many of the last are meant to
+ * be kept: "stdout stderr last\n". It appears whole.
  * The shim holds the pipes' other ends until the sandbox is deleted. So that nobody has to wait for
  * that, there is the FIFO `ended`: when a byte comes through it, every process of the sandbox is
  * dead, and the output ends with what the pipes hold.
@@ -22,30 +27,20 @@
 #include <unistd.h>
 
 #define CHUNK_BYTES 65536 /* a pipe's default size: one read empties it */
+#define PART_BYTES_MIN 65536 /* so that a flood under a small limit makes few files */
+#define PARTS_MAX 8 /* of the last half, at one time; four and a half are needed */
 
 static char chunk[CHUNK_BYTES];
+static uint64_t last_bytes; /* how much of the end is kept */
 
 struct stream {
+    const char *name;
     int source, target;
-    uint64_t seen_bytes, kept_bytes;
+    uint64_t seen_bytes;  /* written by the sandbox, kept or not */
+    uint64_t room_bytes;  /* in the part that is open */
+    uint64_t starts[PARTS_MAX]; /* of the last half's parts, oldest first */
+    int parts;
 };
-
-/* Keeps what fits. A full disk costs the output, never the sandbox: the pipe is drained anyway. */
-static void keep(struct stream *stream, size_t length, uint64_t bytes_max)
-{
-    uint64_t room = stream->kept_bytes < bytes_max ? bytes_max - stream->kept_bytes : 0;
-    size_t offset = 0, wanted = length < room ? length : room;
-    while (offset < wanted) {
-        ssize_t count = write(stream->target, chunk + offset, wanted - offset);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count <= 0)
-            break;
-        offset += count;
-    }
-    stream->seen_bytes += length;
-    stream->kept_bytes += offset;
-}
 
 static char *decimal(char *end, uint64_t value)
 {
@@ -55,11 +50,69 @@ static char *decimal(char *end, uint64_t value)
     return end;
 }
 
+/* "stdout.N" */
+static char *part_name(char text[64], const char *name, uint64_t start)
+{
+    text[63] = '\0';
+    char *first = decimal(text + 63, start);
+    *--first = '.';
+    first -= strlen(name);
+    return memcpy(first, name, strlen(name));
+}
+
+static void drop_oldest(struct stream *stream)
+{
+    char text[64];
+    unlink(part_name(text, stream->name, stream->starts[0]));
+    memmove(stream->starts, stream->starts + 1, --stream->parts * sizeof *stream->starts);
+}
+
+/* Begins the next part, and drops those that the last half does not reach back to. */
+static void next_part(struct stream *stream)
+{
+    char text[64];
+    close(stream->target);
+    while (stream->parts > 1 && stream->starts[1] + last_bytes <= stream->seen_bytes)
+        drop_oldest(stream);
+    if (stream->parts == PARTS_MAX)
+        drop_oldest(stream);
+    int flags = O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC;
+    stream->target = open(part_name(text, stream->name, stream->seen_bytes), flags, 0600);
+    stream->room_bytes = last_bytes / 4 < PART_BYTES_MIN ? PART_BYTES_MIN : last_bytes / 4;
+    stream->starts[stream->parts++] = stream->seen_bytes;
+}
+
+/* A full disk costs the output, never the sandbox: the pipe is drained anyway. */
+static void keep(struct stream *stream, size_t length)
+{
+    size_t offset = 0;
+    while (offset < length) {
+        if (stream->room_bytes == 0)
+            next_part(stream);
+        size_t wanted = length - offset;
+        if (wanted > stream->room_bytes)
+            wanted = stream->room_bytes;
+        ssize_t count = write(stream->target, chunk + offset, wanted);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0) { /* what comes after the loss goes to a part of its own */
+            stream->room_bytes = 0;
+            stream->seen_bytes += length - offset;
+            return;
+        }
+        offset += count;
+        stream->seen_bytes += count;
+        stream->room_bytes -= count;
+    }
+}
+
 static void finish(const struct stream *streams)
 {
-    char text[64], *end = text + sizeof text, *start;
+    char text[96], *end = text + sizeof text, *start;
     *--end = '\n';
-    start = decimal(end, streams[1].seen_bytes);
+    start = decimal(end, last_bytes);
+    *--start = ' ';
+    start = decimal(start, streams[1].seen_bytes);
     *--start = ' ';
     start = decimal(start, streams[0].seen_bytes);
     int file = open("end.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -74,12 +127,13 @@ int main(int count, char **values)
     if (count != 3 || chdir(values[1]) < 0)
         return 2;
     uint64_t bytes_max = strtoull(values[2], NULL, 10);
+    last_bytes = bytes_max / 2;
     signal(SIGTERM, SIG_IGN); /* the shim says so when the sandbox ended; its output may not have */
     signal(SIGINT, SIG_IGN);
     int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
     struct stream streams[2] = {
-        {3, open("stdout", flags, 0600), 0, 0},
-        {4, open("stderr", flags, 0600), 0, 0},
+        {"stdout", 3, open("stdout", flags, 0600), 0, bytes_max - last_bytes, {0}, 0},
+        {"stderr", 4, open("stderr", flags, 0600), 0, bytes_max - last_bytes, {0}, 0},
     };
     if (streams[0].target < 0 || streams[1].target < 0 || mkfifo("ended", 0600) < 0)
         return 1;
@@ -103,7 +157,7 @@ int main(int count, char **values)
                 continue;
             ssize_t length = read(streams[index].source, chunk, sizeof chunk);
             if (length > 0) {
-                keep(&streams[index], length, bytes_max);
+                keep(&streams[index], length);
             } else if (length == 0 || errno != EINTR) {
                 close(streams[index].source);
                 streams[index].source = -1; /* poll passes over a negative descriptor */

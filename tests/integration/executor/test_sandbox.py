@@ -286,15 +286,18 @@ async def test_the_user_is_the_jobs(run: Run, user: str, expected: tuple[int, in
     assert tuple(map(int, out.split())) == expected
 
 
-async def test_output_over_its_limit_is_cut_and_the_program_goes_on(run: Run) -> None:
+async def test_of_output_over_its_limit_head_and_tail_are_kept_and_the_program_goes_on(
+    run: Run,
+) -> None:
     ended, out, err = await run(
         "import sys\n"
         "for _ in range(64): sys.stdout.write('x' * 65536)\n"
-        "sys.stdout.flush(); sys.stderr.write('end'); exit(5)\n",
+        "sys.stdout.write('y' * 40_000); sys.stdout.flush(); sys.stderr.write('end'); exit(5)\n",
         output_bytes_max=100_000,
     )
     assert (ended.exit_code, err) == (5, "end")
-    assert out == "x" * 100_000
+    assert out == "x" * 60_000 + "y" * 40_000
+    assert ended.output_bytes == 64 * 65536 + 40_000 + 3
 
 
 async def test_it_is_charged_for_its_time(run: Run) -> None:

@@ -47,24 +47,67 @@ async def test_both_streams_come_whole_and_in_bounded_pieces(
 async def test_every_cursor_resumes_exactly_behind_its_chunk(
     tmp_path: Path, watcher: Watcher
 ) -> None:
-    write_output(tmp_path, b"o" * 150_000, b"e" * 70_000, "200000 70000\n")
+    write_output(tmp_path, b"o" * 150_000, b"e" * 70_000, "400000 70000 150000\n")
+    (tmp_path / "stdout.240000").write_bytes(b"t" * 160_000)
     chunks = await all_chunks(tmp_path, watcher)
     for index, chunk in enumerate(chunks):
         rest = await all_chunks(tmp_path, watcher, chunk.cursor)
-        expected = b"".join(c.data for c in chunks[index + 1 :])
-        assert sorted(b"".join(c.data for c in rest)) == sorted(expected)
-        assert sum(c.truncated for c in rest) == sum(c.truncated for c in chunks[index + 1 :])
+        for stream in (logs.STDOUT, logs.STDERR):
+            expected = [
+                (c.data, c.dropped_bytes) for c in chunks[index + 1 :] if c.stream == stream
+            ]
+            assert [(c.data, c.dropped_bytes) for c in rest if c.stream == stream] == expected
 
 
-async def test_truncation_is_told_once_and_last(tmp_path: Path, watcher: Watcher) -> None:
+async def test_what_was_dropped_is_told_once_between_head_and_tail(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    write_output(tmp_path, b"head", b"all", "9000 3 5\n")
+    (tmp_path / "stdout.8990").write_bytes(b"0123")  # of which nothing is in the last five
+    (tmp_path / "stdout.8994").write_bytes(b"456789")
+    chunks = await all_chunks(tmp_path, watcher, follow=True)
+    assert [(c.stream, c.data, c.dropped_bytes) for c in chunks] == [
+        (logs.STDOUT, b"head", 0),
+        (logs.STDERR, b"all", 0),
+        (logs.STDOUT, b"56789", 8991),
+    ]
+    assert [c.truncated for c in chunks] == [False, False, True]
+    assert await all_chunks(tmp_path, watcher, chunks[-1].cursor, follow=True) == []
+
+
+async def test_a_loss_at_the_very_end_is_told_once(tmp_path: Path, watcher: Watcher) -> None:
     write_output(tmp_path, b"kept", b"all", "9000 3\n")
     chunks = await all_chunks(tmp_path, watcher, follow=True)
-    assert [(c.stream, c.data, c.truncated) for c in chunks] == [
-        (logs.STDOUT, b"kept", False),
-        (logs.STDERR, b"all", False),
-        (logs.STDOUT, b"", True),
-    ]
+    assert [(c.data, c.dropped_bytes) for c in chunks] == [(b"kept", 0), (b"all", 0), (b"", 8996)]
     assert await all_chunks(tmp_path, watcher, chunks[-1].cursor, follow=True) == []
+
+
+async def test_a_follower_that_falls_behind_goes_on_with_what_is_kept(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    write_output(tmp_path, b"head", b"", None)
+    (tmp_path / "stdout.4").write_bytes(b"first")
+    stream = logs.read(tmp_path, "", True, watcher)
+    assert (await anext(stream)).data == b"head"
+    assert (await anext(stream)).data == b"first"
+    later = asyncio.ensure_future(anext(stream))
+    with watcher.changes(tmp_path) as changed:
+        (tmp_path / "stdout.1000").write_bytes(b"later")
+        await changed.wait()
+    (tmp_path / "stdout.4").unlink()
+    chunk = await later
+    assert (chunk.data, chunk.dropped_bytes, chunk.cursor) == (b"later", 991, "o2.1005.0")
+    await stream.aclose()
+
+
+async def test_a_lost_recorders_output_ends_where_it_is(tmp_path: Path, watcher: Watcher) -> None:
+    write_output(tmp_path, b"head", b"err", None)
+    (tmp_path / "stdout.100").write_bytes(b"tail")
+    logs.close(tmp_path)
+    assert (tmp_path / "end").read_text() == "104 3\n"
+    assert logs.written_bytes(tmp_path) == 107
+    chunks = await all_chunks(tmp_path, watcher, follow=True)
+    assert [(c.data, c.dropped_bytes) for c in chunks] == [(b"head", 0), (b"err", 0), (b"tail", 96)]
 
 
 async def test_without_follow_it_ends_at_what_is_there(tmp_path: Path, watcher: Watcher) -> None:
@@ -121,7 +164,7 @@ async def test_a_foreign_cursor_is_refused(tmp_path: Path, watcher: Watcher, cur
 async def test_a_cursor_beyond_the_end_is_refused(tmp_path: Path, watcher: Watcher) -> None:
     write_output(tmp_path, b"abc", b"def", "3 3\n")
     with pytest.raises(ValueError, match=r"beyond the end of stderr \(3 bytes\)"):
-        await all_chunks(tmp_path, watcher, "o1.3-.4-")
+        await all_chunks(tmp_path, watcher, "o2.3.4")
 
 
 async def test_no_output_at_all_is_said(tmp_path: Path, watcher: Watcher) -> None:

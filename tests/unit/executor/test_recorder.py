@@ -1,0 +1,187 @@
+"""The recorder: both streams to their end, whatever is written to them, within its limit."""
+
+import os
+import random
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tickmesh.executor import gate, logs
+from tickmesh.executor.watch import Watcher
+
+DEADLINE_S = 20.0
+MIB = 1024 * 1024
+
+
+@dataclass
+class Recording:
+    """A recorder at work, as a shim starts it: pipes as descriptors 3 and 4, told by closing 5."""
+
+    directory: Path
+    process: subprocess.Popen[bytes]
+    stdout: int
+    stderr: int
+
+    def end(self) -> None:
+        """Closes both pipes and waits until the recorder has written all."""
+        for pipe in (self.stdout, self.stderr):
+            if pipe >= 0:
+                os.close(pipe)
+        self.stdout = self.stderr = -1
+        assert self.process.wait(DEADLINE_S) == 0
+
+
+# The shell moves the descriptors to where the recorder expects them, then becomes it.
+_START = 'exec 3<&"$1" 4<&"$2" 5>&"$3"; eval "exec $1<&- $2<&- $3>&-"; shift 3; exec "$@"'
+
+
+def record(directory: Path, bytes_max: int) -> Recording:
+    pipes = [os.pipe() for _ in range(3)]
+    passed = (pipes[0][0], pipes[1][0], pipes[2][1])
+    command = ["bash", "-c", _START, "-", *map(str, passed)]
+    command += [str(gate.program("recorder")), str(directory), str(bytes_max)]
+    process = subprocess.Popen(command, pass_fds=passed)
+    for descriptor in passed:
+        os.close(descriptor)
+    assert os.read(pipes[2][0], 1) == b""  # closed: it is ready
+    os.close(pipes[2][0])
+    return Recording(directory, process, pipes[0][1], pipes[1][1])
+
+
+@pytest.fixture
+async def watcher() -> AsyncIterator[Watcher]:
+    opened = Watcher()
+    yield opened
+    opened.close()
+
+
+async def contents(
+    directory: Path, watcher: Watcher, cursor: str = ""
+) -> tuple[dict[int, bytes], dict[int, int]]:
+    """What is kept of each stream, and how much was dropped of it."""
+    kept, dropped = {logs.STDOUT: b"", logs.STDERR: b""}, {logs.STDOUT: 0, logs.STDERR: 0}
+    async for chunk in logs.read(directory, cursor, False, watcher):
+        kept[chunk.stream] += chunk.data
+        dropped[chunk.stream] += chunk.dropped_bytes
+    return kept, dropped
+
+
+def write(pipe: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(pipe, view) :]
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in directory.iterdir()}
+
+
+def mount(*arguments: str, program: tuple[str, ...] = ("mount",)) -> None:
+    subprocess.run([*program, *arguments], check=True, timeout=DEADLINE_S)
+
+
+def numbered(bytes_min: int) -> Iterator[bytes]:
+    count = 0
+    while count * 16 < bytes_min:
+        yield b"%015d\n" % count
+        count += 1
+
+
+async def test_what_fits_is_kept_whole(tmp_path: Path, watcher: Watcher) -> None:
+    recording = record(tmp_path, 1000)
+    data = random.Random(1).randbytes(1000)
+    write(recording.stdout, data)
+    write(recording.stderr, b"trouble")
+    recording.end()
+    kept, dropped = await contents(tmp_path, watcher)
+    assert kept == {logs.STDOUT: data, logs.STDERR: b"trouble"}
+    assert dropped == {logs.STDOUT: 0, logs.STDERR: 0}
+    assert sorted(sizes(tmp_path)) == [
+        "end", "stderr", "stdout", "stdout.500",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bytes_max", [0, 1, 5, 1000, 200_001, MIB])
+async def test_of_a_flood_the_first_and_the_last_half_are_kept(
+    tmp_path: Path, watcher: Watcher, bytes_max: int
+) -> None:
+    recording = record(tmp_path, bytes_max)
+    data = b"".join(numbered(4 * MIB))
+    write(recording.stdout, data)
+    recording.end()
+    kept, dropped = await contents(tmp_path, watcher)
+    last = bytes_max // 2
+    assert kept[logs.STDOUT] == data[: bytes_max - last] + data[len(data) - last :]
+    assert dropped[logs.STDOUT] == len(data) - bytes_max
+    assert logs.written_bytes(tmp_path) == len(data)
+    assert sum(sizes(tmp_path).values()) <= bytes_max + bytes_max // 4 + 3 * 65536
+
+
+async def test_a_cursor_is_good_before_and_after_what_it_points_at_was_dropped(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    recording = record(tmp_path, 200_000)
+    data = b"".join(numbered(2 * MIB))
+    seen = bytearray()
+    lost = 0
+    cursor = ""
+    for start in range(0, len(data), 150_000):
+        write(recording.stdout, data[start : start + 150_000])
+        async for chunk in logs.read(tmp_path, cursor, False, watcher):
+            lost += chunk.dropped_bytes
+            offset = len(seen) + lost
+            assert chunk.data == data[offset : offset + len(chunk.data)]
+            seen += chunk.data
+            cursor = chunk.cursor
+    recording.end()
+    async for chunk in logs.read(tmp_path, cursor, True, watcher):
+        lost += chunk.dropped_bytes
+        seen += chunk.data
+    assert len(seen) + lost == len(data)
+    assert seen[-100_000:] == data[-100_000:]
+
+
+async def test_a_recorder_that_is_killed_leaves_what_it_wrote(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    recording = record(tmp_path, 1000)
+    with watcher.changes(tmp_path) as changed:
+        write(recording.stdout, b"x" * 800)
+        while not (tmp_path / "stdout.500").exists():
+            await changed.wait()
+            changed.clear()
+        while (tmp_path / "stdout.500").stat().st_size < 300:
+            await changed.wait()
+            changed.clear()
+    recording.process.kill()
+    recording.process.wait(DEADLINE_S)
+    logs.close(tmp_path)
+    kept, _ = await contents(tmp_path, watcher)
+    assert kept[logs.STDOUT] == b"x" * 800
+    os.close(recording.stdout)
+    os.close(recording.stderr)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+async def test_a_full_disk_costs_the_output_and_blocks_nobody(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small))
+    try:
+        output = small / "output"
+        output.mkdir()
+        recording = record(output, 8 * MIB)
+        write(recording.stdout, bytes(2 * MIB))  # returns: it is read
+        mount("-o", "remount,size=1m", str(small))
+        write(recording.stdout, b"the end")
+        recording.end()
+        kept, dropped = await contents(output, watcher)
+        assert kept[logs.STDOUT].endswith(b"the end")
+        assert len(kept[logs.STDOUT]) + dropped[logs.STDOUT] == 2 * MIB + 7
+    finally:
+        mount("umount", str(small), program=())

@@ -29,10 +29,10 @@ from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler.core.ids import EXECUTION_ID_BYTES, unspell
 
-from .fires import CRONS_MS
 from .loop import Process
 from .machine import START_MS
 from .network import Network, Refused, call
+from .pace import Pace
 
 Response = TypeVar("Response", bound=Message)
 CALL_TIMEOUT_S = 2.5
@@ -109,6 +109,7 @@ class Client:
         self,
         number: int,
         seed: str,
+        pace: Pace,
         network: Network,
         replicas: list[str],
         find: Callable[[str], tuple[Process, Any] | None],
@@ -125,6 +126,7 @@ class Client:
         self.done = 0
         self.unknown = 0
         self.stopping = False
+        self._pace = pace
         self._network = network
         self._replicas = replicas
         self._find = find
@@ -139,12 +141,13 @@ class Client:
     # -- calls ---------------------------------------------------------------------------------
 
     async def ask(
-        self, method: str, request: Message, kind: type[Response], patience_s: float = PATIENCE_S
+        self, method: str, request: Message, kind: type[Response]
     ) -> tuple[Response, bool]:
         """The response, and whether an earlier try may have happened too. Raises TickmeshError
         (refused for sure, or `ambiguous` set on it) and Unknown."""
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + patience_s
+        stretch = self._pace.stretch
+        until_s = loop.time() + PATIENCE_S * stretch
         ambiguous = False
         message = shard_pb2.CallRequest(
             calls=[shard_pb2.Call(method=method, request=request.SerializeToString())]
@@ -157,7 +160,7 @@ class Client:
                     self._leader,
                     lambda: self._find(self._leader),
                     message,
-                    CALL_TIMEOUT_S,
+                    CALL_TIMEOUT_S * stretch,
                 )
             except TimeoutError:
                 ambiguous = True
@@ -165,11 +168,11 @@ class Client:
                 continue
             except (ConnectionError, Refused):
                 self._leader = self.chance.choice(self._replicas)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05 * stretch)
                 continue
             if answer.not_leader:
                 self._leader = answer.leader_id or self.chance.choice(self._replicas)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05 * stretch)
                 continue
             (reply,) = answer.replies
             if not reply.status:
@@ -182,7 +185,7 @@ class Client:
                 error.ambiguous = ambiguous  # type: ignore[attr-defined]
                 raise error
             ambiguous = ambiguous or error.reason != "NO_LEADER"
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1 * stretch)
         self.unknown += 1
         raise Unknown
 
@@ -204,7 +207,12 @@ class Client:
         )
         try:
             answer = await call(
-                self._network, self.name, replica, lambda: self._find(replica), message, 0.4
+                self._network,
+                self.name,
+                replica,
+                lambda: self._find(replica),
+                message,
+                0.4 * self._pace.stretch,
             )
         except (TimeoutError, ConnectionError, Refused):
             return None
@@ -234,13 +242,13 @@ class Client:
             found = await self._ask_once(isolated, "GetSchedule", read)
             if found is not None:
                 register.told(seen, found, wrote=False)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05 * self._pace.stretch)
 
     # -- what it does --------------------------------------------------------------------------
 
     async def run(self) -> None:
         """One thing after the other, until told to stop."""
-        await asyncio.sleep(self.chance.uniform(0.5, 2.0))
+        await asyncio.sleep(self.chance.uniform(0.5, 2.0) * self._pace.stretch)
         doings: list[tuple[int, Callable[[], Any]]] = [
             (4, self.create_schedule),
             (3, self.update),
@@ -263,7 +271,7 @@ class Client:
                     await doing()
             except Unknown:
                 self._note(f"{self.name} does not know")
-            await asyncio.sleep(self.chance.expovariate(1.5))
+            await asyncio.sleep(self.chance.expovariate(1.5) * self._pace.stretch)
 
     async def create_job(self) -> None:
         request = job_pb2.CreateJobRequest(
@@ -283,14 +291,14 @@ class Client:
         match self.chance.randrange(4):
             case 0:
                 interval = recurrence.intervals.add()
-                interval.every.FromMilliseconds(self.chance.choice((1000, 1000, 2500, 7000)))
+                interval.every.FromMilliseconds(self.chance.choice(self._pace.every_ms))
                 interval.phase.FromMilliseconds(self.chance.choice((0, 0, 300)))
             case 1 | 2:
-                recurrence.crons.append(self.chance.choice(sorted(CRONS_MS)))
+                recurrence.crons.append(self.chance.choice(sorted(self._pace.crons_ms)))
             case 3:
                 now_ms = START_MS + int((asyncio.get_running_loop().time() - 1000.0) * 1000)
                 for _ in range(2):
-                    at_ms = now_ms + self.chance.randint(1_000, 30_000)
+                    at_ms = now_ms + self.chance.randint(1_000, int(30_000 * self._pace.stretch))
                     moment = recurrence.times.add()
                     moment.seconds, moment.nanos = at_ms // 1000, at_ms % 1000 * 1_000_000
         return recurrence

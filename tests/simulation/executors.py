@@ -83,6 +83,7 @@ class Host:
         watcher: Watcher,
         slot_count: int,
         lease_s: float,
+        stretch: float,
     ) -> None:
         """find: the process and the service of a replica that is up."""
         self.machine = machine
@@ -92,6 +93,7 @@ class Host:
         self.watcher = watcher
         self.slot_count = slot_count
         self.lease_s = lease_s
+        self.stretch = stretch
         self.held: dict[str, Held] = {}
         self._incarnations = itertools.count(1)
 
@@ -194,7 +196,7 @@ class Agent:
             if left_s > 0:
                 await self._wait(stopped, left_s)
             elif self._heard_s is None or loop.time() - self._heard_s >= self._host.lease_s:
-                await self._wait(self._heard, 0.5)
+                await self._wait(self._heard, 0.5 * self._host.stretch)
             else:
                 return
 
@@ -238,7 +240,7 @@ class Agent:
                     if self._leading == replica:
                         self._leading = ""
                     assert watching is not None
-            await asyncio.sleep(REDIAL_S * self._chance.uniform(0.2, 1.0))
+            await asyncio.sleep(REDIAL_S * host.stretch * self._chance.uniform(0.2, 1.0))
 
     def _hello(self) -> shard_pb2.Hello:
         return shard_pb2.Hello(
@@ -253,7 +255,7 @@ class Agent:
         while True:
             heartbeat = shard_pb2.Heartbeat(sent_ns=self._machine.now_ns())
             stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(HEARTBEAT_S * self._host.stretch)
 
     def _hear(self, replica: str, stream: Stream[Any], message: shard_pb2.ShardMessage) -> None:
         match message.WhichOneof("message"):
@@ -313,7 +315,8 @@ class Agent:
         held = Held(
             work.attempt_id,
             work.start_at_ns,
-            run_s=chance.choice((0.05, chance.uniform(0.1, 2.0), chance.uniform(2.0, 12.0))),
+            run_s=chance.choice((0.05, chance.uniform(0.1, 2.0), chance.uniform(2.0, 12.0)))
+            * self._host.stretch,
             exit_code=chance.choice((0, 0, 0, 3)),
         )
         self._host.held[held.id] = held

@@ -47,7 +47,9 @@ class Faults:
         weights = [weight for weight, _ in self._choices]
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.sleep(self._chance.expovariate(1 / PAUSE_S))
+                await asyncio.sleep(
+                    self._chance.expovariate(1 / PAUSE_S) * self._world.pace.stretch
+                )
                 (_, fault) = self._chance.choices(self._choices, weights)[0]
                 group.create_task(fault())
 
@@ -57,7 +59,7 @@ class Faults:
         return chance.choice(leaders if leaders and chance.random() < 0.5 else world.nodes)
 
     async def _for(self, low_s: float, high_s: float) -> None:
-        await asyncio.sleep(self._chance.uniform(low_s, high_s))
+        await asyncio.sleep(self._chance.uniform(low_s, high_s) * self._world.pace.stretch)
 
     # -- replicas ------------------------------------------------------------------------------
 
@@ -115,7 +117,7 @@ class Faults:
             others += self._world.outsiders
         else:
             for client in self._world.clients:
-                client.process.spawn(client.tell_apart(node.name, 1.5))
+                client.process.spawn(client.tell_apart(node.name, 1.5 * self._world.pace.stretch))
         links = [link for name in others for link in ((node.name, name), (name, node.name))]
         await self._cut(f"{node.name} is isolated", links, 0.3, 8.0)
 

@@ -15,19 +15,10 @@ from tickmesh.scheduler.core.fires import MISFIRE_GRACE_MS
 from tickmesh.scheduler.core.model import Execution, Reason, Schedule, ScheduleState
 from tickmesh.scheduler.core.recurrence import Spec
 
-SECOND_MS = 1_000
+from .pace import CRONS_MS
+
 CLOCK_JUMP_MS = 1_000
 """By how much a wall clock may jump back between a decision and its entry."""
-
-CRONS_MS = {
-    "* * * * * *": (SECOND_MS, 0),
-    "*/2 * * * * *": (2 * SECOND_MS, 0),
-    "*/5 * * * * *": (5 * SECOND_MS, 0),
-    "*/20 * * * * *": (20 * SECOND_MS, 0),
-    "* * * * *": (60 * SECOND_MS, 0),
-    "30 * * * * *": (60 * SECOND_MS, 30 * SECOND_MS),
-}
-"""The crons that clients use, as (period, phase)."""
 
 
 def instants(spec: Spec, after_ms: int, until_ms: int) -> list[int]:

@@ -10,6 +10,8 @@ from types import ModuleType
 from tickmesh.scheduler import dispatch, proposals, shard, timers
 from tickmesh.scheduler.raft import member, replica
 
+from .pace import Pace
+
 SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (proposals, "QUEUE_MAX", (3, 10)),
     (proposals, "COMMANDS_MAX", (1, 3)),
@@ -26,16 +28,25 @@ SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
 )
 """Where each stands, and what it may be instead."""
 
+CADENCES: tuple[tuple[ModuleType, str], ...] = (
+    (dispatch, "LEASE_CHECK_S"),
+    (dispatch, "TIMEOUT_CHECK_S"),
+)
+"""What a slower pace stretches."""
+
 CHANCE = 0.3
 """Of each to be small."""
 
 
 @contextlib.contextmanager
-def drawn(seed: int) -> Iterator[list[str]]:
-    """With some limits small; which, for the trace."""
+def drawn(seed: int, pace: Pace) -> Iterator[list[str]]:
+    """At a pace, and with some limits small; which, for the trace."""
     chance = random.Random(f"{seed}/limits")
     kept = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
+    kept += [(module, name, getattr(module, name)) for module, name in CADENCES]
     told = []
+    for module, name in CADENCES:
+        setattr(module, name, getattr(module, name) * pace.stretch)
     for module, name, values in SMALL:
         if chance.random() < CHANCE:
             value = chance.choice(values)

@@ -18,6 +18,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
+CANCELLED_MAX = 50
+"""Timers that are kept though they were cancelled."""
+
 
 class Deadlock(Exception):
     """Nothing is ready and no timer is set: everybody waits for somebody else."""
@@ -93,6 +96,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now_s = 1000.0
         self._ready: deque[Any]
         self._scheduled: list[Any]
+        self._timer_cancelled_count = 0
         self.steps = 0
         self.errors: list[str] = []
         self.set_task_factory(_make_task)  # type: ignore[arg-type]
@@ -114,6 +118,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return future
 
     def _run_once(self) -> None:
+        if self._timer_cancelled_count > CANCELLED_MAX:
+            self._drop_cancelled()
         if not self._ready:
             while self._scheduled and self._scheduled[0]._cancelled:
                 heapq.heappop(self._scheduled)._scheduled = False
@@ -135,6 +141,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             process = handle._context.get(PROCESS)
             if process is None or process.alive:
                 handle._run()
+
+    def _drop_cancelled(self) -> None:
+        """Most timers are timeouts that did not come true."""
+        kept = []
+        for handle in self._scheduled:
+            if handle._cancelled:
+                handle._scheduled = False
+            else:
+                kept.append(handle)
+        heapq.heapify(kept)
+        self._scheduled = kept
+        self._timer_cancelled_count = 0
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
         """Forgotten generators are those of dead processes: they do nothing more."""

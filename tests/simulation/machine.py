@@ -94,6 +94,7 @@ class Machine:
         self.flush_s = FLUSH_S
         self.flush_fails = False
         self.on_death: Callable[[Machine, str], None] = lambda machine, why: None
+        self._loop = asyncio.get_running_loop()
         self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4)
         self.offset_ms = self.chance.uniform(-50.0, 50.0)
         self._monotonic_start_s = self.chance.uniform(0.0, 1e6)
@@ -102,7 +103,7 @@ class Machine:
 
     def now_ns(self) -> int:
         """Wall clock: see mesh.clock.Clock."""
-        elapsed_s = asyncio.get_running_loop().time() - 1000.0
+        elapsed_s = self._loop.time() - 1000.0
         return int((START_MS + self.offset_ms + elapsed_s * 1000 * self._rate) * 1_000_000)
 
     def monotonic_ns(self) -> int:
@@ -111,7 +112,7 @@ class Machine:
 
     def monotonic_s(self) -> float:
         """Never runs backwards; at its own rate."""
-        return self._monotonic_start_s + asyncio.get_running_loop().time() * self._rate
+        return self._monotonic_start_s + self._loop.time() * self._rate
 
     # -- death ---------------------------------------------------------------------------------
 
@@ -261,9 +262,7 @@ class SimulatedEnvironment(Environment):
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-
-    def clock(self) -> float:
-        return self._machine.monotonic_s()
+        self.clock = machine.monotonic_s  # type: ignore[method-assign]
 
     def wall_ns(self) -> int:
         return self._machine.now_ns()

@@ -19,17 +19,22 @@ from .machine import Machine
 
 T = TypeVar("T")
 KEEPALIVE_S = 3.0
-"""A stream whose link is cut so long is given up, by each end for itself."""
+"""A stream whose link is cut so long is given up, by each end for itself. At a busy pace, as all
+that follow."""
 
 RETRY_S = 0.1
 """How often what a cut holds back is tried again: as TCP does."""
+
+LOOK_S = 0.25
+"""How often each end of a stream looks whether the other is there."""
 
 
 class Network:
     """The links between machines, by name."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, stretch: float) -> None:
         self.chance = random.Random(f"{seed}/network")
+        self.stretch = stretch
         self.raft = MemoryNetwork(self.chance.getrandbits(32))
         self._cuts: dict[tuple[str, str], float] = {}
         self.calm()
@@ -131,7 +136,7 @@ class Transport(MemoryTransport):
             if not self._works(end):
                 break
         try:
-            return await asyncio.wait_for(reply, 10.0)
+            return await asyncio.wait_for(reply, 10.0 * self._links.stretch)
         except TimeoutError:
             outside(pipe.close)
             raise TransportError(f"{peer} was lost") from None
@@ -142,9 +147,9 @@ class Transport(MemoryTransport):
         """Break the stream when its sender is gone or its link is cut for long: in nobody's
         process."""
         while end._process.alive and not receiving.done():
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(LOOK_S * self._links.stretch)
             cut_s = self._links.cut_for_s(self.replica_id, end.replica_id)
-            if not self._process.alive or cut_s > KEEPALIVE_S:
+            if not self._process.alive or cut_s > KEEPALIVE_S * self._links.stretch:
                 pipe.close()
 
     def _works(self, end: Transport) -> bool:
@@ -192,7 +197,7 @@ class Pipe(Generic[T]):
         if self.closed:
             return
         if not self._network.carries(self._sender, self._recipient):
-            asyncio.get_running_loop().call_later(RETRY_S, self._arrive)
+            asyncio.get_running_loop().call_later(RETRY_S * self._network.stretch, self._arrive)
             return
         self._arrived.append(self._flying.popleft())
         self._ready.set()
@@ -268,9 +273,11 @@ class Stream(Generic[T]):
         """Give the stream up when one of its ends is gone or its link is cut for long: in nobody's
         process. `alive`: whether the executor's process lives."""
         chance = self._network.chance
-        patience_s = [KEEPALIVE_S * chance.uniform(0.7, 1.5) for _ in range(2)]
+        patience_s = [
+            KEEPALIVE_S * self._network.stretch * chance.uniform(0.7, 1.5) for _ in range(2)
+        ]
         while not (self.up.closed and self.down.closed):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(LOOK_S * self._network.stretch)
             cut_s = self._network.cut_for_s(self._executor, self._replica)
             assert self._server is not None and self._server_process is not None
             if not self._server_process.alive or self._server.done() or cut_s > patience_s[0]:

@@ -37,13 +37,16 @@ from .limits import drawn
 from .loop import Process, SimulatedLoop, outside, simulate
 from .machine import FLUSH_S, START_MS, Machine, SimulatedBackend, SimulatedEnvironment
 from .network import Network, Transport
+from .pace import of
 
 REPLICAS = 3
 EXECUTORS = 3
 CLIENTS = 3
 ARM_AHEAD_MS = 2_000
 LEASE_S = 5.0
-RETENTION_MS = 24 * 3600 * 1000
+"""At a busy pace."""
+
+RETENTION_MS = 1000 * 24 * 3600 * 1000
 """Longer than a simulation: what was acknowledged can be read at its end."""
 
 SETTLE_S = 60.0
@@ -61,6 +64,7 @@ class Report:
     """What came of a simulation."""
 
     seed: int
+    pace: str = ""
     virtual_s: float = 0.0
     real_s: float = 0.0
     steps: int = 0
@@ -128,14 +132,14 @@ class Node:
 
     async def _serve(self, process: Process) -> None:
         world, machine = self._world, self.machine
-        backend = SimulatedBackend(machine)
+        backend, stretch = SimulatedBackend(machine), world.pace.stretch
         state = State(backend)  # type: ignore[arg-type]
         world.ledger.holds(self.name, state.applied[0], backend.digest)
         shard = Shard(
             state,
             machine,
             arm_ahead_ms=ARM_AHEAD_MS,
-            executor_lease_ms=int(LEASE_S * 1000),
+            executor_lease_ms=int(LEASE_S * stretch * 1000),
             retention_ms=RETENTION_MS,
         )
         state.observe(shard.observe)
@@ -151,6 +155,9 @@ class Node:
                 directory=machine.directory / "raft",
                 bootstrap=self._bootstrap,
                 retain_entries=40,
+                heartbeat_interval_s=0.05 * stretch,
+                election_timeout_min_s=0.3 * stretch,
+                election_timeout_max_s=0.6 * stretch,
             ),
             Watched(self, state, backend),
             self.transport,
@@ -223,7 +230,9 @@ class World:
         self.report = Report(seed)
         self.healing = False
         text = str(seed)
-        self.network = Network(text)
+        self.pace = pace = of(seed)
+        self.report.pace = pace.name
+        self.network = Network(text, pace.stretch)
         self.network.raft.trace = self._arrived
         self.transports: dict[str, Transport] = {}
         self.nodes = [
@@ -242,10 +251,21 @@ class World:
         for number in range(EXECUTORS):
             machine = Machine(f"executor-{number}", text, directory / f"executor-{number}")
             machine.on_death = self.died
-            self.hosts.append(Host(machine, self.network, names, find, self, 12, LEASE_S))
+            self.hosts.append(
+                Host(
+                    machine,
+                    self.network,
+                    names,
+                    find,
+                    self,
+                    12,
+                    LEASE_S * pace.stretch,
+                    pace.stretch,
+                )
+            )
         registers: list[Register] = []
         self.clients = [
-            Client(n, text, self.network, names, find, self.violate, self.note, registers)
+            Client(n, text, pace, self.network, names, find, self.violate, self.note, registers)
             for n in range(CLIENTS)
         ]
         self.outsiders = [host.machine.name for host in self.hosts]
@@ -290,6 +310,7 @@ class World:
         )
         if self.healing:
             after_s = min(after_s, 1.0)
+        after_s *= self.pace.stretch
         outside(self._loop.call_later, after_s, self._boot, machine)
 
     def _boot(self, machine: Machine) -> None:
@@ -359,12 +380,13 @@ class World:
         self.heal()
         for client in self.clients:
             client.stopping = True
-        until_s = self._loop.time() + SETTLE_S
+        settle_s = SETTLE_S * self.pace.stretch
+        until_s = self._loop.time() + settle_s
         while not self._is_settled(working):
             if self._loop.time() > until_s:
-                self.violate(f"not settled {SETTLE_S:g} s after all is well: {self._unsettled()}")
+                self.violate(f"not settled {settle_s:g} s after all is well: {self._unsettled()}")
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5 * self.pace.stretch)
         for task in working:
             task.result()
         reading = [client.process.spawn(client.read_everything()) for client in self.clients]
@@ -451,7 +473,7 @@ class World:
 
 
 def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
-    """One simulation: `minutes` of faults, then healing."""
+    """One simulation: `minutes` of faults (longer at a slower pace: see pace.py), then healing."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger("tickmesh").setLevel(logging.CRITICAL + 1)
     logging.getLogger("pysyncobj").setLevel(logging.CRITICAL + 1)
@@ -468,12 +490,12 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
         world = World(loop, seed, directory, verbose)
         worlds.append(world)
         world.note(f"small limits: {', '.join(limits)}")
-        await world.run(minutes * 60)
+        await world.run(minutes * 60 * world.pace.stretch)
 
     # Collection would end forgotten generators at moments that no seed decides.
     gc.disable()
     try:
-        with drawn(seed) as limits:
+        with drawn(seed, of(seed)) as limits:
             simulate(seed, main)
     finally:
         gc.enable()

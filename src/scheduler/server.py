@@ -19,7 +19,7 @@ from . import backup
 from .core.commands import ENTRY_VERSION
 from .operations import LINKS, Operations
 from .raft.config import ReplicaConfig
-from .raft.errors import RaftError
+from .raft.errors import RaftError, WrongJournal
 from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
 from .raft.snapshots import clear
@@ -111,7 +111,10 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = members[settings.replica_id]
     server.add_secure_port(address, tls.server_credentials(settings.tls))
-    await replica.start()
+    try:
+        await replica.start()
+    except WrongJournal as error:
+        raise ConfigError(str(error)) from error
     shard.changes.index = state.applied[0]
     await server.start()
     process.settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import msgspec
 import pytest
 
 from tickmesh.mesh import errors
+from tickmesh.mesh.config import Config, ShardMembers
 from tickmesh.mesh.local import Child, LocalMesh, LocalOptions
 from tickmesh.proto.tickmesh.v1 import (
     cluster_pb2,
@@ -37,11 +39,16 @@ LOOK_S = 0.02
 SCHEDULES = 20
 """Each fires every second."""
 
+REGISTERED = 100_000
+"""Schedules that only lie there: enough that a wiped replica needs a checkpoint."""
+
 WRITES = 25
 OUTAGE_S_MAX = 2.0
 """A shared machine may pause any process; what it is usually is printed: below 0.1 s."""
 
 LATE_S_MAX = 2.0
+
+BATCH = 1_000
 
 
 class Operator:
@@ -105,6 +112,15 @@ class Operator:
         request.schedule.recurrence.crons.append(cron)
         return await self.schedules.CreateSchedule(request, timeout=TIMEOUT_S)
 
+    async def register(self, job: str, count: int) -> None:
+        """So many schedules of a job, which fire at night."""
+        for start in range(0, count, BATCH):
+            request = schedule_pb2.BatchCreateSchedulesRequest(parent=job)
+            for number in range(start, start + BATCH):
+                one = request.schedules.add(schedule_id=f"n{number}")
+                one.schedule.recurrence.crons.append("0 3 1 1 *")
+            await self.schedules.BatchCreateSchedules(request, timeout=TIMEOUT_S)
+
     async def fired(self, job: str) -> list[execution_pb2.Execution]:
         """Every execution of a job."""
         found: list[execution_pb2.Execution] = []
@@ -143,6 +159,7 @@ class Writer:
         self.operator = operator
         self.written: set[str] = set()
         self.finished_s: list[float] = []
+        self.took_s: list[float] = []
         self._more = asyncio.Event()
 
     @asynccontextmanager
@@ -158,8 +175,10 @@ class Writer:
 
     async def _write(self, writer: int, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            begun_s = time.monotonic()
             self.written.add(await self.operator.job(f"w{writer}-{len(self.finished_s)}"))
             self.finished_s.append(time.monotonic())
+            self.took_s.append(self.finished_s[-1] - begun_s)
             self._more.set()
 
     async def more(self, count: int = WRITES) -> None:
@@ -168,6 +187,12 @@ class Writer:
         while len(self.finished_s) < target:
             self._more.clear()
             await self._more.wait()
+
+    def latency(self, first: int) -> str:
+        """Of the writes from the first-th on."""
+        took = sorted(self.took_s[first:])
+        p50_ms, p99_ms = (took[int(len(took) * share)] * 1_000 for share in (0.5, 0.99))
+        return f"{len(took)} writes, p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms"
 
     def outage_s(self, since_s: float) -> float:
         """The longest time without a finished write."""
@@ -358,6 +383,78 @@ async def test_a_backup_under_load_becomes_another_mesh(tmp_path: Path) -> None:
         assert isinstance(error, errors.FailedPrecondition)
         assert "backup_directory" in error.message
         await operator.channel.close()
+
+
+async def test_a_replica_with_a_new_disk_takes_the_old_one_s_place(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, job):
+        await operator.register(await operator.job("many"), REGISTERED)
+        leader = await operator.leader()
+        replaced, other = (child for child in operator.mesh.replicas if child is not leader)
+        first_s = int(time.time()) + 3
+        writer = Writer(operator)
+        async with writer.running():
+            await writer.more(100)
+            print(f"before: {writer.latency(0)}")
+            await replaced.kill()
+            shutil.rmtree(tmp_path / replaced.name)
+            # A replica whose disk is new must not vote, whatever its configuration was made with.
+            assert replaced.settings.scheduler is not None
+            assert not replaced.settings.scheduler.bootstrap
+            count, begun_s = len(writer.took_s), time.monotonic()
+            await replaced.spawn()
+            await replaced.serving()
+            await operator.converged()
+            print(f"back after {time.monotonic() - begun_s:.2f} s: {writer.latency(count)}")
+            assert await operator.leader() is leader
+            # It counts again: without it there would be no majority now.
+            await other.kill()
+            await writer.more()
+            await other.spawn()
+            await other.serving()
+        late_s = await operator.whole(job, first_s, int(time.time()))
+        print(f"the latest fire by {late_s:.3f} s")
+        assert late_s < LATE_S_MAX
+        await operator.converged()
+        replicas = (await operator.shard()).replicas
+        assert {r.schedule_count for r in replicas} == {REGISTERED + SCHEDULES}
+
+
+async def test_a_replica_refuses_what_is_not_its_own(tmp_path: Path) -> None:
+    options = LocalOptions(runtime="inprocess", executors=0)
+    async with LocalMesh(tmp_path / "a", options) as mesh:
+        (child,) = mesh.replicas
+        operator = Operator(mesh)
+        await operator.job()
+        await operator.channel.close()
+    settings = child.settings.scheduler
+    assert settings is not None
+    data = Path(settings.data_directory)
+    (peer,) = settings.shard.replicas
+    stranger = msgspec.structs.replace(peer, replica_id="shard-1-0")
+    for wrong, says in (
+        ({"shard": ShardMembers("shard-1", (peer,))}, "of group 'shard-0', not to"),
+        ({"group_id": "another"}, "of group 'shard-0', not to"),
+        (
+            {"shard": ShardMembers("shard-0", (stranger,)), "replica_id": "shard-1-0"},
+            "belongs to replica 'shard-0-0'",
+        ),
+    ):
+        before = child.log.read_text()
+        changed = msgspec.structs.replace(settings, **wrong)
+        child.configure(Config(scheduler=changed))
+        await child.spawn()
+        assert child.process is not None
+        assert await asyncio.wait_for(child.process.wait(), TIMEOUT_S) == 2
+        said = child.log.read_text()[len(before) :]
+        assert says in said
+        assert "check the configured directory" in said
+        assert "Traceback" not in said
+    # A state under a journal that is not its own.
+    shutil.rmtree(data / "raft")
+    child.configure(Config(scheduler=settings))
+    await child.spawn()
+    assert await asyncio.wait_for(child.process.wait(), TIMEOUT_S) == 1
+    assert "do not belong together" in child.log.read_text()
 
 
 async def test_the_leader_tells_what_it_knows_of_clocks(tmp_path: Path) -> None:

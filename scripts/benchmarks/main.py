@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import adopt
 import burst
 import containers
 import execute
@@ -21,6 +22,7 @@ import write
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, Any]]], str]] = {
     "fire": (fire.run, "lateness of fires in real containers, cost of creates, memory"),
     "burst": (burst.run, "10,000 no-op schedules that are due at one instant"),
+    "adopt": (adopt.run, "an executor killed with 50 containers running, and started again"),
     "containers": (containers.run, "containers a second, beside `ctr run` and `podman run`"),
     "execute": (execute.run, "a client's Execute to the first instruction, cold and warm"),
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),

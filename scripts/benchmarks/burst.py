@@ -71,9 +71,12 @@ async def _herd(api: Api, number: int, count: int) -> dict[str, Any]:
     result = {
         "start_ms": spread(milliseconds(e.start_time) - due_ms for e in wanted),
         "armed_ahead_ms": spread(due_ms - milliseconds(e.create_time) for e in wanted),
+        # Where a start was late: was it prepared, and armed, in time?
+        "prepared_late": sum(milliseconds(e.attempts[-1].prepare_time) > due_ms for e in wanted),
+        "armed_late": sum(milliseconds(e.create_time) > due_ms for e in wanted),
         "all_ended_ms": round(last_ms - due_ms, 1),
         "creates_per_s": round(count / created_s),
         **counts,
     }
-    say(f"started: {result['start_ms']}")
+    say(f"started: {result['start_ms']}, {result['prepared_late']} prepared after they were due")
     return result

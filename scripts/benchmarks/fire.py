@@ -54,9 +54,9 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         until_ms = began_ms + arguments.seconds * 1_000
         say(f"{plan.count:,} schedules fire {plan.count / plan.period_ms * 1_000:g} times a second")
         await asyncio.sleep(SETTLE_S)
-        before = bed.cpu_s(local)
+        before, disk_before = bed.cpu_s(local), max(bed.disk_mib(local).values())
         await asyncio.sleep(arguments.seconds)
-        after = bed.cpu_s(local)
+        after, disk_after = bed.cpu_s(local), max(bed.disk_mib(local).values())
         await asyncio.sleep(AFTER_S)
         found = await fires.ended(api, firing, until_ms)
         counts, wanted = fires.compare(plan.expected(began_ms, until_ms), found)
@@ -83,6 +83,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             },
             "rss_mib": bed.resident_mib(local),
             "disk_mib": bed.disk_mib(local),
+            # Of a replica, its journal included.
+            "disk_bytes_per_fire": round(
+                (disk_after - disk_before) * (1 << 20) / (arguments.seconds * rate)
+            ),
             "registered": registered,
             **counts,
             "rate": plan.count / plan.period_ms * 1_000,

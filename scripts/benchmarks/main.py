@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
         "--schedules",
         type=int,
         default=0,
-        help="that fire (1,000; burst: 10,000); registered, recurrence: how many (a million)",
+        help="that fire (1,000; burst: 10,000); how many (registered: 10 million; recurrence: one)",
     )
     parser.add_argument("--idle", type=int, default=100_000, help="that do not (default 100,000)")
     parser.add_argument("--executes", type=int, default=50, help="cold Executes (default 50)")

@@ -30,83 +30,89 @@ from tickmesh.scheduler.raft.storage import RocksStorage
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State, encode_entry
 
-SCHEDULES = 1_000_000
+SCHEDULES = 10_000_000
 FEW = 10_000
 JOBS = 1_000
 ENTRY = 5_000
 """Schedules in one entry."""
 
 TERM = 1
-RETENTION_MS = 7 * 24 * 3_600_000
-CALLS = 300
+CALLS = 500
+CALLED = ("create_ms", "preview_ms", "get_ms")
+PREVIEWED = 10
 SETTLE_S = 5.0
 REPLICA = f"{SHARD_ID}-0"
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """First the few, then the many: the same calls of each."""
+    """Both stand side by side, and the same calls go to one and the other in turn: whatever else
+    the machine does is in both."""
     noise = await bed.noise()
     count = arguments.schedules or SCHEDULES
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tickmesh-"))
-        few = await _measured(Path(arguments.keep or scratch) / "few", FEW)
-        many = await _measured(Path(arguments.keep or scratch) / "many", count)
+        scratch = arguments.keep or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="tickmesh-")
+        )
+        directories = {number: Path(scratch) / f"{number}" for number in (FEW, count)}
+        results = {number: await _prepared(directories[number], number) for number in directories}
+        async with contextlib.AsyncExitStack() as running:
+            sides = []
+            for number, directory in directories.items():
+                local = LocalMesh(directory, LocalOptions(executors=0, runtime="inprocess"))
+                began = time.perf_counter()
+                await running.enter_async_context(local)
+                results[number]["process_to_leader_s"] = round(time.perf_counter() - began, 3)
+                sides.append((number, local, Api(local.address)))
+            for call in range(CALLS):
+                for number, _, api in sides:
+                    await _call(api, number, call, results[number])
+            await asyncio.sleep(SETTLE_S)
+            for number, local, api in sides:
+                results[number]["rss_mib"] = bed.resident_mib(local)[REPLICA]
+                results[number]["rss_anonymous_mib"] = _anonymous_mib(local.replicas[0].pid)
+                results[number]["disk_mib"] = bed.disk_mib(local)[REPLICA]
+                await api.channel.close()
+    for result in results.values():
+        result.update({name: spread(result[name]) for name in CALLED})
+    few, many = results[FEW], results[count]
     return {
         "benchmark": "registered",
         "schedules": count,
         **many,
         "few": {"schedules": FEW, **few},
-        "ratio": {
-            name: round(many[name]["p50"] / few[name]["p50"], 2)
-            for name in ("create_ms", "preview_ms", "get_ms")
-        },
+        "ratio": {name: round(many[name]["p50"] / few[name]["p50"], 2) for name in CALLED},
         "noise_ms": noise,
         "machine": bed.machine(),
         "versions": bed.versions("none"),
     }
 
 
-async def _measured(directory: Path, count: int) -> dict[str, Any]:
+async def _prepared(directory: Path, count: int) -> dict[str, Any]:
+    """Store so many schedules. In a process of its own: what that needs of memory goes with it."""
     shutil.rmtree(directory, ignore_errors=True)
     replica = directory / REPLICA
     (replica / "raft").mkdir(parents=True)
-    # In a process of its own: what it needs of memory is nobody's afterwards.
-    filler = multiprocessing.get_context("spawn").Process(target=_fill, args=(replica, count))
+    spawn = multiprocessing.get_context("spawn")
+    filler = spawn.Process(target=_fill, args=(replica, count))
     began = time.perf_counter()
     filler.start()
     await asyncio.to_thread(filler.join)
     if filler.exitcode:
         raise SystemExit(f"filling {directory} failed")
     fill_s = time.perf_counter() - began
-    say(f"{count:,} schedules stored in {fill_s:.0f} s")
-    opener = multiprocessing.get_context("spawn").Pool(1)
-    with opener:
+    with spawn.Pool(1) as opener:
         open_s = await asyncio.to_thread(opener.apply, _open, (replica,))
-    options = LocalOptions(replicas=1, executors=0, runtime="inprocess")
-    local = LocalMesh(directory, options)
-    began = time.perf_counter()
-    async with local:
-        ready_s = time.perf_counter() - began
-        say(f"open in {open_s:.2f} s; the mesh is whole after {ready_s:.1f} s")
-        api = Api(local.address)
-        measured = {
-            "open_s": round(open_s, 3),
-            "process_to_leader_s": round(ready_s, 3),
-            **await _calls(api, count),
-        }
-        await asyncio.sleep(SETTLE_S)
-        measured["rss_mib"] = bed.resident_mib(local)[REPLICA]
-        measured["rss_anonymous_mib"] = _anonymous_mib(local.replicas[0].pid)
-        measured["disk_mib"] = bed.disk_mib(local)[REPLICA]
-        measured["fill_per_s"] = round(count / fill_s)
-        await api.channel.close()
-    say(f"{measured}")
-    return measured
+    say(f"{count:,} schedules stored in {fill_s:.0f} s, opened in {open_s:.2f} s")
+    return {
+        "open_s": round(open_s, 3),
+        "fill_per_s": round(count / fill_s),
+        **{name: [] for name in CALLED},
+    }
 
 
 def _fill(replica: Path, count: int) -> None:
     backend = RocksBackend(replica / "state")
-    state = State(backend, RETENTION_MS)
+    state = State(backend)
     now_ms = int(time.time() * 1_000)
     spec = JobSpec(
         "nothing:1", (), (), (), "", 64 << 20, 1_000, 64 << 20, 64, 3_600_000, 10_000, False
@@ -120,7 +126,6 @@ def _fill(replica: Path, count: int) -> None:
     for start in range(0, count, ENTRY):
         numbers = range(start, min(count, start + ENTRY))
         job_id = f"job-{start // ENTRY % JOBS}"
-        # A day's fires, spread: none of the first hours, so that nothing fires while we measure.
         new = [
             commands.NewSchedule(
                 f"schedule-{number:08d}",
@@ -151,47 +156,34 @@ def _fill(replica: Path, count: int) -> None:
 def _open(replica: Path) -> float:
     began = time.perf_counter()
     backend = RocksBackend(replica / "state")
-    State(backend, RETENTION_MS)
+    State(backend)
     taken_s = time.perf_counter() - began
     backend.close()
     return taken_s
 
 
-async def _calls(api: Api, count: int) -> dict[str, Any]:
-    """One after the other, all over the jobs."""
-    create, preview, get = [], [], []
-    spec = schedule_pb2.Recurrence(crons=["30 4 1 1 *"])
-    last = max(1, count // ENTRY)
-    for number in range(CALLS):
-        entry = number * 7 % last
-        job = f"customers/bench/jobs/job-{entry % JOBS}"
+async def _call(api: Api, count: int, call: int, result: dict[str, Any]) -> None:
+    """One of each, all over the jobs."""
+    entry = call * 7 % max(1, count // ENTRY)
+    job = f"customers/bench/jobs/job-{entry % JOBS}"
+    spec = schedule_pb2.Recurrence(crons=[bed.NEVER_SOON])
+    create = schedule_pb2.CreateScheduleRequest(
+        parent=job, schedule=schedule_pb2.Schedule(recurrence=spec)
+    )
+    preview = schedule_pb2.PreviewScheduleRequest(
+        parent=bed.CUSTOMER, recurrence=spec, count=PREVIEWED
+    )
+    get = schedule_pb2.GetScheduleRequest(
+        name=f"{job}/schedules/schedule-{entry * ENTRY + call:08d}"
+    )
+    for name, method, request in (
+        ("create_ms", api.schedules.CreateSchedule, create),
+        ("preview_ms", api.schedules.PreviewSchedule, preview),
+        ("get_ms", api.schedules.GetSchedule, get),
+    ):
         began = time.perf_counter()
-        await api.schedules.CreateSchedule(
-            schedule_pb2.CreateScheduleRequest(
-                parent=job, schedule=schedule_pb2.Schedule(recurrence=spec)
-            ),
-            timeout=CALL_DEADLINE_S,
-        )
-        create.append((time.perf_counter() - began) * 1_000)
-        began = time.perf_counter()
-        await api.schedules.PreviewSchedule(
-            schedule_pb2.PreviewScheduleRequest(
-                parent="customers/bench", recurrence=spec, count=10
-            ),
-            timeout=CALL_DEADLINE_S,
-        )
-        preview.append((time.perf_counter() - began) * 1_000)
-        name = f"{job}/schedules/schedule-{entry * ENTRY + number:08d}"
-        began = time.perf_counter()
-        await api.schedules.GetSchedule(
-            schedule_pb2.GetScheduleRequest(name=name), timeout=CALL_DEADLINE_S
-        )
-        get.append((time.perf_counter() - began) * 1_000)
-    return {
-        "create_ms": spread(create),
-        "preview_ms": spread(preview),
-        "get_ms": spread(get),
-    }
+        await method(request, timeout=CALL_DEADLINE_S)
+        result[name].append((time.perf_counter() - began) * 1_000)
 
 
 def _anonymous_mib(pid: int) -> float:

@@ -27,11 +27,11 @@ import grpc.aio
 from bed import CALL_DEADLINE_S, Api, say, spread
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from tickmesh.mesh.local import LocalOptions, free_ports
+from tickmesh.mesh.local import LocalMesh, LocalOptions, free_ports
 from tickmesh.proto.tickmesh.v1 import schedule_pb2
 
 SINGLE_CLIENTS = 64
-BATCH_CLIENTS = 8
+BATCH_CLIENTS = 16
 BATCH = 100
 PHASES = 4
 """Single and batched, of each."""
@@ -52,7 +52,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     etcd_version = _install()
     options = LocalOptions(replicas=arguments.replicas, executors=0, runtime="inprocess")
     async with bed.mesh(options, arguments.keep) as (local, api):
-        mesh = await _mesh(api, seconds)
+        mesh = await _mesh(local, api, seconds)
         mesh["disk_bytes_each"] = round(
             max(bed.disk_mib(local).values()) * (1 << 20) / mesh.pop("stored")
         )
@@ -97,7 +97,7 @@ async def _load(
     return {"per_s": round(per_s), "call_ms": spread(took)}
 
 
-async def _mesh(api: Api, seconds: float) -> dict[str, Any]:
+async def _mesh(local: LocalMesh, api: Api, seconds: float) -> dict[str, Any]:
     job = await api.create_job("written", "nothing:1")
     schedule = schedule_pb2.Schedule(recurrence=schedule_pb2.Recurrence(crons=[bed.NEVER_SOON]))
     one = schedule_pb2.CreateScheduleRequest(parent=job, schedule=schedule)
@@ -111,12 +111,21 @@ async def _mesh(api: Api, seconds: float) -> dict[str, Any]:
         lambda: api.schedules.CreateSchedule(one, timeout=CALL_DEADLINE_S),
     )
     say(f"mesh, one by one: {single}")
+    leader = await api.leader(attached=False)
+    before = bed.cpu_s(local)
     batched = await _load(
         BATCH_CLIENTS,
         seconds,
         BATCH,
         lambda: api.schedules.BatchCreateSchedules(many, timeout=CALL_DEADLINE_S),
     )
+    share = {name: (used - before[name]) / seconds for name, used in bed.cpu_s(local).items()}
+    followers = [child.name for child in local.replicas if child.name != leader]
+    batched["cpu_share"] = {  # of one core
+        "leader": round(share[leader], 3),
+        "followers": round(sum(share[name] for name in followers), 3),
+        "gateway": round(share[local.gateways[0].name], 3),
+    }
     say(f"mesh, in batches: {batched}")
     stored = (single["per_s"] + batched["per_s"]) * seconds
     return {"single": single, "batched": batched, "stored": stored}

@@ -260,6 +260,12 @@ class Client:
             (4, self.read_schedule),
             (3, self.read_execution),
             (1, self.list_schedules),
+            (1, self.create_batch),
+            (1, self.update_job),
+            (2, self.execute_keyed),
+            (1, self.execute_batch),
+            (2, self.trigger),
+            (1, self.backfill),
         ]
         weights = [weight for weight, _ in doings]
         while not self.stopping:
@@ -277,7 +283,7 @@ class Client:
         request = job_pb2.CreateJobRequest(
             parent=CUSTOMER,
             job_id=self._job.rpartition("/")[2],
-            job=job_pb2.Job(container=job_pb2.Container(image="hello")),
+            job=self._job_message(),
             request_id=f"{self.name}-job",
         )
         try:
@@ -285,6 +291,74 @@ class Client:
         except AlreadyExists as error:
             self._violate(f"{self.name}: a repeated creation answers {error}")
         self._job_made = True
+
+    def _job_message(self) -> job_pb2.Job:
+        """Half of all retry, some not after a start, some not for long."""
+        chance, stretch = self.chance, self._pace.stretch
+        job = job_pb2.Job(container=job_pb2.Container(image="hello"))
+        if chance.random() < 0.7:
+            job.retry_policy.max_attempts = chance.randint(1, 4)
+            job.retry_policy.backoff.FromMilliseconds(int(chance.choice((100, 2_000)) * stretch))
+            job.retry_policy.exit_codes.extend(chance.choice(((), (), (3,))))
+        job.at_most_once = chance.random() < 0.4
+        if chance.random() < 0.3:
+            job.total_timeout.FromMilliseconds(int(chance.choice((3_000, 15_000)) * stretch))
+            job.timeout.CopyFrom(job.total_timeout)
+        return job
+
+    async def update_job(self) -> None:
+        """What it does from now on: another revision."""
+        job = self._job_message()
+        job.name = self._job
+        job.container.args.append(self.request_id())
+        request = job_pb2.UpdateJobRequest(job=job)
+        paths = ("container", "retry_policy", "at_most_once", "total_timeout", "timeout")
+        request.update_mask.paths.extend(paths)
+        await self.ask("tickmesh.v1.JobService/UpdateJob", request, job_pb2.Job)
+
+    def _schedule(self, register: Register) -> schedule_pb2.Schedule:
+        """A new one: half of them with policies, jitter and bounds."""
+        schedule = schedule_pb2.Schedule(
+            recurrence=self._recurrence(), payload=self._payload(register)
+        )
+        if self.chance.random() < 0.5:
+            self._draw_policy(schedule)
+            self._draw_bounds(schedule.recurrence)
+        return schedule
+
+    def _draw_policy(self, schedule: schedule_pb2.Schedule) -> None:
+        chance, stretch = self.chance, self._pace.stretch
+        schedule.overlap_policy = chance.randint(1, 4)  # type: ignore[assignment]
+        schedule.misfire_policy = chance.randint(1, 3)  # type: ignore[assignment]
+        schedule.overlap_queue_max = chance.choice((0, 1, 3))
+        schedule.misfire_max = chance.choice((0, 1, 5))
+        if chance.random() < 0.3:
+            schedule.misfire_window.FromMilliseconds(int(chance.choice((5_000, 20_000)) * stretch))
+        if chance.random() < 0.3:
+            schedule.start_deadline.FromMilliseconds(int(chance.choice((1_000, 9_000)) * stretch))
+        schedule.pause_after_failures = chance.choice((0, 0, 1, 3))
+
+    def _draw_bounds(self, recurrence: schedule_pb2.Recurrence) -> None:
+        chance, stretch_ms = self.chance, 1_000 * self._pace.stretch
+        if chance.random() < 0.3:
+            recurrence.jitter.FromMilliseconds(
+                int(chance.choice((300, 3_000)) * self._pace.stretch)
+            )
+        if chance.random() < 0.3:
+            recurrence.max_fires = chance.choice((1, 5, 20))
+        if chance.random() < 0.3:
+            start_ms = self._now_ms() + int(chance.uniform(0, 20) * stretch_ms)
+            window = recurrence.excluded_windows.add()
+            window.start_time.FromMilliseconds(start_ms)
+            window.end_time.FromMilliseconds(start_ms + int(15 * stretch_ms))
+        if chance.random() < 0.2:
+            recurrence.start_time.FromMilliseconds(self._now_ms() + int(5 * stretch_ms))
+        if chance.random() < 0.2:
+            recurrence.end_time.FromMilliseconds(self._now_ms() + int(90 * stretch_ms))
+
+    @staticmethod
+    def _now_ms() -> int:
+        return START_MS + int((asyncio.get_running_loop().time() - 1000.0) * 1000)
 
     def _recurrence(self) -> schedule_pb2.Recurrence:
         recurrence = schedule_pb2.Recurrence()
@@ -296,7 +370,7 @@ class Client:
             case 1 | 2:
                 recurrence.crons.append(self.chance.choice(sorted(self._pace.crons_ms)))
             case 3:
-                now_ms = START_MS + int((asyncio.get_running_loop().time() - 1000.0) * 1000)
+                now_ms = self._now_ms()
                 for _ in range(2):
                     at_ms = now_ms + self.chance.randint(1_000, int(30_000 * self._pace.stretch))
                     moment = recurrence.times.add()
@@ -324,9 +398,7 @@ class Client:
         request = schedule_pb2.CreateScheduleRequest(
             parent=self._job,
             schedule_id=register.name.rpartition("/")[2],
-            schedule=schedule_pb2.Schedule(
-                recurrence=self._recurrence(), payload=self._payload(register)
-            ),
+            schedule=self._schedule(register),
             request_id=request_id,
         )
         seen = register.begin()
@@ -341,6 +413,38 @@ class Client:
             return  # its instants are in the past by now
         register.created = True
         register.told(seen, made, wrote=True)
+
+    async def create_batch(self) -> None:
+        """Two at once, or none."""
+        if len(self._live()) + 1 >= SCHEDULES_MAX:
+            return
+        request = schedule_pb2.BatchCreateSchedulesRequest(
+            parent=self._job, request_id=self.request_id()
+        )
+        made = []
+        for letter in "ab":
+            register = Register(f"{self._job}/schedules/s-{self._serial}{letter}", self._violate)
+            self.registers.append(register)
+            self._everybody.append(register)
+            made.append(register)
+            request.schedules.add(
+                schedule_id=register.name.rpartition("/")[2], schedule=self._schedule(register)
+            )
+        seen = [register.begin() for register in made]
+        try:
+            response, _ = await self.ask(
+                "tickmesh.v1.ScheduleService/BatchCreateSchedules",
+                request,
+                schedule_pb2.BatchCreateSchedulesResponse,
+            )
+        except AlreadyExists as error:
+            self._violate(f"{made[0].name}: a repeated creation answers {error}")
+            return
+        except TickmeshError:
+            return  # its instants are in the past by now
+        for register, before, schedule in zip(made, seen, response.schedules, strict=True):
+            register.created = True
+            register.told(before, schedule, wrote=True)
 
     async def _write(self, register: Register, method: str, request: Message) -> None:
         seen = register.begin()
@@ -366,6 +470,12 @@ class Client:
         if self.chance.random() < 0.5:
             paths.append("recurrence")
             schedule.recurrence.CopyFrom(self._recurrence())
+        if self.chance.random() < 0.2:
+            paths += [
+                *("overlap_policy", "misfire_policy", "overlap_queue_max", "misfire_max"),
+                *("misfire_window", "start_deadline", "pause_after_failures"),
+            ]
+            self._draw_policy(schedule)
         request = schedule_pb2.UpdateScheduleRequest(schedule=schedule)
         request.update_mask.paths.extend(paths)
         await self._write(register, "UpdateSchedule", request)
@@ -440,9 +550,80 @@ class Client:
         made, _ = await self.ask(
             "tickmesh.v1.ExecutionService/ExecuteJob", request, execution_pb2.Execution
         )
-        self.executed[made.name] = made.state
+        self._told(made)
         if self.chance.random() < 0.3:
             await self._read_execution(made.name)
+
+    async def execute_keyed(self) -> None:
+        """While one with this key has not ended, that is the answer."""
+        request = execution_pb2.ExecuteJobRequest(
+            name=self._job, request_id=self.request_id(), active_key="only"
+        )
+        made, _ = await self.ask(
+            "tickmesh.v1.ExecutionService/ExecuteJob", request, execution_pb2.Execution
+        )
+        self._told(made)
+
+    async def execute_batch(self) -> None:
+        request = execution_pb2.BatchExecuteJobsRequest(
+            parent=CUSTOMER, request_id=self.request_id()
+        )
+        for _ in range(3):
+            request.executions.add(name=self._job)
+        made, _ = await self.ask(
+            "tickmesh.v1.ExecutionService/BatchExecuteJobs",
+            request,
+            execution_pb2.BatchExecuteJobsResponse,
+        )
+        for execution in made.executions:
+            self._told(execution)
+
+    async def trigger(self) -> None:
+        register = self._some(self._live())
+        if register is None:
+            return
+        request = schedule_pb2.TriggerScheduleRequest(
+            name=register.name, request_id=self.request_id()
+        )
+        try:
+            made, _ = await self.ask(
+                "tickmesh.v1.ScheduleService/TriggerSchedule", request, execution_pb2.Execution
+            )
+        except NotFound:
+            return
+        self._told(made)
+
+    async def backfill(self) -> None:
+        """A short range of the past, and now and then its end before it is done."""
+        register = self._some(self._live())
+        if register is None:
+            return
+        end_ms = self._now_ms() - 2_000  # clocks differ
+        request = schedule_pb2.BackfillScheduleRequest(
+            name=register.name, request_id=self.request_id()
+        )
+        request.start_time.FromMilliseconds(end_ms - int(6_000 * self._pace.stretch))
+        request.end_time.FromMilliseconds(end_ms)
+        try:
+            made, _ = await self.ask(
+                "tickmesh.v1.ScheduleService/BackfillSchedule",
+                request,
+                schedule_pb2.BackfillScheduleResponse,
+            )
+            if self.chance.random() < 0.5:
+                cancel = schedule_pb2.CancelBackfillRequest(
+                    name=register.name, backfill=made.backfill
+                )
+                await self.ask(
+                    "tickmesh.v1.ScheduleService/CancelBackfill",
+                    cancel,
+                    schedule_pb2.CancelBackfillResponse,
+                )
+        except NotFound:
+            return
+
+    def _told(self, execution: execution_pb2.Execution) -> None:
+        self.executed[execution.name] = execution.state
 
     async def cancel(self) -> None:
         if self.executed:

@@ -317,7 +317,7 @@ class Agent:
             work.start_at_ns,
             run_s=chance.choice((0.05, chance.uniform(0.1, 2.0), chance.uniform(2.0, 12.0)))
             * self._host.stretch,
-            exit_code=chance.choice((0, 0, 0, 3)),
+            exit_code=chance.choice((0, 0, 0, 3, 4)),
         )
         self._host.held[held.id] = held
         self._begin(held)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.commands import AnyCommand, DueFire, Outcome, Refused
 from tickmesh.scheduler.core.fires import MISFIRE_GRACE_MS
-from tickmesh.scheduler.core.model import Execution, Reason, Schedule, ScheduleState
+from tickmesh.scheduler.core.model import Execution, Policy, Reason, Schedule, ScheduleState
 from tickmesh.scheduler.core.recurrence import Spec
 
 from .pace import CRONS_MS
@@ -55,6 +55,8 @@ class Fires:
     """Instants that were due, and not fired yet, when their definition ended."""
     late: int = 0
     again: int = 0
+    others: set[bytes] = field(default_factory=set)
+    """Schedules that have had a policy, a jitter or the like: the audit of their ledger's part."""
     braked: int = 0
 
     def observe(
@@ -99,6 +101,10 @@ class Fires:
             self.braked += 1
 
     def _begin(self, schedule: Schedule, time_ms: int) -> None:
+        if not is_plain(schedule):
+            self.others.add(schedule.uid)
+        if schedule.uid in self.others:
+            return
         self.open[schedule.uid] = _Definition(schedule, time_ms)
 
     def _end(self, schedule: Schedule, time_ms: int) -> None:
@@ -117,6 +123,9 @@ class Fires:
 
     def _fired(self, index: int, time_ms: int, execution: Execution) -> None:
         nominal_ms, uid = int.from_bytes(execution.id[:6], "big"), execution.id[6:]
+        if uid in self.others:
+            self.made[execution.id] = index
+            return
         what = f"{execution.schedule_id} at {nominal_ms}, entry {index} of {time_ms}"
         if execution.id in self.made:
             # Taken back by a change or a pause, and armed again: with another attempt, or to be.
@@ -174,6 +183,13 @@ class Fires:
                     f"never fired: {definition.schedule.schedule_id} at {pending[:3]}"
                     f" ({len(pending)} instants)"
                 )
+
+
+def is_plain(schedule: Schedule) -> bool:
+    """Whether this oracle's arithmetic covers it."""
+    spec = schedule.spec
+    plain = Spec(crons=spec.crons, every=spec.every, at_ms=spec.at_ms)
+    return schedule.policy == Policy() and spec == plain
 
 
 def taken_back(execution: Execution) -> bool:

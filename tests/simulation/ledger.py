@@ -10,19 +10,45 @@ from collections.abc import Callable
 
 import msgspec
 
-from tickmesh.scheduler.core.commands import Entry, ExecuteJobs
-from tickmesh.scheduler.core.ids import attempt_id
-from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.core import audit, history
+from tickmesh.scheduler.core import ledger as rows
+from tickmesh.scheduler.core.commands import DeleteSchedules, Entry, ExecuteJobs
+from tickmesh.scheduler.core.ids import UID_BYTES, execution_id
+from tickmesh.scheduler.core.model import (
+    ACTIVE_STATES,
+    Execution,
+    ExecutionState,
+    JobSpec,
+    Reason,
+    Schedule,
+)
 from tickmesh.scheduler.raft.journal import Ballot
 from tickmesh.scheduler.raft.messages import Append, AppendReply, Message, Vote, VoteReply
+from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
 from tickmesh.scheduler.store.state import State
+from tickmesh.scheduler.store.view import decode_schedule
 
 from .fires import Fires
 from .machine import Machine, digest_of
 
+AUDIT_ENTRIES = 300
+"""Every ledger is audited each so many entries, before its schedule is deleted, and at the end."""
+
 _ENTRY = msgspec.msgpack.Decoder(Entry)
+
+
+Stage = tuple[int, int, bool]
+"""(state, attempts, whether the last one has ended): what a watch can tell apart."""
+
+FIRED = (rows.Outcome.FIRED, rows.Outcome.CAUGHT_UP)
+
+
+def stage(execution: Execution) -> Stage:
+    """Of an execution, as it is stored."""
+    attempts = execution.attempts
+    return int(execution.state), len(attempts), bool(attempts and attempts[-1].ended_ns)
 
 
 class _Reference(MemoryBackend):
@@ -67,6 +93,13 @@ class Ledger:
         )
         self.entries: dict[int, tuple[int, bytes]] = {}
         self.digests: dict[int, int] = {0: 0}
+        self.audited = 0
+        """Instants that were held against ledgers."""
+        self.history: dict[bytes, list[tuple[int, Stage]]] = {}
+        """Of every execution: the entries that changed it, and what it was then."""
+        self.changes: list[tuple[int, bytes]] = []
+        """(entry, execution) in order."""
+        self._of_schedule: dict[bytes, list[bytes]] = {}
         self._requests: dict[bytes, list[bytes]] = {}
         self._leaders: dict[int, str] = {}
         self._votes: dict[tuple[str, int], str] = {}
@@ -103,21 +136,32 @@ class Ledger:
 
     def _extend(self, index: int, term: int, payload: bytes) -> None:
         self.entries[index] = (term, payload)
+        entry = _ENTRY.decode(payload)
+        if entry.time_ms < self.state.meta.time_ms:
+            self._violate(f"time runs backwards in the log at entry {index}")
+        for command in entry.commands:
+            if isinstance(command, DeleteSchedules):
+                self._audit_doomed(command)
         applied = self.state.apply(index, term, payload)
         self.digests[index] = self._backend.digest
-        entry = _ENTRY.decode(payload)
         self.fires.observe(index, self.state.meta.time_ms, entry.commands, applied.outcomes)
         for execution in applied.executions:
             earlier = self.executions.get(execution.id)
-            if earlier is not None:
+            if earlier is None:
+                self._of_schedule.setdefault(execution.id[-UID_BYTES:], []).append(execution.id)
+            else:
                 self._check_change(index, earlier, execution)
             self.executions[execution.id] = execution
+            self.history.setdefault(execution.id, []).append((index, stage(execution)))
+            self.changes.append((index, execution.id))
             self.on_change(execution)
         for command, outcome in zip(entry.commands, applied.outcomes, strict=True):
             if isinstance(command, ExecuteJobs) and isinstance(outcome, list) and command.request:
                 made = [execution.id for execution in outcome]  # type: ignore[union-attr]
                 if self._requests.setdefault(command.request, made) != made:
                     self._violate(f"a repeated request made other executions: {outcome}")
+        if len(self.entries) % AUDIT_ENTRIES == 0:
+            self.audit()
 
     def _check_change(self, index: int, earlier: Execution, execution: Execution) -> None:
         revived = earlier.state is ExecutionState.REVOKED and earlier.schedule_id
@@ -126,6 +170,77 @@ class Ledger:
         kept = len(earlier.attempts)
         if [a.number for a in execution.attempts[:kept]] != [a.number for a in earlier.attempts]:
             self._violate(f"entry {index} forgets attempts: {earlier} becomes {execution}")
+        if len(execution.attempts) > kept:
+            self._check_retry(index, execution)
+
+    def _check_retry(self, index: int, execution: Execution) -> None:
+        """A further attempt: it was worth one, and was allowed."""
+        spec, earlier = self.spec(execution), execution.attempts[:-1]
+        if not earlier:
+            return
+        last, retry = earlier[-1], spec.retry
+        what = f"entry {index}: attempt {len(execution.attempts)} of {execution}"
+        if not last.ended_ns:
+            self._violate(f"{what}: the one before it has not ended")
+        if spec.at_most_once and any(
+            each.started_ns or each.reason is Reason.EXECUTOR_LOST for each in earlier
+        ):
+            self._violate(f"{what}: it may have started, and its job is at most once")
+        if sum(each.reason is not Reason.REVOKED for each in earlier) >= max(1, retry.max_attempts):
+            self._violate(f"{what}: there are too many")
+        if last.reason is Reason.EXIT_CODE and last.exit_code not in (
+            retry.exit_codes or (last.exit_code,)
+        ):
+            self._violate(f"{what}: exit code {last.exit_code} is not worth it")
+
+    def spec(self, execution: Execution) -> JobSpec:
+        """What it runs."""
+        job = self.queries.job(execution.customer, execution.job_id)
+        spec = self.queries.spec(job, execution.job_uid, execution.revision)
+        assert spec is not None
+        return spec
+
+    # -- the schedules' own ledgers ------------------------------------------------------------
+
+    def audit(self) -> None:
+        """Every schedule that there is."""
+        for execution in self.active():
+            if self.queries.execution(execution.job_uid, execution.id) is None:
+                self._violate(f"{execution} has not ended, and is forgotten")
+        prefix = keys.schedule(b"", "")
+        for _, value in self._backend.scan(prefix, keys.after_prefix_of(prefix)):
+            self._audit_one(decode_schedule(value))
+
+    def _audit_doomed(self, command: DeleteSchedules) -> None:
+        job = self.queries.job(command.customer, command.job_id)
+        for schedule_id in command.schedule_ids:
+            schedule = job and self.queries.schedule(job.uid, schedule_id)
+            if schedule is not None:
+                self._audit_one(schedule)
+
+    def _audit_one(self, schedule: Schedule) -> None:
+        meta, queries = self.state.meta, self.queries
+        kept = queries.rows(schedule.uid, 0, 1 << 40)
+        report = audit.verify(
+            schedule,
+            kept,
+            lambda at_ms: queries.execution(schedule.job_uid, execution_id(at_ms, schedule.uid)),
+            from_ms=0,
+            until_ms=meta.time_ms + 1,
+            kept_ms=meta.history_from * history.PERIOD_MS,
+        )
+        self.audited += report.instants
+        if report.problems:
+            first = report.problems[0]
+            self._violate(
+                f"the audit of {schedule.schedule_id} finds {first.kind} at {first.at_ms}:"
+                f" {first.text}. {schedule}; {kept[-12:]}"
+            )
+        fired = {row.first_ms for _, row in kept if row.outcome in FIRED}
+        for identity in self._of_schedule.get(schedule.uid, []):
+            nominal_ms = int.from_bytes(identity[:6], "big")
+            if nominal_ms not in fired and report.complete:
+                self._violate(f"{self.executions[identity]} has no row of its own")
 
     def _check_durable(self, index: int, term: int) -> None:
         """Whoever applies first knows that it is committed: a majority must hold it on disk."""
@@ -166,13 +281,6 @@ class Ledger:
             self._violate(f"{voter} votes for {candidate} and {earlier} in term {term}")
 
     # -- executions ----------------------------------------------------------------------------
-
-    def attempt(self, identity: str) -> Execution | None:
-        """The execution that an attempt belongs to."""
-        for execution in self.executions.values():
-            if identity.startswith(attempt_id(execution.id, 0)[:-1]):
-                return execution
-        return None
 
     def active(self) -> list[Execution]:
         """Executions that have not ended."""

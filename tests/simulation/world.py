@@ -344,6 +344,10 @@ class World:
             self.violate(f"{held.id} starts on {host}: {execution.attempts}")
         elif execution.state not in ACTIVE_STATES or number < len(execution.attempts):
             self.violate(f"{held.id} starts after its end was committed: {execution.state.name}")
+        elif number > 1 and self.ledger.spec(execution).at_most_once:
+            earlier = [n for n in range(1, number) if attempt_id(identity, n) in self._starts]
+            if earlier:
+                self.violate(f"{held.id} starts again, and its job is at most once: {earlier}")
 
     def attempt_acknowledged(self, host: str, held: Held) -> None:
         """See executors.Watcher."""
@@ -394,6 +398,7 @@ class World:
         self.note("settled")
         now_ms = self._now_ms()
         self.ledger.fires.check_settled(now_ms - SETTLED_LAG_MS)
+        self.ledger.audit()
         for client in self.clients:
             for identity in client.acknowledged():
                 if identity not in self.ledger.executions:
@@ -462,6 +467,7 @@ class World:
             "dropped": fires.dropped,
             "again": fires.again,
             "braked": fires.braked,
+            "audited": self.ledger.audited,
             "executions": len(self.ledger.executions),
             "starts": len(self._starts),
             "calls": sum(client.done for client in self.clients),

@@ -61,6 +61,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             settings.runtime_binary,
             settings.insecure_registries,
             clock,
+            settings.egress,
         )
     try:
         await runtime.start()

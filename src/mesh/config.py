@@ -82,6 +82,28 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ready_file: str = ""
 
 
+class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The internet for the sandboxes whose jobs ask for it: public addresses, and nothing else."""
+
+    resolvers: tuple[str, ...] = ()
+    """Asked for names, at most three; a private one is then reachable, at port 53 alone. Empty:
+    those of the host that are public, or well-known public ones."""
+    denied: tuple[str, ...] = ()
+    """Networks not to be reached, beside all that are not public, as "203.0.113.0/24"."""
+    bytes_per_second: int = 12_500_000
+    """Each way, each sandbox: 100 Mbit/s."""
+    connections_max: int = 512
+    """Open at one time, each sandbox."""
+    connections_per_second: int = 100
+    """New ones, each sandbox."""
+    pool_size: int = 8
+    """Namespaces wired ahead."""
+    network: str = "198.18.0.0/15"
+    """What sandboxes have addresses from; only this host ever sees them."""
+    namespace: str = ""
+    """Path of the network namespace that leads outside. Empty: the executor's own."""
+
+
 class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A worker host."""
 
@@ -115,6 +137,8 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all kept outputs take on disk at most; the oldest are dropped."""
     insecure_registries: tuple[str, ...] = ()
     """host:port of registries spoken to without TLS, and whose addresses need not be public."""
+    egress: Egress | None = None
+    """None: jobs that ask for egress are not taken."""
     ready_file: str = ""
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import urllib.parse
 import uuid
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -18,6 +19,7 @@ import msgspec
 import structlog
 
 from ...mesh.clock import Clock, SystemClock
+from ...mesh.config import Egress
 from ...proto.containerd import containers_pb2
 from .. import accounting, archive, gate, limits, registry, users
 from ..errors import (
@@ -32,7 +34,8 @@ from ..errors import (
     SpareUnfit,
 )
 from ..gate.exchange import Exchange
-from ..sandbox import ATTEMPT_ID, Exit, Work, mould
+from ..network.pool import EgressPool
+from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
@@ -63,6 +66,7 @@ class ContainerdRuntime:
         runtime_binary: str = "auto",
         insecure_registries: tuple[str, ...] = (),
         clock: Clock | None = None,
+        egress: Egress | None = None,
     ) -> None:
         """`owner`: the executor's id; what it makes carries it, and it touches nothing else."""
         self._owner = owner
@@ -82,6 +86,7 @@ class ContainerdRuntime:
         self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
         self._pulls_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
+        self._egress = EgressPool(owner, egress) if egress else None
         self.daemon: Daemon | None = None
         """The private containerd; None when one was given."""
         self._state_root = ""
@@ -114,6 +119,8 @@ class ContainerdRuntime:
         try:
             await self._client.connected(limits.DAEMON_START_DEADLINE_S)
             await self._choose_binary()
+            if self._egress:
+                await self._egress.start()
         except BaseException as error:
             await self.close()
             if isinstance(error, ContainerdUnavailable):
@@ -128,6 +135,8 @@ class ContainerdRuntime:
         await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(ExecutorError):
             await self.sweep(frozenset())
+        if self._egress:
+            await self._egress.close(remove=True)
         self._watcher.close()
         await self._client.close()
         if self.daemon is not None:
@@ -136,6 +145,8 @@ class ContainerdRuntime:
 
     async def detach(self) -> None:
         """Ends this object and leaves everything running for the executor's next process."""
+        if self._egress:
+            await self._egress.close(remove=False)
         self._watcher.close()
         await self._client.close()
         if self.daemon is not None:
@@ -293,7 +304,6 @@ class ContainerdRuntime:
             exchange,
             message,
         )
-        container = self._container(work, image, paths, record, uid, gid)
         try:
             # First, and alone: what another sandbox of that id has must not be undone.
             await asyncio.to_thread(_claim, paths)
@@ -302,7 +312,9 @@ class ContainerdRuntime:
         except OSError as error:
             raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
         try:
-            async with self._creates:
+            # The namespace is the sandbox's own from its first process on, and ours until then.
+            async with self._network(work) as namespace, self._creates:
+                container = self._container(work, image, paths, record, uid, gid, namespace)
                 await self._create(work, image, container, exchange, paths, record)
             await exchange.waiting()
         except (ContainerdError, OSError) as error:
@@ -313,6 +325,19 @@ class ContainerdRuntime:
             await self._undo(sandbox, paths)
             raise
         return sandbox
+
+    def _network(self, work: Work) -> AbstractAsyncContextManager[str]:
+        """The path of a wired namespace for work that asks for one; "" for work without."""
+        if work.network == NETWORK_NONE:
+            return contextlib.nullcontext("")
+        if work.network != NETWORK_EGRESS:
+            raise SandboxError(f"there is no network {work.network!r}, only none and egress")
+        if self._egress is None:
+            raise SandboxError("this executor's configuration has no egress to give")
+        return self._egress.namespace()
+
+    def _resolv_conf(self, work: Work) -> bytes:
+        return self._egress.resolv_conf if self._egress and work.network != NETWORK_NONE else b""
 
     async def _create(
         self,
@@ -325,7 +350,9 @@ class ContainerdRuntime:
     ) -> None:
         # Not a TaskGroup: its ExceptionGroup would hide from the caller what went wrong.
         outcomes = await asyncio.gather(
-            asyncio.to_thread(_make_files, paths, exchange, record, work.payload),
+            asyncio.to_thread(
+                _make_files, paths, exchange, record, work.payload, self._resolv_conf(work)
+            ),
             self._client.create_container(container),
             return_exceptions=True,
         )
@@ -360,7 +387,14 @@ class ContainerdRuntime:
         log.error("left for the next start's sweep", attempt=sandbox.attempt_id)
 
     def _container(
-        self, work: Work, image: Image, paths: Paths, record: Record, uid: int, gid: int
+        self,
+        work: Work,
+        image: Image,
+        paths: Paths,
+        record: Record,
+        uid: int,
+        gid: int,
+        namespace: str,
     ) -> containers_pb2.Container:
         document = build(
             SandboxSpec(
@@ -374,6 +408,7 @@ class ContainerdRuntime:
                 cpu_millis=work.cpu_millis,
                 pids=work.pids,
                 scratch_bytes=work.scratch_bytes,
+                network_namespace=namespace,
                 open_files_max=self._open_files_max,
                 swap_accounting=self._swap_accounting,
             )
@@ -561,8 +596,14 @@ def _claim(paths: Paths) -> None:
         raise
 
 
-def _make_files(paths: Paths, exchange: Exchange, record: Record, payload: bytes) -> None:
+def _make_files(
+    paths: Paths, exchange: Exchange, record: Record, payload: bytes, resolv_conf: bytes
+) -> None:
     exchange.make(payload)
+    if resolv_conf:
+        file = paths.exchange / "resolv.conf"  # images.our_layer leads /etc/resolv.conf here
+        file.write_bytes(resolv_conf)
+        file.chmod(0o444)
     paths.record.write_bytes(msgspec.json.encode(record))
     paths.opened.touch()
 

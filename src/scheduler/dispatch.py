@@ -8,7 +8,6 @@ own inventories when another replica takes the lead.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -23,6 +22,7 @@ from .core.ids import attempt_id
 from .core.model import Attempt, Execution, ExecutionState, JobSpec, Reason
 from .proposals import Proposals
 from .store.queries import Queries
+from .waiting import Waiting
 
 ASSIGN_MAX = 500
 """Waiting executions assigned in one command."""
@@ -108,8 +108,7 @@ class Dispatcher:
         """By executor: attempts to acknowledge, once the whole entry that ended them is seen."""
         self._used: dict[str, int] = {}
         self._reserved: dict[str, int] = {}
-        self._waiting: list[tuple[int, bytes]] = []
-        """(when it is due, id) of those that wait for an executor."""
+        self._waiting = Waiting()
         self._total_timeouts: dict[bytes, int] = {}
         """When the total timeout of an active execution is over, for those that have one."""
         self._specs: dict[tuple[bytes, int], JobSpec] = {}
@@ -142,6 +141,10 @@ class Dispatcher:
     def used(self, executor_id: str) -> int:
         """Slots taken."""
         return self._used.get(executor_id, 0)
+
+    def place_new(self) -> Placement | None:
+        """As `place`, for what has not waited yet: it does not overtake those that have."""
+        return None if self._waiting.anybody else self.place()
 
     def place(self) -> Placement | None:
         """Reserve a slot where there is most room; None if there is none. See `release`."""
@@ -229,7 +232,7 @@ class Dispatcher:
     def _wait(self, execution: Execution) -> None:
         """It waits for an executor: at once, or from when its retry may be prepared."""
         ready_ms = max(execution.due_ms, execution.not_before_ms)
-        heapq.heappush(self._waiting, (ready_ms, execution.id))
+        self._waiting.add(ready_ms, execution.customer, execution.id)
         self._pump_wake.set()
 
     def _note_timeout(self, execution: Execution) -> None:
@@ -403,29 +406,33 @@ class Dispatcher:
                     self.release(placement for _, _, placement in assignments)
 
     def _until_ready_s(self) -> float | None:
-        """How long until the first of those that wait may be prepared; None: nobody waits."""
-        if not self._waiting:
+        """How long until the next of those that wait may be prepared; None: none is waited for.
+
+        What is ready already waits for room, which wakes us.
+        """
+        wake_ms = self._waiting.wake_ms()
+        if wake_ms is None:
             return None
         now_ms = self._clock.now_ns() // 1_000_000
-        ready_ms = self._waiting[0][0] - self._ahead_ms - now_ms
-        # Ready already, and still waiting: for room, which wakes us.
-        return ready_ms / 1_000 if ready_ms > 0 else None
+        return max(0, wake_ms - self._ahead_ms - now_ms) / 1_000
 
     def _assignments(self) -> list[tuple[bytes, bytes, Placement]]:
         """Who of those that wait, and are ready to be prepared, goes where, as far as there is
         room."""
         ready_ms = self._clock.now_ns() // 1_000_000 + self._ahead_ms
         assignments: list[tuple[bytes, bytes, Placement]] = []
-        while self._waiting and len(assignments) < ASSIGN_MAX and self._waiting[0][0] <= ready_ms:
-            key = self._waiting[0][1]
+        while len(assignments) < ASSIGN_MAX:
+            key = self._waiting.first(ready_ms)
+            if key is None:
+                break
             execution = self.active.get(key)
             if execution is None or execution.state is not ExecutionState.PENDING:
-                heapq.heappop(self._waiting)
+                self._waiting.pop()
                 continue
             placement = self.place()
             if placement is None:
                 break
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             assignments.append((execution.job_uid, key, placement))
         return assignments
 

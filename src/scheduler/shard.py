@@ -94,7 +94,7 @@ class Shard:
 
     def place(self) -> Placement | None:
         """Reserve a slot for an execution that is about to be proposed; `release` it after."""
-        return None if self.leading is None else self.leading.place()
+        return None if self.leading is None else self.leading.place_new()
 
     # -- leading -------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Shard:
                 timer.job_uid,
                 timer.id.decode(),
                 timer.due_ms,
-                dispatcher.place(),
+                dispatcher.place_new(),
                 timer.kind is TimerKind.DECIDE,
             )
             for timer in due

@@ -77,7 +77,9 @@ def test_periods_are_there_again_after_a_restart(tmp_path: Path) -> None:
 KEYS = st.binary(min_size=1, max_size=3).map(lambda key: b"k" + key)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.dictionaries(KEYS, st.none() | st.binary(max_size=4), max_size=8), max_size=8))
 def test_it_is_the_same_map_as_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory, batches: list[dict[bytes, bytes | None]]

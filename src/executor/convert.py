@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ..mesh.limits import OUTPUT_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
-from ..proto.tickmesh.v1 import execution_pb2
+from ..proto.tickmesh.v1 import execution_pb2, job_pb2
 from .errors import ExecutorError, ImageError, ImageReason, StartError, StartReason
-from .sandbox import Exit, Work
+from .sandbox import NETWORK_EGRESS, NETWORK_NONE, Exit, Work
 
 _MS = 1_000
 _IMAGE_REASONS = {
@@ -75,6 +75,7 @@ def order(message: shard_pb2.Work, shard_id: str) -> Order:
         output_bytes_max=OUTPUT_BYTES_MAX,
         job=message.execution.rpartition("/executions/")[0],
         revision=message.job_revision,
+        network=NETWORK_EGRESS if message.network == job_pb2.NETWORK_EGRESS else NETWORK_NONE,
     )
     return Order(work, shard_id, message.start_at_ns, message.grace_ms / _MS)
 

@@ -27,6 +27,7 @@ from .core.model import (
     Job,
     JobSpec,
     Misfire,
+    Network,
     Overlap,
     Policy,
     Retry,
@@ -146,6 +147,7 @@ def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
         at_most_once=job.at_most_once,
         retry=_retry(job.retry_policy, f"{field}.retry_policy"),
         total_timeout_ms=total_timeout_ms,
+        network=Network(container.network or Network.NONE),
     )
 
 
@@ -179,6 +181,7 @@ def job_message(job: Job) -> job_pb2.Job:
             args=spec.args,
             env=dict(spec.env),
             working_dir=spec.working_dir,
+            network=job_pb2.Network.ValueType(spec.network),
         ),
         resources=job_pb2.Resources(
             memory_bytes=spec.memory_bytes,
@@ -551,4 +554,5 @@ def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
         grace_ms=spec.grace_ms,
         attempt_number=attempt.number,
         job_revision=execution.revision,
+        network=spec.network,
     )

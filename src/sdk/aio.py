@@ -47,6 +47,7 @@ from .types import (
     LedgerRow,
     LogChunk,
     MisfirePolicy,
+    Network,
     NewExecution,
     NewJob,
     NewSchedule,
@@ -194,6 +195,7 @@ class AsyncJobs:
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         working_dir: str = "",
+        network: Network | None = None,
         memory_bytes: int = 0,
         cpu_millis: int = 0,
         scratch_bytes: int = 0,
@@ -221,6 +223,7 @@ class AsyncJobs:
                 args=tuple(args),
                 env=env or {},
                 working_dir=working_dir,
+                network=network,
             ),
             resources=Resources(
                 memory_bytes=memory_bytes,

@@ -101,6 +101,7 @@ def to_container(container: types.Container) -> job_pb2.Container:
         args=container.args,
         env=container.env,
         working_dir=container.working_dir,
+        network=_to_enum(job_pb2.Network, "NETWORK", container.network),
     )
 
 
@@ -157,6 +158,7 @@ def from_job(message: job_pb2.Job) -> types.Job:
             args=tuple(container.args),
             env=dict(sorted(container.env.items())),
             working_dir=container.working_dir,
+            network=_optional_enum(job_pb2.Network, "NETWORK", container.network, types.Network),
         ),
         resources=types.Resources(
             memory_bytes=resources.memory_bytes,

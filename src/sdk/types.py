@@ -100,6 +100,14 @@ class FoldPolicy(StrEnum):
     BOTH = "BOTH"
 
 
+class Network(StrEnum):
+    """What an execution reaches over IP."""
+
+    NONE = "NONE"
+    EGRESS = "EGRESS"
+    """The internet's public addresses, and a resolver."""
+
+
 class OverlapPolicy(StrEnum):
     """What happens at an instant when an earlier execution of the schedule has not ended."""
 
@@ -191,6 +199,8 @@ class Container:
     """Replaces the image's arguments."""
     env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
+    network: Network | None = None
+    """None: NONE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

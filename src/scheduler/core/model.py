@@ -118,6 +118,13 @@ class Retry(Record, frozen=True):
     """Only these exit codes are worth another try; empty: all."""
 
 
+class Network(enum.IntEnum):
+    """What an execution reaches. Numbers as in the public API."""
+
+    NONE = 1
+    EGRESS = 2
+
+
 class JobSpec(Record, frozen=True):
     """What a revision of a job runs. Every limit is set: defaults were applied at the door."""
 
@@ -137,6 +144,7 @@ class JobSpec(Record, frozen=True):
     retry: Retry = Retry()
     total_timeout_ms: int = 0
     """From the due time to the end of the last attempt; 0: no bound but the attempts' own."""
+    network: Network = Network.NONE
 
 
 class Job(Record, frozen=True):

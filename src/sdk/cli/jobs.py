@@ -25,6 +25,9 @@ def group() -> None:
 @click.option("-e", "--env", type=PAIR, multiple=True, metavar="KEY=VALUE", help="Environment.")
 @click.option("--arg", "args", multiple=True, help="Replaces the image's arguments only.")
 @click.option("--working-dir", default="", help="Where the process starts.")
+@click.option(
+    "--network", type=click.Choice(["none", "egress"]), help="What it reaches. [server: none]"
+)
 @click.option("--memory", type=SIZE, default=0, help="As 64Mi; at most 1Gi. [server: 256Mi]")
 @click.option("--cpu", type=CPU, default=0, help="Cores, as 0.5. [server: 1]")
 @click.option("--scratch", type=SIZE, default=0, help="Size of /tmp. [server: 64Mi]")
@@ -75,6 +78,7 @@ def create(
             args=given["args"],
             env=dict(given["env"]),
             working_dir=given["working_dir"],
+            network=types.Network(given["network"].upper()) if given["network"] else None,
         ),
         resources=types.Resources(
             memory_bytes=given["memory"],

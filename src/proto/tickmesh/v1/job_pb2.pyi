@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Network:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Network.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_UNSPECIFIED: _Network.ValueType  # 0
+    """Same as NETWORK_NONE."""
+    NETWORK_NONE: _Network.ValueType  # 1
+    """Nothing."""
+    NETWORK_EGRESS: _Network.ValueType  # 2
+    """Public IPv4 addresses by TCP, UDP and ICMP, and a resolver for names. Never private, link-local
+    (metadata) or multicast ones, nor other executions, nor the host. Nothing reaches it. Bytes each
+    way, new connections a second and open connections are limited.
+    """
+
+class Network(_Network, metaclass=_NetworkEnumTypeWrapper):
+    """What a process reaches over IP, beside its own loopback."""
+
+NETWORK_UNSPECIFIED: Network.ValueType  # 0
+"""Same as NETWORK_NONE."""
+NETWORK_NONE: Network.ValueType  # 1
+"""Nothing."""
+NETWORK_EGRESS: Network.ValueType  # 2
+"""Public IPv4 addresses by TCP, UDP and ICMP, and a resolver for names. Never private, link-local
+(metadata) or multicast ones, nor other executions, nor the host. Nothing reaches it. Bytes each
+way, new connections a second and open connections are limited.
+"""
+Global___Network: _TypeAlias = Network  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -178,6 +209,7 @@ class Container(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
     WORKING_DIR_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """What to run, one of:
     - `registry.example:5000/team/report@sha256:...` or `...:tag`: an image in an OCI registry. A tag
@@ -188,6 +220,10 @@ class Container(_message.Message):
     """
     working_dir: _builtins.str
     """Where the process starts: an absolute path. Default: the image's own, else "/"."""
+    network: Global___Network.ValueType
+    """What it reaches. An executor whose operator gives no egress ends the execution as FAILED with
+    reason INFRASTRUCTURE.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replaces the image's entrypoint. At most 256 items of 32 KiB. Default: the image's own."""
@@ -214,10 +250,11 @@ class Container(_message.Message):
         args: _abc.Iterable[_builtins.str] | None = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         working_dir: _builtins.str = ...,
+        network: Global___Network.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "network", b"network", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -654,6 +654,7 @@ class Work(_message.Message):
     ATTEMPT_NUMBER_FIELD_NUMBER: _builtins.int
     DUE_NS_FIELD_NUMBER: _builtins.int
     JOB_REVISION_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """Unique for ever: "{execution uid}-{attempt number}", [a-z0-9-]."""
     start_at_ns: _builtins.int
@@ -678,6 +679,8 @@ class Work(_message.Message):
     """Due time, nanoseconds since 1970 (start_at may be later for a retry)."""
     job_revision: _builtins.int
     """The job's revision: what is made ahead for one revision is not used for another."""
+    network: _builtins.int
+    """A tickmesh.v1.Network, never unspecified. 0 from an older replica: none."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -706,10 +709,11 @@ class Work(_message.Message):
         attempt_number: _builtins.int = ...,
         due_ns: _builtins.int = ...,
         job_revision: _builtins.int = ...,
+        network: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "payload", b"payload", "pids", b"pids", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "network", b"network", "payload", b"payload", "pids", b"pids", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

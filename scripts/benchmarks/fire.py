@@ -47,7 +47,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         single = await api.create_single(job, SINGLE_SECONDS, SINGLE_CALLERS)
         say(f"{single:,.0f} a second one by one")
         execute = await _execute(api, job, arguments.executes, real)
-        plan = fires.Plan.of(arguments.schedules or fires.SCHEDULES, rate)
+        schedules = arguments.schedules or (fires.SCHEDULES if arguments.burst == 1 else 0)
+        plan = fires.Plan.of(schedules, rate, arguments.burst)
         firing = await _job(api, real, "firing")
         await plan.create(api, firing)
         began_ms = (time.time() + SETTLE_S) * 1_000
@@ -90,6 +91,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "registered": registered,
             **counts,
             "rate": plan.count / plan.period_ms * 1_000,
+            "burst": plan.burst,
             "seconds": arguments.seconds,
             "replicas": arguments.replicas,
             "noise_ms": noise,

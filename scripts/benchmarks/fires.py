@@ -26,20 +26,22 @@ ACTIVE = (
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`count` schedules, each every period_ms, their phases spread evenly: one fire each
-    period_ms / count. (Rounded down to whole milliseconds.)"""
+    period_ms / count, or `burst` fires at one instant, so many times less often. (Rounded down to
+    whole milliseconds.)"""
 
     count: int
     period_ms: int
+    burst: int = 1
 
     @classmethod
-    def of(cls, count: int, rate: float) -> Plan:
+    def of(cls, count: int, rate: float, burst: int = 1) -> Plan:
         """At least a second between two fires of one schedule, as the API asks."""
-        count = max(count, int(rate))
-        return cls(count, max(1_000, int(count / rate * 1_000)))
+        count = max(count, int(rate), burst)
+        return cls(count, max(1_000, int(count / rate * 1_000)), burst)
 
     def phase_ms(self, index: int) -> int:
         """When, in its period, a schedule fires."""
-        return index * self.period_ms // self.count
+        return index // self.burst * self.burst * self.period_ms // self.count
 
     def expected(self, from_ms: float, until_ms: float) -> Counter[tuple[str, int]]:
         """Every (schedule id, instant) with from <= instant < until."""

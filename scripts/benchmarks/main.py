@@ -56,6 +56,12 @@ def _arguments() -> argparse.Namespace:
         help="that fire (1,000; burst: 10,000); how many (registered: 10 million; recurrence: one)",
     )
     parser.add_argument("--idle", type=int, default=100_000, help="that do not (default 100,000)")
+    parser.add_argument(
+        "--burst",
+        type=int,
+        default=1,
+        help="fire: so many at one instant, as much less often (default 1)",
+    )
     parser.add_argument("--executes", type=int, default=50, help="cold Executes (default 50)")
     parser.add_argument("--replicas", type=int, default=3, help="of the shard (default 3)")
     parser.add_argument("--executors", type=int, default=1, help="burst: processes (default 1)")

@@ -138,6 +138,10 @@ class Dispatcher:
         """The executor is alive."""
         self._heard_ns[link.executor_id] = self._clock.monotonic_ns()
 
+    def slots(self) -> int:
+        """Of all executors that are attached."""
+        return sum(link.slot_count for link in self.links.values())
+
     def used(self, executor_id: str) -> int:
         """Slots taken."""
         return self._used.get(executor_id, 0)

@@ -155,7 +155,9 @@ class Shard:
             self._tell,
             self._arm_ahead_ms,
         )
-        self._window = Window(self.queries, self.state.meta.floor_ms, self._arm_ahead_ms)
+        self._window = Window(
+            self.queries, self.state.meta.floor_ms, self._arm_ahead_ms, self.leading.slots
+        )
         log.info("leading", term=term, active=len(self.leading.active))
         for watcher in self._watchers:
             watcher()

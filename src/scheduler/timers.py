@@ -7,7 +7,7 @@ number of schedules. The leader has one; it is made anew from the index with eac
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .core.model import Timer, TimerKind
@@ -29,6 +29,13 @@ earlier still,"""
 HERD_FIRES_PER_MS = 4
 """so many in a millisecond: a shard arms about twice as many when it has nothing else to do;"""
 
+HERD_SLOTS_SHARE = 1, 4
+"""So many of the executors' slots are filled with sandboxes in time (16 of one executor's 64, made
+in under two seconds by two processors); of a larger herd the others are armed earlier still,"""
+
+SLOTS_FILL_MS = 6_400
+"""at the pace at which all slots are filled in so long: 10 sandboxes a second for 64 slots;"""
+
 HERD_MS_MAX = 10_000
 """but no more than so much earlier: what is armed takes a slot of an executor."""
 
@@ -42,9 +49,17 @@ class Index(Protocol):
 class Window:
     """Timers that are due before `until_ms`, and not popped yet."""
 
-    def __init__(self, index: Index, floor_ms: int, ahead_ms: int = 0) -> None:
-        """floor_ms: no timer is due before it. ahead_ms: how much earlier fires are popped."""
+    def __init__(
+        self,
+        index: Index,
+        floor_ms: int,
+        ahead_ms: int = 0,
+        slots: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """floor_ms: no timer is due before it. ahead_ms: how much earlier fires are popped. slots:
+        of all executors; 0 for unknown."""
         self._index = index
+        self._slots = slots
         self._ahead_ms = ahead_ms
         self._heap: list[tuple[int, Timer]] = []
         """By the time at which each is to be popped."""
@@ -70,8 +85,11 @@ class Window:
         second = timer.due_ms // 1_000
         herd = self._herds.get(second, 0)
         self._herds[second] = herd + 1
-        earlier_ms = min(max(0, herd - HERD_MIN) // HERD_FIRES_PER_MS, HERD_MS_MAX)
-        return timer.due_ms - self._ahead_ms - earlier_ms
+        earlier_ms = max(0, herd - HERD_MIN) // HERD_FIRES_PER_MS
+        if slots := self._slots():
+            in_time = slots * HERD_SLOTS_SHARE[0] // HERD_SLOTS_SHARE[1]
+            earlier_ms = max(earlier_ms, (herd - in_time) * SLOTS_FILL_MS // slots)
+        return timer.due_ms - self._ahead_ms - min(earlier_ms, HERD_MS_MAX)
 
     def _left(self, timer: Timer) -> None:
         """A timer is not present any more."""

@@ -67,6 +67,18 @@ def test_of_a_herd_those_beyond_what_is_armed_in_time_are_popped_earlier() -> No
     assert len(window.pop(due_ms - 2_000, 1 << 30)) == HERD_MIN + extra - len(early)
 
 
+def test_a_herd_of_more_than_executors_make_in_time_is_popped_as_they_can_make_it() -> None:
+    window = Window(Stored(*[30_000] * 50), 0, ahead_ms=2_000, slots=lambda: 64)
+    window.extend(0)
+    popped = {ms: len(window.pop(ms, 1 << 30)) for ms in range(20_000, 28_001, 1_000)}
+    assert sum(popped.values()) == 50
+    assert popped[28_000] == 17 + 9  # in time, and a second's worth
+    assert [popped[ms] for ms in (25_000, 26_000, 27_000)] == [4, 10, 10]
+    few = Window(Stored(*[30_000] * 16), 0, ahead_ms=2_000, slots=lambda: 64)
+    few.extend(0)
+    assert few.next_ms() == 28_000
+
+
 def test_a_steady_rate_is_no_herd_and_what_was_popped_is_in_none() -> None:
     window = Window(Stored(*range(20_000, 21_000)), 0, ahead_ms=2_000)
     window.extend(0)

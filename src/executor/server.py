@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -55,7 +56,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         runtime = InProcessRuntime(directory / "inprocess", clock)
     else:
         runtime = ContainerdRuntime(
-            settings.executor_id,
+            host_name(settings.executor_id, directory),
             directory,
             settings.containerd_socket,
             settings.runtime_binary,
@@ -143,6 +144,13 @@ async def _until_ended(agent: Agent, runtime: Runtime, stop: asyncio.Event) -> N
             await asyncio.gather(working, return_exceptions=True)
     for future in done:
         future.result()
+
+
+def host_name(executor_id: str, directory: Path) -> str:
+    """What an executor is called on its host: cgroups, namespaces and rules carry it, and are swept
+    by it. Two meshes on one host may have executors of the same id, but not the same directory."""
+    digest = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=4).hexdigest()
+    return f"{executor_id}-{digest}"
 
 
 async def _describe(runtime: Runtime, settings: ExecutorConfig) -> str:

@@ -49,6 +49,23 @@ def read(cgroup_path: str) -> Usage:
     )
 
 
+def processes(cgroup_path: str) -> int:
+    """How many processes a sandbox has; 0 when its cgroup is gone."""
+    relative = cgroup_path.lstrip("/")
+    group = ROOT / relative if unified() else ROOT / "pids" / relative
+    try:
+        return len((group / "cgroup.procs").read_text().split())
+    except OSError:
+        return 0
+
+
+def children(cgroup_path: str) -> set[str]:
+    """The names of the cgroups below one, in any hierarchy."""
+    relative = cgroup_path.lstrip("/")
+    parents = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
+    return {child.name for parent in parents for child in parent.glob("*/")}
+
+
 def remove(cgroup_path: str) -> None:
     """Ends what still runs in a cgroup and removes it; one that holds others stays.
 

@@ -63,6 +63,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             settings.insecure_registries,
             clock,
             settings.egress,
+            settings.user_namespaces,
+            settings.image_cache_bytes,
         )
     try:
         await runtime.start()
@@ -176,7 +178,8 @@ async def _describe(runtime: Runtime, settings: ExecutorConfig) -> str:
         output = b""
     version = re.search(rb"version (\S+)", output)
     suffix = f" {version[1].decode()}" if version else ""
-    return f"containerd {containerd}, {runtime.binary}{suffix}"
+    namespaces = "user namespaces" if runtime.id_base else "no user namespaces"
+    return f"containerd {containerd}, {runtime.binary}{suffix}, {namespaces}"
 
 
 def _empty(directory: Path) -> None:

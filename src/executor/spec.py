@@ -163,7 +163,7 @@ def _mounts(sandbox: SandboxSpec) -> list[dict[str, Any]]:
         mount("/dev", "tmpfs", "tmpfs", "nosuid", "noexec", "mode=755", "size=64k"),
         mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666"),
         mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", f"size={SHARED_MEMORY_BYTES}"),
-        mount("/sys", "sysfs", "sysfs", *strict, "ro"),
+        _sys(sandbox, strict),
         mount(
             "/tmp",
             "tmpfs",
@@ -176,6 +176,15 @@ def _mounts(sandbox: SandboxSpec) -> list[dict[str, Any]]:
         ),
         mount(gate.EXCHANGE, "bind", sandbox.exchange_directory, "bind", "ro", *strict),
     ]
+
+
+def _sys(sandbox: SandboxSpec, strict: tuple[str, ...]) -> dict[str, Any]:
+    """The kernel mounts sysfs only for who owns the network namespace, and one that was wired
+    ahead belongs to the host: such a sandbox has an empty /sys."""
+    kind = "tmpfs" if sandbox.id_base and sandbox.network_namespace else "sysfs"
+    size = ("size=4k",) if kind == "tmpfs" else ()
+    options = [*strict, "ro", *size]
+    return {"destination": "/sys", "type": kind, "source": kind, "options": options}
 
 
 def _resources(sandbox: SandboxSpec) -> dict[str, Any]:

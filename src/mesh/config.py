@@ -118,6 +118,8 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """"containerd", or "inprocess": no-op work, for measuring the mesh without containers."""
     runtime_binary: str = "auto"
     """"runc", "crun", or "auto": crun where it works."""
+    user_namespaces: str = "auto"
+    """"required"; "off"; or "auto": where the host can, and the log says so where it cannot."""
     containerd_socket: str = ""
     """An existing containerd's socket. Empty: a private one is started in data_directory."""
     slot_count: int = 64
@@ -135,6 +137,9 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long an ended attempt's output is kept."""
     output_bytes_max: int = 10 * 1024**3
     """What all kept outputs take on disk at most; the oldest are dropped."""
+    image_cache_bytes: int = 0
+    """What pulled images may take on disk, compressed and unpacked; over it those go that were not
+    asked for longest and that nothing runs from. 0: no limit."""
     insecure_registries: tuple[str, ...] = ()
     """host:port of registries spoken to without TLS, and whose addresses need not be public."""
     egress: Egress | None = None

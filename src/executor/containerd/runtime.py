@@ -11,6 +11,8 @@ import shutil
 import tempfile
 import urllib.parse
 import uuid
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -40,7 +42,7 @@ from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
 from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
 from .daemon import Daemon, which
-from .images import Image, ImageSource, ImageStore
+from .images import LABEL_PULLED, Image, ImageSource, ImageStore
 from .sandbox import ContainerdSandbox, Paths, Record
 
 log = structlog.get_logger(__name__)
@@ -53,6 +55,8 @@ PROBE_IMAGE = "tickmesh.internal/probe"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROBE_DEADLINE_S = 30.0
 BINARIES = ("crun", "runc")  # the faster first
+# What is tried in turn for each setting: the host's id of a sandbox's root, 0 for no namespace.
+USER_NAMESPACES = {"required": (limits.ID_BASE,), "auto": (limits.ID_BASE, 0), "off": (0,)}
 
 
 class ContainerdRuntime:
@@ -67,12 +71,19 @@ class ContainerdRuntime:
         insecure_registries: tuple[str, ...] = (),
         clock: Clock | None = None,
         egress: Egress | None = None,
+        user_namespaces: str = "auto",
+        image_cache_bytes: int = 0,
     ) -> None:
-        """`owner`: the executor's id; what it makes carries it, and it touches nothing else."""
+        """`owner`: the executor's id; what it makes carries it, and it touches nothing else.
+
+        `user_namespaces`: one of USER_NAMESPACES. `image_cache_bytes`: see ImageStore.trim.
+        """
         self._owner = owner
         self._data_directory = data_directory.absolute()
         self._socket = containerd_socket
         self._runtime_binary = runtime_binary
+        self._user_namespaces = user_namespaces
+        self._image_cache_bytes = image_cache_bytes
         self._insecure_registries = frozenset(insecure_registries)
         self._clock = clock or SystemClock()
         self._cgroup_parent = f"/tickmesh-{owner}"
@@ -85,6 +96,7 @@ class ContainerdRuntime:
         self._removals: set[asyncio.Task[None]] = set()
         self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
         self._pulls_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._views: Counter[str] = Counter()  # of sandboxes that are being made
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
         self._egress = EgressPool(owner, egress) if egress else None
         self.daemon: Daemon | None = None
@@ -95,6 +107,8 @@ class ContainerdRuntime:
         self._watcher: Watcher
         self.binary = ""
         """What runs containers: "crun" or "runc"."""
+        self.id_base = 0
+        """The host's id that is root in a sandbox; 0: this host gives no user namespaces."""
 
     # Life.
 
@@ -102,6 +116,10 @@ class ContainerdRuntime:
         """See sandbox.Runtime. Sandboxes of an earlier process stay until `adopt` or `sweep`."""
         if self._runtime_binary not in ("auto", *BINARIES):
             raise HostUnfit([f"runtime_binary is {self._runtime_binary!r}, not auto, crun or runc"])
+        if self._user_namespaces not in USER_NAMESPACES:
+            raise HostUnfit(
+                [f"user_namespaces is {self._user_namespaces!r}, not {', '.join(USER_NAMESPACES)}"]
+            )
         if self._socket and not await asyncio.to_thread(Path(self._socket).is_socket):
             raise HostUnfit([f"there is no socket at {self._socket} (is containerd running?)"])
         for name in ("sandboxes", "output"):
@@ -114,10 +132,13 @@ class ContainerdRuntime:
             self._socket = self.daemon.socket
             self._state_root = self.daemon.runtime_state
         self._client = ContainerdClient(self._socket, NAMESPACE)
-        self._images = ImageStore(self._client)
+        self._images = ImageStore(
+            self._client, owner=self._owner, cache_bytes=self._image_cache_bytes
+        )
         self._watcher = Watcher()
         try:
             await self._client.connected(limits.DAEMON_START_DEADLINE_S)
+            await self._images.sweep()
             await self._choose_binary()
             if self._egress:
                 await self._egress.start()
@@ -156,23 +177,42 @@ class ContainerdRuntime:
         """Takes the first of crun and runc that really runs a sandbox, and remembers it."""
         memory = self._data_directory / "runtime.json"
         candidates = BINARIES if self._runtime_binary == "auto" else (self._runtime_binary,)
+        modes = [
+            (binary, id_base)
+            for id_base in USER_NAMESPACES[self._user_namespaces]
+            for binary in candidates
+        ]
         version = await self._client.version()
         tested = await asyncio.to_thread(_remembered, memory, version)
-        if tested in candidates:
-            self.binary = tested
-            return
-        await self._install_probe()
-        trouble = []
-        for candidate in candidates:
-            self.binary = candidate
+        trouble: list[str] = []
+        if tested not in modes:
+            tested = await self._first_that_works(modes, trouble)
+            await asyncio.to_thread(_remember, memory, version, *tested)
+        self.binary, self.id_base = tested
+        self._images.id_base = self.id_base
+        if not self.id_base:
+            log.warning(
+                "sandboxes have no user namespaces: their root is the host's, without capabilities",
+                configured=self._user_namespaces,
+                trouble=trouble,
+            )
+
+    async def _first_that_works(
+        self, modes: list[tuple[str, int]], trouble: list[str]
+    ) -> tuple[str, int]:
+        """Fills `trouble` with why those before it do not. Raises HostUnfit."""
+        for binary, id_base in modes:
+            self.binary, self.id_base = binary, id_base
+            self._images.id_base = id_base
+            what = f"{binary} with{'' if id_base else 'out'} user namespaces"
             try:
+                await self._install_probe()
                 ended = await self._probe()
                 if ended.exit_code == 0:
-                    await asyncio.to_thread(_remember, memory, version, candidate)
-                    return
-                trouble.append(f"{candidate} runs, but a sandbox exits with {ended.exit_code}")
+                    return binary, id_base
+                trouble.append(f"{what} runs, but a sandbox exits with {ended.exit_code}")
             except (ExecutorError, TimeoutError) as error:
-                trouble.append(f"{candidate} cannot run a sandbox: {error}")
+                trouble.append(f"{what} cannot run a sandbox: {error}")
         raise HostUnfit(trouble)
 
     async def _install_probe(self) -> None:
@@ -225,9 +265,11 @@ class ContainerdRuntime:
         except ContainerdError as error:
             raise SandboxError(f"image {reference} cannot be deleted: {error}") from error
 
-    async def _install(self, reference: str, source: ImageSource) -> Image:
+    async def _install(
+        self, reference: str, source: ImageSource, labels: Mapping[str, str] | None = None
+    ) -> Image:
         try:
-            return await self._images.install(reference, source)
+            return await self._images.install(reference, source, labels)
         except ContainerdError as error:
             raise SandboxError(f"image {reference} cannot be stored: {error}") from error
 
@@ -261,12 +303,31 @@ class ContainerdRuntime:
                 asyncio.timeout(limits.PULL_DEADLINE_S),
                 registry.RegistrySource(wanted, transport, self._insecure_registries) as source,
             ):
-                return await self._install(reference, source)
+                image = await self._install(reference, source, {LABEL_PULLED: "true"})
         except TimeoutError:
             raise ImageError(
                 ImageReason.REGISTRY_UNAVAILABLE,
                 f"image {reference} did not come within {limits.PULL_DEADLINE_S:.0f} s",
             ) from None
+        await self._trim(image)
+        return image
+
+    async def _trim(self, pulled: Image) -> None:
+        """Makes room in the cache after a pull, for which it came too late: it may be over its
+        limit by what is being pulled."""
+
+        async def in_use() -> set[str]:
+            containers = await self._client.list_containers(LABEL_OWNER, self._owner)
+            held = {container.snapshot_key for container in containers}
+            return held | {pulled.view} | {view for view, n in self._views.items() if n}
+
+        try:
+            deleted = await self._images.trim(in_use)
+        except ContainerdError as error:
+            log.warning("the image cache cannot be trimmed", error=str(error))
+            return
+        if deleted:
+            log.info("images deleted from the cache", images=deleted)
 
     # Sandboxes.
 
@@ -286,6 +347,14 @@ class ContainerdRuntime:
         return ContainerdSpare(self, mould, image, await self._make(work, image, b""))
 
     async def _make(self, work: Work, image: Image, message: bytes) -> ContainerdSandbox:
+        self._views[image.view] += 1  # so that the cache keeps it until the container does
+        try:
+            return await self._make_of(work, image, message)
+        finally:
+            self._views[image.view] -= 1
+            self._views += Counter()  # drops the zeros
+
+    async def _make_of(self, work: Work, image: Image, message: bytes) -> ContainerdSandbox:
         uid, gid = await self._user(work, image)
         paths = self.paths(work.attempt_id)
         record = Record(
@@ -410,6 +479,7 @@ class ContainerdRuntime:
                 scratch_bytes=work.scratch_bytes,
                 network_namespace=namespace,
                 open_files_max=self._open_files_max,
+                id_base=self.id_base,
                 swap_accounting=self._swap_accounting,
             )
         )
@@ -494,6 +564,10 @@ class ContainerdRuntime:
         for output in await asyncio.to_thread(os.listdir, self._data_directory / "output"):
             if output.startswith(SPARE_PREFIX):
                 await self.discard_output(output)
+        # Last: what a runtime was killed over has a cgroup and nothing else.
+        left = await asyncio.to_thread(accounting.children, self._cgroup_parent)
+        for name in left - kept - {container.id for container in mine}:
+            await asyncio.to_thread(accounting.remove, f"{self._cgroup_parent}/{name}")
         return len(unclaimed)
 
     def _containers_of(self, attempt_ids: frozenset[str]) -> set[str]:
@@ -571,19 +645,20 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _remembered(memory: Path, version: str) -> str:
-    """The binary that ran a sandbox under this boot and this containerd; "" for none."""
+def _remembered(memory: Path, version: str) -> tuple[str, int] | None:
+    """What ran a sandbox under this boot and this containerd: a binary, and with which ids."""
     try:
         known = json.loads(memory.read_text())
         if known["boot"] == _boot_id() and known["containerd"] == version:
-            return str(known["binary"]) if which(known["binary"]) else ""
+            binary, id_base = str(known["binary"]), int(known["id_base"])
+            return (binary, id_base) if which(binary) else None
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or damaged: the probe runs again
-    return ""
+    return None
 
 
-def _remember(memory: Path, version: str, binary: str) -> None:
-    record = {"boot": _boot_id(), "containerd": version, "binary": binary}
+def _remember(memory: Path, version: str, binary: str, id_base: int) -> None:
+    record = {"boot": _boot_id(), "containerd": version, "binary": binary, "id_base": id_base}
     memory.write_text(json.dumps(record))
 
 

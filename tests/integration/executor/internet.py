@@ -14,6 +14,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from pyroute2 import IPRoute
@@ -111,6 +112,7 @@ class Internet:
             route.link("set", index=index, state="up")
             route.addr("add", index=index, address=HOST, prefixlen=24)
             route.route("add", dst="default", gateway="203.0.113.1")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")  # this namespace's own
 
     def _serve(self, server: socket.socket) -> None:
         self._selector.register(server, selectors.EVENT_READ)

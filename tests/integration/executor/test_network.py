@@ -3,7 +3,9 @@
 import itertools
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest_asyncio
 from pyroute2 import IPRoute
 from pyroute2.nftables.main import NFTables
 
-from tickmesh.executor import logs
+from tickmesh.executor import limits, logs
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import SandboxError
-from tickmesh.executor.network import wiring
+from tickmesh.executor.network import rules, wiring
+from tickmesh.executor.network.pool import EgressPool
 from tickmesh.executor.sandbox import NETWORK_EGRESS, Work
 from tickmesh.executor.watch import Watcher
 from tickmesh.mesh.config import Egress
@@ -29,6 +32,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 OWNER = "networked"
 CONNECTIONS_MAX = 20
 CONNECTIONS_PER_SECOND = 60
+MIB = limits.MIB
 _numbers = itertools.count()
 
 Run = Callable[..., Awaitable[Any]]
@@ -306,6 +310,102 @@ def _ask() -> str:
         caller.settimeout(5)
         caller.sendto(b"?", (net.PUBLIC, net.EGRESS_PORT))
         return caller.recv(100).decode()
+
+
+async def test_the_next_process_takes_over_without_a_gap(outside: Internet) -> None:
+    settings = _egress(outside)
+    first = EgressPool("restarted", settings)
+    await first.start()
+    async with first.namespace() as path:
+        running = net.Namespace(path)  # as a sandbox's process would, it outlives the executor
+    await first.close(remove=False)
+    second = EgressPool("restarted", settings)
+    await second.start()
+    try:
+        assert running.do(_ask) == net.HOST
+        assert len(outside.host.do(_tables, "restarted")) == 1
+        stricter = EgressPool("restarted", _egress(outside, denied=(f"{net.PUBLIC}/32",)))
+        await stricter.start()
+        with pytest.raises(TimeoutError):
+            running.do(_ask)
+        assert len(outside.host.do(_tables, "restarted")) == 1
+        await stricter.close(remove=False)
+    finally:
+        running.close()
+        await second.close(remove=True)
+    assert not outside.host.do(_tables, "restarted")
+
+
+async def test_two_executors_share_a_host_and_keep_their_sandboxes_apart(
+    outside: Internet,
+) -> None:
+    pools = [EgressPool(f"twin-{number}", _egress(outside)) for number in range(2)]
+    for pool in pools:
+        await pool.start()
+    try:
+        async with pools[0].namespace() as one, pools[1].namespace() as other:
+            here, there = net.Namespace(one), net.Namespace(other)
+            try:
+                assert here.do(_ask) == there.do(_ask) == net.HOST
+                server = there.do(socket.create_server, ("0.0.0.0", 8080))
+                with server, pytest.raises((ConnectionRefusedError, TimeoutError)):
+                    here.do(_call, there.do(_address))
+            finally:
+                here.close()
+                there.close()
+    finally:
+        for pool in pools:
+            await pool.close(remove=True)
+    assert not outside.host.do(_tables, "twin-0") | outside.host.do(_tables, "twin-1")
+
+
+def _tables(owner: str) -> set[str]:
+    tables, prefix = _configuration()[2], rules.table_prefix(owner)
+    return {name for name in tables if name.startswith(prefix)}
+
+
+def _address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as caller:
+        caller.connect((net.PUBLIC, 9))
+        return str(caller.getsockname()[0])
+
+
+def _call(address: str) -> None:
+    socket.create_connection((address, 8080), timeout=1).close()
+
+
+@pytest.mark.parametrize("upwards", [False, True])
+async def test_bytes_are_limited_each_way(outside: Internet, upwards: bool) -> None:
+    rate, amount = 2 * MIB, 2 * MIB
+    pool = EgressPool("slow", _egress(outside, bytes_per_second=rate))
+    await pool.start()
+    try:
+        async with pool.namespace() as path:
+            sandbox = net.Namespace(path)
+            try:
+                server = outside.world.do(socket.create_server, ("0.0.0.0", 8080))
+                begun = time.monotonic()
+                with server, ThreadPoolExecutor(1) as elsewhere:
+                    peer = elsewhere.submit(_move, lambda: server.accept()[0], not upwards, amount)
+                    caller = (net.PUBLIC, 8080)
+                    sandbox.do(_move, lambda: socket.create_connection(caller), upwards, amount)
+                    peer.result()
+                took = time.monotonic() - begun
+            finally:
+                sandbox.close()
+    finally:
+        await pool.close(remove=True)
+    # What passes at once does not count; being slower than that says nothing.
+    assert took > 0.9 * (amount - wiring.BURST_BYTES_MIN) / rate
+
+
+def _move(connect: Callable[[], socket.socket], sends: bool, amount: int) -> None:
+    with connect() as connection:
+        if sends:
+            connection.sendall(bytes(amount))
+            connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65_536):
+            pass
 
 
 @pytest.mark.asyncio(loop_scope="function")

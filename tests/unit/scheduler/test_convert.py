@@ -129,6 +129,21 @@ def test_retries_that_are_not_given_are_none() -> None:
     assert not convert.job_message(world.job(spec=spec)).HasField("retry_policy")
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (job_pb2.NETWORK_UNSPECIFIED, job_pb2.NETWORK_NONE),
+        (job_pb2.NETWORK_NONE, job_pb2.NETWORK_NONE),
+        (job_pb2.NETWORK_EGRESS, job_pb2.NETWORK_EGRESS),
+    ],
+)
+def test_a_job_has_no_network_unless_it_asks(
+    given: job_pb2.Network.ValueType, kept: job_pb2.Network.ValueType
+) -> None:
+    container = job_pb2.Container(image="report:1", network=given)
+    assert convert.job_spec(job_pb2.Job(container=container), "acme", "job").network == kept
+
+
 def test_lengths_of_time_that_contradict_one_another_are_refused() -> None:
     short = job()
     short.timeout.FromSeconds(60)

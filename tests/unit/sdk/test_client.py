@@ -21,7 +21,12 @@ from tickmesh.sdk.transport import REPEATABLE
 def test_a_job_comes_back_as_it_was_given(client: Client) -> None:
     given = sdk.Job(
         container=sdk.Container(
-            image="report:1", command=("a", "b"), args=("c",), env={"K": "V"}, working_dir="/w"
+            image="report:1",
+            command=("a", "b"),
+            args=("c",),
+            env={"K": "V"},
+            working_dir="/w",
+            network=sdk.Network.EGRESS,
         ),
         resources=sdk.Resources(memory_bytes=2**26, cpu_millis=500, scratch_bytes=2**20, pids=9),
         timeout=timedelta(seconds=1.5),

@@ -156,4 +156,4 @@ async def _hand_over(replica: Replica) -> None:
     if replica.is_leader and replica.config.peers:
         with contextlib.suppress(RaftError):
             successor = await replica.hand_over()
-            log.info("handed leadership over", leader=successor or "nobody in time")
+            log.info("handed leadership over", leader=successor or "nobody could take it")

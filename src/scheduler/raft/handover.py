@@ -35,7 +35,9 @@ class HandOver:
         member = self._member
         if not member.is_leader and member.leader_id is not None:
             self.end(member.leader_id)
-        elif now_s >= self._until_s:
+        elif now_s >= self._until_s or (
+            member.is_leader and member.connected.isdisjoint(self._asked)
+        ):
             self.end(None)
         elif member.is_leader and now_s >= self._ask_again_s and self._nothing_is_open():
             for peer in sorted(self._asked, key=self._asked.__getitem__):

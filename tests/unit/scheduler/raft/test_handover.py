@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tickmesh.scheduler.raft.errors import NotLeader
+from tickmesh.scheduler.raft.errors import NotLeader, OutcomeUnknown
 from tickmesh.scheduler.raft.limits import HAND_OVER_RETRY_S, HAND_OVER_S
 
 from .clusters import Cluster, running, until, virtual
@@ -80,14 +80,19 @@ async def test_without_a_ready_peer_the_leader_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         behind, other = cluster.others(leader)
-        await cluster.crash(behind.name)
+        cluster.network.isolate(behind.name, [leader.name, other.name])
+        await leader.replica.propose(b"which one lacks")
         writer = asyncio.create_task(leader.replica.propose(b"while waiting"))
         asked_s = now_s()
         assert await leader.replica.hand_over(behind.name) is None
         assert HAND_OVER_S <= now_s() - asked_s < HAND_OVER_S + 0.1
         await writer
         assert leader.replica.is_leader
-        assert await leader.replica.propose(b"after") == 2
+        assert await leader.replica.propose(b"after") == 3
+        await cluster.crash(behind.name)
+        asked_s = now_s()
+        assert await leader.replica.hand_over(behind.name) is None
+        assert now_s() - asked_s < AT_ONCE_S, "nobody is there to be waited for"
         with pytest.raises(ValueError, match="not a peer"):
             await leader.replica.hand_over("somebody")
         with pytest.raises(NotLeader):
@@ -99,9 +104,14 @@ async def test_a_replica_that_stops_ends_its_handing_over(tmp_path: Path) -> Non
     async with running(tmp_path) as cluster:
         leader = await cluster.leader()
         names = [node.name for node in cluster.others(leader)]
-        await cluster.crash(*names)
+        cluster.network.isolate(leader.name, names)
+        await asyncio.sleep(0.01)
+        writing = asyncio.create_task(leader.replica.propose(b"nobody hears"))
+        await asyncio.sleep(0.01)
         waiting = asyncio.create_task(leader.replica.hand_over())
         await asyncio.sleep(0.01)
         await leader.replica.stop()
         leader.up = False
         assert await waiting is None
+        with pytest.raises(OutcomeUnknown):
+            await writing

@@ -175,6 +175,7 @@ class Dispatcher:
     def committed(self, executions: Iterable[Execution]) -> None:
         """Executions were made or changed."""
         work: dict[str, list[shard_pb2.Work]] = {}
+        stops: list[Execution] = []
         for execution in executions:
             earlier = self.active.get(execution.id)
             fresh = self._take(execution)
@@ -184,11 +185,14 @@ class Dispatcher:
             if fresh:
                 work.setdefault(attempt.executor, []).append(self._work(execution))
             elif execution.stop is not (earlier.stop if earlier else Reason.NONE):
-                self._send_stop(execution)
+                stops.append(execution)
         for executor_id, batch in work.items():
             link = self.links.get(executor_id)
             if link is not None:
                 self._send_work(link, batch)
+        # After the work: one entry may assign an attempt and stop it (a catch-up that replaces).
+        for execution in stops:
+            self._send_stop(execution)
         if self._forgotten:
             self._acknowledge()
 

@@ -82,10 +82,10 @@ def verify(
 
     schedule: as it stands now. rows: all of its ledger that is kept, (number, row) in order, read
     at one moment with it. execution: the execution of an instant, if it is kept. kept_ms:
-    executions that ended before may have been forgotten.
+    executions that were due before may have been forgotten.
     """
     report = Report()
-    kept = _chain(report, schedule, rows)
+    kept = _chain(report, schedule, rows, kept_ms)
     timeline = _Timeline(report, kept)
     if not timeline.definitions:
         report.complete = False
@@ -98,7 +98,9 @@ def verify(
     return report
 
 
-def _chain(report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]]) -> list[Row]:
+def _chain(
+    report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]], kept_ms: int
+) -> list[Row]:
     """The rows, checked one against the next and the last against the schedule."""
     kept: list[Row] = []
     expected, previous, at_ms = 0, b"", 0
@@ -113,7 +115,9 @@ def _chain(report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]]) 
             report.add(Kind.TAMPERED, row.at_ms, f"row {number} is older than the one before it")
         expected, previous, at_ms = number + 1, row.hash, row.at_ms
         kept.append(row)
-    if (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
+    if not kept and max(schedule.last_ms, schedule.update_ms) < kept_ms:
+        report.complete = False  # all of them have been: it has been at rest for long
+    elif (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
         report.add(
             Kind.REMOVED,
             at_ms,
@@ -176,6 +180,8 @@ class _Coverage:
         if row.last_ms == row.first_ms and row.count == 1:
             self._singles[row.first_ms] = self._singles.get(row.first_ms, 0) + 1
             named = [each for each in (held, due) if each is not None]
+            if len(named) < 2 and not report.complete:
+                named = []  # what named it may have been forgotten
             count = 1 if not named or any(_names(each, row.first_ms) for each in named) else 0
         else:
             self._starts.append(row.first_ms)
@@ -241,7 +247,7 @@ def _check_execution(
 ) -> None:
     instant_ms = row.first_ms
     if found is None:
-        if max(row.at_ms, instant_ms) >= kept_ms:
+        if instant_ms >= kept_ms:
             report.add(Kind.NO_EXECUTION, instant_ms, f"{row.outcome.name}, but no execution")
         return
     revoked = found.state is ExecutionState.REVOKED

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from . import executions, recurrence
+from . import executions, history, recurrence
 from .commands import (
     BackfillSchedule,
     DueFire,
@@ -335,6 +335,8 @@ class Turn:
             latest_ms = first_ms
         count = 1 + later
         oldest_ms = self._now_ms - policy.misfire_window_ms if policy.misfire_window_ms else 0
+        # An execution belongs to the period of its instant: what is forgotten gets no new ones.
+        oldest_ms = max(oldest_ms, self._view.history_from * history.PERIOD_MS)
         chosen: list[int] = []
         if policy.misfire is Misfire.LATEST:
             chosen = [latest_ms]

@@ -116,6 +116,7 @@ class Client:
         violate: Callable[[str], None],
         note: Callable[[str], None],
         everybody: list[Register],
+        is_forgotten: Callable[[bytes], bool],
     ) -> None:
         self.name = f"client-{number}"
         self.process = Process(self.name)
@@ -133,6 +134,7 @@ class Client:
         self._violate = violate
         self._note = note
         self._everybody = everybody
+        self._is_forgotten = is_forgotten
         self._leader = replicas[0]
         self._job = f"{CUSTOMER}/jobs/job-{number}"
         self._job_made = False
@@ -646,7 +648,8 @@ class Client:
                 f"tickmesh.v1.ExecutionService/{method}", request, execution_pb2.Execution
             )
         except NotFound:
-            self._violate(f"{name} is lost: it was acknowledged")
+            if not self._is_forgotten(unspell(name.rpartition("/")[2], EXECUTION_ID_BYTES) or b""):
+                self._violate(f"{name} is lost: it was acknowledged")
             return
         if before in FINAL and found.state != before:
             self._violate(f"{name} ended in {before}, and is {found.state} now")

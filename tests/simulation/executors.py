@@ -69,6 +69,7 @@ class Watcher(Protocol):
 
     def attempt_started(self, host: str, held: Held) -> None: ...
     def attempt_acknowledged(self, host: str, held: Held) -> None: ...
+    def stop_heard(self, attempt: str) -> None: ...
 
 
 class Host:
@@ -266,6 +267,7 @@ class Agent:
                     self._take(work)
             case "stop" if self._is_current(replica, message.stop.term):
                 for stop in message.stop.stops:
+                    self._host.watcher.stop_heard(stop.attempt_id)
                     self._stop(stop.attempt_id, stop.reason)
             case "acknowledgement" if self._leading == replica:
                 for attempt in message.acknowledgement.attempt_ids:

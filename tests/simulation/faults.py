@@ -1,4 +1,20 @@
-"""What goes wrong, and when: one fault after the other, several at a time, all from the seed."""
+"""What goes wrong, and when: one fault after the other, several at a time, all from the seed.
+
+crash, crash_all    a process is killed, or its machine loses power: what was not flushed is
+                    lost but for some prefix of its batches (a batch is whole, or not there)
+crash_at_point      the same at a write, a flush, a message's sending, before or after it
+fail_disk           flushes fail; fill_disk: writes do; slow_disk: flushes take up to 0.4 s
+wipe                a disk is replaced by an empty one
+jump_clock          a wall clock jumps, to 0.4 s from true time at most; all wander, always
+isolate             a replica is cut off, from the others alone or from everybody
+cut_one_way         nothing gets from one replica to another
+rough_network       messages are lost, doubled, delayed, and so reordered
+flap                two replicas lose their connection, and find it again
+transfer            leadership goes to another replica, at once; and with every loss of a leader
+lose_executor       a worker host's process dies, the host reboots, or is replaced
+isolate_executor    a worker host is cut off, for longer than its lease or not
+isolate_client      a client is cut off from a replica, one way
+"""
 
 from __future__ import annotations
 
@@ -34,6 +50,7 @@ class Faults:
             (2, self.jump_clock),
             (2, self.slow_disk),
             (1, self.fail_disk),
+            (1, self.fill_disk),
             (1, self.wipe),
             (2, self.flap),
             (2, self.transfer),
@@ -94,6 +111,13 @@ class Faults:
         self._world.note(f"{machine.name}'s disk fails")
         await self._for(0.2, 2.0)
         machine.flush_fails = False
+
+    async def fill_disk(self) -> None:
+        machine = self._node().machine
+        machine.is_full = True
+        self._world.note(f"{machine.name}'s disk is full")
+        await self._for(0.2, 4.0)
+        machine.is_full = False
 
     async def wipe(self) -> None:
         """A disk is lost for good, while no other replica is still catching up."""

@@ -17,7 +17,7 @@ from tickmesh.scheduler.core.recurrence import Spec
 
 from .pace import CRONS_MS
 
-CLOCK_JUMP_MS = 1_000
+CLOCK_JUMP_MS = 1_100
 """By how much a wall clock may jump back between a decision and its entry."""
 
 

@@ -282,6 +282,11 @@ class Ledger:
 
     # -- executions ----------------------------------------------------------------------------
 
+    def is_forgotten(self, identity: bytes) -> bool:
+        """Whether an execution's history has been dropped."""
+        due = history.period(int.from_bytes(identity[:6], "big"))
+        return due < self.state.meta.history_from
+
     def active(self) -> list[Execution]:
         """Executions that have not ended."""
         return [e for e in self.executions.values() if e.state in ACTIVE_STATES]

@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
-from tickmesh.scheduler import dispatch, proposals, shard, timers
+from tickmesh.scheduler import dispatch, ledgers, proposals, shard, timers
+from tickmesh.scheduler.core import history
 from tickmesh.scheduler.raft import member, replica
 
 from .pace import Pace
@@ -34,8 +35,25 @@ CADENCES: tuple[tuple[ModuleType, str], ...] = (
 )
 """What a slower pace stretches."""
 
+HISTORY_S = {"period": 15.0, "retention": 10.0, "run": 5.0, "look": 3.0}
+"""How long history is kept where it is short, at a busy pace. A period is longer than a client
+repeats a request; period and retention are shorter than many an execution's life."""
+
 CHANCE = 0.3
 """Of each to be small."""
+
+
+HISTORY: tuple[tuple[ModuleType, str], ...] = (
+    (history, "PERIOD_MS"),
+    (ledgers, "PERIOD_MS"),
+    (shard, "RUN_MS_MAX"),
+    (shard, "FORGET_INTERVAL_S"),
+)
+
+
+def is_history_short(seed: int) -> bool:
+    """In every other simulation it is dropped while everybody looks."""
+    return seed % 2 == 0
 
 
 @contextlib.contextmanager
@@ -52,6 +70,13 @@ def drawn(seed: int, pace: Pace) -> Iterator[list[str]]:
             value = chance.choice(values)
             setattr(module, name, value)
             told.append(f"{name} = {value}")
+    kept += [(module, name, getattr(module, name)) for module, name in HISTORY]
+    if is_history_short(seed):
+        told.append("history")
+        unit_ms = int(1_000 * pace.stretch)
+        history.PERIOD_MS = ledgers.PERIOD_MS = int(HISTORY_S["period"]) * unit_ms
+        shard.RUN_MS_MAX = int(HISTORY_S["run"]) * unit_ms
+        shard.FORGET_INTERVAL_S = HISTORY_S["look"] * pace.stretch
     try:
         yield told
     finally:

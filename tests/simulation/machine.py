@@ -7,6 +7,7 @@ machine that loses power keeps what was flushed and some prefix of the writes si
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
@@ -24,6 +25,9 @@ from .loop import PROCESS, Crashed, Process
 T = TypeVar("T")
 START_MS = 1_800_000_000_000
 """What wall clocks show when a simulation begins: 2027-01-15T08:00:00Z."""
+
+DRIFT_MS, DRIFT_S = 50.0, 200.0
+"""A wall clock that something disciplines wanders about true time: so far, and so slowly."""
 
 FLUSH_S = 0.001
 """Mean of a flush on a healthy disk."""
@@ -93,10 +97,12 @@ class Machine:
         self.points_left = 0
         self.flush_s = FLUSH_S
         self.flush_fails = False
+        self.is_full = False
         self.on_death: Callable[[Machine, str], None] = lambda machine, why: None
         self._loop = asyncio.get_running_loop()
         self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4)
         self.offset_ms = self.chance.uniform(-50.0, 50.0)
+        self._phase = self.chance.uniform(0.0, 6.0)
         self._monotonic_start_s = self.chance.uniform(0.0, 1e6)
 
     # -- clocks --------------------------------------------------------------------------------
@@ -104,7 +110,8 @@ class Machine:
     def now_ns(self) -> int:
         """Wall clock: see mesh.clock.Clock."""
         elapsed_s = self._loop.time() - 1000.0
-        return int((START_MS + self.offset_ms + elapsed_s * 1000 * self._rate) * 1_000_000)
+        drift_ms = DRIFT_MS * math.sin(self._phase + elapsed_s / DRIFT_S)
+        return int((START_MS + self.offset_ms + drift_ms + elapsed_s * 1000) * 1_000_000)
 
     def monotonic_ns(self) -> int:
         """See mesh.clock.Clock."""
@@ -141,6 +148,11 @@ class Machine:
             if not self.points_left:
                 self.die(power_lost=self.power_lost_at_point, where=where)
                 raise Crashed
+
+    def need_room(self) -> None:
+        """Nothing can be written to a full disk."""
+        if self.is_full:
+            raise OSError(28, "injected: no space left on the device")
 
     def draw(self, count: int) -> bytes:
         """Random bytes, for ids."""
@@ -184,6 +196,7 @@ class SimulatedStorage:
 
     def write(self, operations: list[Operation]) -> None:
         self._machine.point("the journal's write")
+        self._machine.need_room()
         _do(self._content, operations)
         self._volume.write(operations)
         self._machine.point("the journal's write, after it")
@@ -238,6 +251,7 @@ class SimulatedBackend(MemoryBackend):
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         self._machine.point("the state's write")
+        self._machine.need_room()
         self._put(changes)
         self._volume.write(dict(changes))
         self._machine.point("the state's write, after it")

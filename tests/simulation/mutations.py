@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import replace
 
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler import shard
-from tickmesh.scheduler.core import executions, machine
-from tickmesh.scheduler.core.ids import attempt_id
+from tickmesh.scheduler.core import executions, fires, machine
+from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
+from tickmesh.scheduler.core.model import ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Dispatcher
+from tickmesh.scheduler.proposals import Proposals
 from tickmesh.scheduler.raft.replica import Replica
+from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.state import State
+from tickmesh.scheduler.store.view import StoreView
 from tickmesh.scheduler.timers import Window
+
+from .executors import Agent
 
 Patch = tuple[Any, str, Any]
 
@@ -124,6 +131,88 @@ def read_without_barrier() -> list[Patch]:
     return [(Replica, "read_barrier", read_barrier)]
 
 
+def attempt_number_ignored() -> list[Patch]:
+    """The end of an earlier attempt ends the one that runs now."""
+
+    def find(self: Any, attempt: str) -> Any:
+        identity, _ = split_attempt_id(attempt) or (b"", 0)
+        execution = self.active.get(identity)
+        assigned = execution is not None and execution.state is ExecutionState.ASSIGNED
+        return execution if assigned else None
+
+    return [(Dispatcher, "_find", find)]
+
+
+def gap_after_failover_passed_over() -> list[Patch]:
+    """What fell due while nobody led is neither caught up nor recorded."""
+
+    def catch_up(self: Any, placement: Any) -> int:
+        return int(self._now_ms)
+
+    return [(fires.Turn, "catch_up", catch_up)]
+
+
+def heard_revocation_ignored() -> list[Patch]:
+    """An executor starts what it has heard to be revoked."""
+    stop = Agent._stop
+
+    def stopped(self: Any, attempt: str, reason: int) -> None:
+        if reason != Reason.REVOKED:
+            stop(self, attempt, reason)
+
+    return [(Agent, "_stop", stopped)]
+
+
+def instant_decided_twice() -> list[Patch]:
+    """An instant that was taken back and comes up again gets a second row."""
+    decide = fires.Turn.decide
+
+    def decided(self: Any, nominal_ms: int, outcome: Any, placement: Any, missed: int = 0) -> None:
+        again = self._has_execution(nominal_ms)
+        decide(self, nominal_ms, outcome, placement, missed)
+        if again:
+            self.note(outcome, nominal_ms)
+
+    return [(fires.Turn, "decide", decided)]
+
+
+def at_most_once_retried_after_a_start() -> list[Patch]:
+    """Whether an attempt has started is not looked at before the next."""
+    retry = executions._retry_after_ms
+
+    def retried(view: Any, execution: Any, attempt: Any) -> int:
+        lost = attempt.reason is Reason.EXECUTOR_LOST
+        reason = Reason.INFRASTRUCTURE if lost else attempt.reason
+        return retry(view, execution, replace(attempt, started_ns=0, reason=reason))
+
+    return [(executions, "_retry_after_ms", retried)]
+
+
+def history_dropped_under_what_is_active() -> list[Patch]:
+    """A period is dropped though something that was due in it has not ended."""
+    return [(StoreView, "active_before", lambda self, due_ms: False)]
+
+
+def watch_resumed_one_entry_too_late() -> list[Patch]:
+    """A watch that goes on from its cursor misses the next entry."""
+    read = ShardService._cursor
+    return [(ShardService, "_cursor", lambda self, cursor: read(self, cursor) + 1)]
+
+
+def time_runs_backwards_in_the_log() -> list[Patch]:
+    """A new leader's entries have its own clock's time, even if the log is ahead of it."""
+    propose = Proposals._propose
+
+    async def proposed(self: Any, batch: Any) -> None:
+        kept, self._state = self._state, SimpleNamespace(meta=SimpleNamespace(time_ms=0))
+        try:
+            await propose(self, batch)
+        finally:
+            self._state = kept
+
+    return [(Proposals, "_propose", proposed)]
+
+
 MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -134,6 +223,14 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         timers_before_the_new_leader_forgotten,
         request_id_ignored,
         read_without_barrier,
+        attempt_number_ignored,
+        gap_after_failover_passed_over,
+        heard_revocation_ignored,
+        instant_decided_twice,
+        at_most_once_retried_after_a_start,
+        history_dropped_under_what_is_active,
+        watch_resumed_one_entry_too_late,
+        time_runs_backwards_in_the_log,
     )
 }
 

@@ -329,3 +329,64 @@ async def call(
     network.later(caller, target, arrive)
     async with asyncio.timeout(timeout_s):
         return await answer
+
+
+async def read_stream(
+    network: Network,
+    caller: str,
+    target: str,
+    find: Callable[[], tuple[Process, Any] | None],
+    request: Any,
+) -> AsyncIterator[Any]:
+    """ShardService.Watch across the network, until it breaks. Raises Refused, ConnectionError."""
+    loop = asyncio.get_running_loop()
+    down: Pipe[Any] = Pipe(network, target, caller)
+    refused: list[Refused] = []
+    serving: list[tuple[Process, asyncio.Task[None]]] = []
+
+    async def serve(service: Any) -> None:
+        messages = service.Watch(request, ServicerContext("gateway", caller))
+        try:
+            async for message in messages:
+                down.send(message)
+        except Refused as error:
+            refused.append(error)
+        except asyncio.CancelledError:
+            await messages.aclose()
+            raise
+        outside(loop.call_later, network.delay_s(), down.close)
+
+    def arrive() -> None:
+        found = find()
+        if found is None:
+            down.close()
+        else:
+            process, service = found
+            serving.append((process, process.spawn(serve(service))))
+
+    async def watch() -> None:
+        """See Stream.watch."""
+        patience_s = KEEPALIVE_S * network.stretch * network.chance.uniform(0.7, 1.5)
+        began_s = loop.time()
+        while not down.closed:
+            await asyncio.sleep(LOOK_S * network.stretch)
+            lost = network.cut_for_s(caller, target) > patience_s
+            if serving:
+                process, task = serving[0]
+                lost = lost or task.done() or not process.alive
+            elif loop.time() - began_s > patience_s:
+                lost = True
+            if lost:
+                down.close()
+        if serving and not serving[0][1].done():
+            serving[0][1].cancel()
+
+    network.later(caller, target, arrive)
+    outside(asyncio.create_task, watch())
+    try:
+        async for message in down:
+            yield message
+    finally:
+        down.close()
+    if refused:
+        raise refused[0]

@@ -54,7 +54,7 @@ CALM = Pace(
 )
 SPARSE = Pace(
     "sparse",
-    30.0,
+    45.0,
     {
         "* * * * *": (MINUTE_MS, 0),
         "30 * * * * *": (MINUTE_MS, 30 * SECOND_MS),
@@ -63,7 +63,7 @@ SPARSE = Pace(
         "*/15 * * * *": (15 * MINUTE_MS, 0),
         "0 * * * *": (60 * MINUTE_MS, 0),
     },
-    (40_000, 75_000, 210_000),
+    (60_000, 100_000, 300_000),
 )
 
 PACES = (BUSY, CALM, SPARSE)

@@ -27,17 +27,19 @@ from tickmesh.scheduler.raft.messages import Message
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.shard import Shard
+from tickmesh.scheduler.steady import SteadyClock
 from tickmesh.scheduler.store.state import State
 
 from .clients import Client, Register
 from .executors import Held, Host
 from .faults import Faults
 from .ledger import Ledger
-from .limits import drawn
+from .limits import HISTORY_S, drawn, is_history_short
 from .loop import Process, SimulatedLoop, outside, simulate
 from .machine import FLUSH_S, START_MS, Machine, SimulatedBackend, SimulatedEnvironment
 from .network import Network, Transport
 from .pace import of
+from .watches import Watch
 
 REPLICAS = 3
 EXECUTORS = 3
@@ -47,7 +49,7 @@ LEASE_S = 5.0
 """At a busy pace."""
 
 RETENTION_MS = 1000 * 24 * 3600 * 1000
-"""Longer than a simulation: what was acknowledged can be read at its end."""
+"""Longer than a simulation: what was acknowledged can be read at its end. But see limits.py."""
 
 SETTLE_S = 60.0
 """From the end of all faults until everything must have settled: more than two leases, a
@@ -135,12 +137,13 @@ class Node:
         backend, stretch = SimulatedBackend(machine), world.pace.stretch
         state = State(backend)  # type: ignore[arg-type]
         world.ledger.holds(self.name, state.applied[0], backend.digest)
+        clock = SteadyClock(machine)
         shard = Shard(
             state,
-            machine,
+            clock,
             arm_ahead_ms=ARM_AHEAD_MS,
             executor_lease_ms=int(LEASE_S * stretch * 1000),
-            retention_ms=RETENTION_MS,
+            retention_ms=world.retention_ms,
         )
         state.observe(shard.observe)
         self.transport = Transport(world.network, machine, process)
@@ -163,8 +166,9 @@ class Node:
             self.transport,
             SimulatedEnvironment(machine),
         )
+        self.replica.subscribe(lambda term: None if term is None else clock.trust())
         shard.bind(self.replica)
-        self.service = ShardService(shard, machine, "shard-0", self.name, machine.draw)
+        self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
         shard.changes.index = state.applied[0]
@@ -232,6 +236,9 @@ class World:
         text = str(seed)
         self.pace = pace = of(seed)
         self.report.pace = pace.name
+        self.retention_ms = RETENTION_MS
+        if is_history_short(seed):
+            self.retention_ms = int(HISTORY_S["retention"] * pace.stretch * 1000)
         self.network = Network(text, pace.stretch)
         self.network.raft.trace = self._arrived
         self.transports: dict[str, Transport] = {}
@@ -264,14 +271,31 @@ class World:
                 )
             )
         registers: list[Register] = []
+        forgotten = self.ledger.is_forgotten
         self.clients = [
-            Client(n, text, pace, self.network, names, find, self.violate, self.note, registers)
+            Client(
+                n,
+                text,
+                pace,
+                self.network,
+                names,
+                find,
+                self.violate,
+                self.note,
+                registers,
+                forgotten,
+            )
+            for n in range(CLIENTS)
+        ]
+        self.watches = [
+            Watch(n, text, pace, self.network, names, find, self.ledger, self.violate)
             for n in range(CLIENTS)
         ]
         self.outsiders = [host.machine.name for host in self.hosts]
-        self.outsiders += [client.name for client in self.clients]
+        self.outsiders += [reader.name for reader in (*self.clients, *self.watches)]
         self.faults = Faults(self, text)
         self._starts: dict[str, str] = {}
+        self._stops: set[str] = set()
         self._healed_ms = 0
         self._violated = loop.create_future()
 
@@ -335,6 +359,8 @@ class World:
         self.note(f"{host} starts {held.id}")
         if held.id in self._starts:
             self.violate(f"{held.id} starts on {host}, after {self._starts[held.id]}")
+        if held.id in self._stops:
+            self.violate(f"{held.id} starts on {host}, which has heard its stop")
         self._starts[held.id] = host
         identity, number = split_attempt_id(held.id) or (b"", 0)
         execution = self.ledger.executions.get(identity)
@@ -348,6 +374,10 @@ class World:
             earlier = [n for n in range(1, number) if attempt_id(identity, n) in self._starts]
             if earlier:
                 self.violate(f"{held.id} starts again, and its job is at most once: {earlier}")
+
+    def stop_heard(self, attempt: str) -> None:
+        """See executors.Watcher."""
+        self._stops.add(attempt)
 
     def attempt_acknowledged(self, host: str, held: Held) -> None:
         """See executors.Watcher."""
@@ -368,6 +398,8 @@ class World:
         for host in self.hosts:
             host.boot()
         working = [client.process.spawn(client.run()) for client in self.clients]
+        for watch in self.watches:
+            watch.process.spawn(watch.run())
         course = asyncio.create_task(self._course(fault_s, working))
         await asyncio.wait((course, self._violated), return_when=asyncio.FIRST_COMPLETED)
         if course.done():
@@ -386,7 +418,9 @@ class World:
             client.stopping = True
         settle_s = SETTLE_S * self.pace.stretch
         until_s = self._loop.time() + settle_s
-        while not self._is_settled(working):
+        entries = 0
+        while not self._is_settled(working, entries):
+            entries = max(self.ledger.entries)
             if self._loop.time() > until_s:
                 self.violate(f"not settled {settle_s:g} s after all is well: {self._unsettled()}")
                 return
@@ -413,7 +447,7 @@ class World:
         self.network.mend_all()
         for node in self.nodes:
             node.machine.flush_s, node.machine.flush_fails = FLUSH_S, False
-            node.machine.points_left = 0
+            node.machine.points_left, node.machine.is_full = 0, False
             for other in self.nodes:
                 if node is not other and node.transport is not None:
                     node.transport.handle_connected(other.name)
@@ -421,12 +455,14 @@ class World:
             machine.offset_ms = 0.0
             self._boot(machine)
 
-    def _is_settled(self, working: list[asyncio.Task[Any]]) -> bool:
+    def _is_settled(self, working: list[asyncio.Task[Any]], entries: int) -> bool:
+        """entries: the last one, as of some while ago."""
         now_ms = self._now_ms()
         applied = {node.replica.applied_index for node in self.nodes if node.replica is not None}
         return (
             all(task.done() for task in working)
             and not self._old()
+            and not any(watch.is_behind(entries) for watch in self.watches)
             and len(applied) == 1
             and len([node for node in self.nodes if node.replica is not None]) == REPLICAS
             and any(node.leads for node in self.nodes)
@@ -453,8 +489,10 @@ class World:
         leaders = [node.name for node in self.nodes if node.leads]
         applied = [node.replica and node.replica.applied_index for node in self.nodes]
         fires = self._pending_fires(self._now_ms() - SETTLED_LAG_MS)
+        behind = [w.name for w in self.watches if w.is_behind(max(self.ledger.entries))]
         return (
-            f"leaders {leaders}, applied {applied}, not ended {self._old()[:2]}, fires {fires[:3]}"
+            f"leaders {leaders}, applied {applied}, not ended {self._old()[:2]},"
+            f" fires {fires[:3]}, behind {behind}"
         )
 
     def _count(self) -> None:
@@ -463,6 +501,7 @@ class World:
             "entries": len(self.ledger.entries),
             "fires": len(fires.made),
             "missed": fires.missed,
+            "dropped_periods": self.ledger.state.meta.history_from > 0,
             "late": fires.late,
             "dropped": fires.dropped,
             "again": fires.again,
@@ -471,6 +510,8 @@ class World:
             "executions": len(self.ledger.executions),
             "starts": len(self._starts),
             "calls": sum(client.done for client in self.clients),
+            "told": sum(watch.told for watch in self.watches),
+            "resumed": sum(watch.resumed for watch in self.watches),
             "unknown": sum(client.unknown for client in self.clients),
         }
         report.steps = self._loop.steps

@@ -78,8 +78,8 @@ class Internet:
 
     def __init__(self) -> None:
         self.host, self.world = Namespace(), Namespace()
-        self.seen: list[tuple[str, str]] = []
-        """(from, to) of every connection and datagram that arrived anywhere."""
+        self.seen: list[tuple[str, str, str]] = []
+        """(protocol, from, to) of every connection and datagram that arrived anywhere."""
         self._stop, self._stopped = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._serve(self._stopped)
@@ -132,12 +132,12 @@ class Internet:
         if server.type == socket.SOCK_STREAM:
             connection, caller = server.accept()
             with connection:
-                self.seen.append((caller[0], connection.getsockname()[0]))
+                self.seen.append(("tcp", caller[0], connection.getsockname()[0]))
                 connection.sendall(caller[0].encode())
             return
         data, caller = server.recvfrom(2_048)
         address, port = server.getsockname()
-        self.seen.append((caller[0], address))
+        self.seen.append(("udp", caller[0], address))
         server.sendto(_resolved(data) if port == 53 else caller[0].encode(), caller)
 
     def call(self, address: str, port: int) -> str:

@@ -24,16 +24,25 @@ async def clockwork() -> AsyncIterator[Clockwork]:
 async def test_waiters_wake_in_the_order_of_their_instants_and_never_early(
     clockwork: Clockwork,
 ) -> None:
-    base_ns = time.time_ns()
     woken: list[tuple[int, int]] = []
 
-    async def waiter(after_ms: int) -> None:
+    async def waiter(base_ns: int, after_ms: int) -> None:
         instant_ns = base_ns + after_ms * MS
         await clockwork.until(instant_ns)
         woken.append((after_ms, time.time_ns() - instant_ns))
 
-    await asyncio.gather(*(waiter(after_ms) for after_ms in (9, 3, 6, -50, 3)))
-    assert [after_ms for after_ms, _ in woken] == [-50, 3, 3, 6, 9]
+    # All must wait before the first instant comes, however slow this machine is now.
+    for ahead_ms in (10, 100, 1_000, 10_000):
+        base_ns = time.time_ns() + ahead_ms * MS
+        tasks = [asyncio.create_task(waiter(base_ns, after)) for after in (9, 3, 6, -20_000, 3)]
+        await asyncio.sleep(0)
+        if time.time_ns() < base_ns:
+            break
+        for task in tasks:
+            task.cancel()
+        woken.clear()
+    await asyncio.gather(*tasks)
+    assert [after_ms for after_ms, _ in woken] == [-20_000, 3, 3, 6, 9]
     assert all(late_ns >= 0 for _, late_ns in woken)
 
 

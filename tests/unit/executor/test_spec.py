@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tickmesh.executor import spec
+from tickmesh.executor import limits, spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,6 +61,36 @@ def test_nothing_is_allowed_by_default() -> None:
     assert all("path" not in n for n in built["linux"]["namespaces"])
     writable = [m["destination"] for m in built["mounts"] if "ro" not in m["options"]]
     assert writable == ["/proc", "/dev", "/dev/pts", "/dev/shm", "/tmp"]
+
+
+def test_its_root_is_an_id_that_the_host_gives_to_nobody() -> None:
+    linux = document(id_base=limits.ID_BASE)["linux"]
+    mapping = [{"containerID": 0, "hostID": 1_966_080_000, "size": 65_536}]
+    assert linux["uidMappings"] == linux["gidMappings"] == mapping
+    assert {"type": "user"} in linux["namespaces"]
+    assert limits.ID_BASE + limits.IDS < 2**31
+    assert not {"uidMappings", "gidMappings"} & document()["linux"].keys()
+
+
+def test_sysfs_is_mounted_only_where_the_network_is_the_sandboxs_own() -> None:
+    def kind(**changes: Any) -> str:
+        (found,) = [m["type"] for m in document(**changes)["mounts"] if m["destination"] == "/sys"]
+        return str(found)
+
+    assert kind(id_base=1 << 20) == "sysfs"
+    assert kind(network_namespace="/run/x") == "sysfs"
+    assert kind(id_base=1 << 20, network_namespace="/run/x") == "tmpfs"
+
+
+def test_limits_are_of_the_specification_that_runtimes_turn_into_either_cgroup_version() -> None:
+    """The OCI specification has the names of version 1; for version 2 runtimes convert: swap is
+    memory and swap together there, so that equal values mean none; shares become a weight."""
+    resources = document()["linux"]["resources"]
+    assert set(resources) == {"devices", "memory", "cpu", "pids"}
+    assert resources["memory"]["swap"] == resources["memory"]["limit"]
+    assert 2 <= resources["cpu"]["shares"] <= 262_144
+    assert resources["cpu"]["period"] == 100_000
+    assert resources["devices"][0] == {"allow": False, "access": "rwm"}
 
 
 def test_no_dangerous_system_call_is_allowed() -> None:

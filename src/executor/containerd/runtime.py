@@ -382,7 +382,7 @@ class ContainerdRuntime:
             raise SandboxError(f"sandbox {work.attempt_id} cannot be made: {error}") from error
         try:
             # The namespace is the sandbox's own from its first process on, and ours until then.
-            async with self._network(work) as namespace, self._creates:
+            async with self._creates, self._network(work) as namespace:
                 container = self._container(work, image, paths, record, uid, gid, namespace)
                 await self._create(work, image, container, exchange, paths, record)
             await exchange.waiting()

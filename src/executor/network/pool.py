@@ -69,11 +69,11 @@ class EgressPool:
         Once a process is in it, it lives as long as that does; without one it goes at the end.
         """
         link = self._ready.popleft() if self._ready else await self._wire()
-        self._fill()
         try:
             yield link.path
         finally:
             link.close()
+            self._fill()  # not before: it would take the processor from what was being made
 
     async def _wire(self) -> Link:
         assert self._wiring is not None, "the pool is started"

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -71,6 +71,11 @@ SLOW_AFTER_S = 5.0
     metavar="HOST:PORT",
     help="An image registry to speak to without TLS.",
 )
+@click.option(
+    "--egress",
+    is_flag=True,
+    help="Give jobs the network that they ask for: public addresses, through this machine.",
+)
 def dev(
     replicas: str,
     executors: int,
@@ -78,6 +83,7 @@ def dev(
     data: Path,
     runtime: str,
     registries: tuple[str, ...],
+    egress: bool,
 ) -> int:
     """Run a whole mesh on this machine: gateway, scheduler and executor, as real processes.
 
@@ -86,18 +92,22 @@ def dev(
     """
     try:
         from ...mesh import local
+        from ...mesh.config import Egress
     except ImportError as error:
         raise click.ClickException(
             f"the mesh itself is not installed ({error.name} is missing): "
             "pip install 'tickmesh[server]'"
         ) from None
+    executor: dict[str, Any] = {"insecure_registries": registries} if registries else {}
+    if egress:
+        executor["egress"] = Egress()
     try:
         options = local.LocalOptions(
             replicas=int(replicas),
             executors=executors,
             port=_port(port, local.is_free),
             runtime=runtime,
-            executor=(("insecure_registries", registries),) if registries else (),
+            executor=tuple(executor.items()),
         )
         asyncio.run(_run(data, options))
     except local.MeshFailed as error:

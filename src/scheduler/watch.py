@@ -74,7 +74,8 @@ class Changes:
     """Who wants to know of changes."""
 
     def __init__(self) -> None:
-        self._streams: set[Stream] = set()
+        self._streams: dict[Stream, None] = {}
+        """In the order of their opening, so that a simulation is the same every time."""
         self.index = 0
         """Of the last entry that was applied."""
 
@@ -95,12 +96,12 @@ class Changes:
         if len(self._streams) >= STREAMS_MAX:
             raise Unavailable(f"{STREAMS_MAX} streams are open on this replica")
         stream = Stream(wanted)
-        self._streams.add(stream)
+        self._streams[stream] = None
         return stream
 
     def forget(self, stream: Stream) -> None:
         """The reader has gone."""
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
 
     def close_all(self, why: str) -> None:
         """End every stream."""

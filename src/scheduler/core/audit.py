@@ -25,6 +25,10 @@ INSTANTS_MAX = 1_000_000
 """Instants that one report covers: 11 days of a schedule to the second, some seconds' work."""
 
 
+AHEAD_MS = 60_000
+"""An instant is decided so long before it at most: it is armed a few seconds ahead."""
+
+
 class Kind(enum.StrEnum):
     """What is wrong."""
 
@@ -91,6 +95,9 @@ def verify(
         report.complete = False
         return report
     covered = _Coverage(report, kept, timeline)
+    if not report.complete:
+        # Instants that were decided ahead, before the oldest row that is kept.
+        from_ms = max(from_ms, kept[0].at_ms + AHEAD_MS)
     _expected(report, schedule, timeline, covered, from_ms, until_ms)
     for row in kept:
         if row.outcome in (Outcome.FIRED, Outcome.CAUGHT_UP) and from_ms <= row.first_ms < until_ms:
@@ -115,7 +122,7 @@ def _chain(
             report.add(Kind.TAMPERED, row.at_ms, f"row {number} is older than the one before it")
         expected, previous, at_ms = number + 1, row.hash, row.at_ms
         kept.append(row)
-    if not kept and max(schedule.last_ms, schedule.update_ms) < kept_ms:
+    if not kept and max(schedule.last_ms - AHEAD_MS, schedule.update_ms) < kept_ms:
         report.complete = False  # all of them have been: it has been at rest for long
     elif (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
         report.add(

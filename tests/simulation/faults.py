@@ -55,7 +55,7 @@ class Faults:
             (2, self.flap),
             (2, self.transfer),
             (3, self.lose_executor),
-            (2, self.isolate_executor),
+            (5, self.isolate_executor),
             (2, self.isolate_client),
         ]
 

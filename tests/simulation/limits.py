@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from tickmesh.scheduler import dispatch, ledgers, proposals, shard, timers
-from tickmesh.scheduler.core import history
+from tickmesh.scheduler.core import audit, history
 from tickmesh.scheduler.raft import member, replica
 
 from .pace import Pace
@@ -44,6 +44,7 @@ CHANCE = 0.3
 
 
 HISTORY: tuple[tuple[ModuleType, str], ...] = (
+    (audit, "AHEAD_MS"),
     (history, "PERIOD_MS"),
     (ledgers, "PERIOD_MS"),
     (shard, "RUN_MS_MAX"),
@@ -75,6 +76,7 @@ def drawn(seed: int, pace: Pace) -> Iterator[list[str]]:
         told.append("history")
         unit_ms = int(1_000 * pace.stretch)
         history.PERIOD_MS = ledgers.PERIOD_MS = int(HISTORY_S["period"]) * unit_ms
+        audit.AHEAD_MS = 13_000  # as world.py has it, and some
         shard.RUN_MS_MAX = int(HISTORY_S["run"]) * unit_ms
         shard.FORGET_INTERVAL_S = HISTORY_S["look"] * pace.stretch
     try:

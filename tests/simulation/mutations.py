@@ -204,7 +204,9 @@ def time_runs_backwards_in_the_log() -> list[Patch]:
     propose = Proposals._propose
 
     async def proposed(self: Any, batch: Any) -> None:
-        kept, self._state = self._state, SimpleNamespace(meta=SimpleNamespace(time_ms=0))
+        kept = self._state
+        meta = SimpleNamespace(time_ms=0, entry_version=kept.meta.entry_version)
+        self._state = SimpleNamespace(meta=meta)
         try:
             await propose(self, batch)
         finally:

@@ -29,6 +29,7 @@ from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.steady import SteadyClock
 from tickmesh.scheduler.store.state import State
+from tickmesh.scheduler.timers import HERD_MS_MAX
 
 from .clients import Client, Register
 from .executors import Held, Host
@@ -45,6 +46,7 @@ REPLICAS = 3
 EXECUTORS = 3
 CLIENTS = 3
 ARM_AHEAD_MS = 2_000
+ARMED_MS_MAX = ARM_AHEAD_MS + HERD_MS_MAX
 LEASE_S = 5.0
 """At a busy pace."""
 
@@ -246,7 +248,7 @@ class World:
             Node(self, f"replica-{number}", text, directory / f"replica-{number}")
             for number in range(REPLICAS)
         ]
-        self.ledger = Ledger([node.machine for node in self.nodes], ARM_AHEAD_MS, self.violate)
+        self.ledger = Ledger([node.machine for node in self.nodes], ARMED_MS_MAX, self.violate)
         self.ledger.on_change = self._changed
         by_name = {node.name: node for node in self.nodes}
         names = list(by_name)
@@ -295,6 +297,8 @@ class World:
         self.outsiders += [reader.name for reader in (*self.clients, *self.watches)]
         self.faults = Faults(self, text)
         self._starts: dict[str, str] = {}
+        self._started_ns: dict[str, int] = {}
+        """By attempt: when its host says that it started it."""
         self._stops: set[str] = set()
         self._healed_ms = 0
         self._violated = loop.create_future()
@@ -345,6 +349,11 @@ class World:
 
     def _changed(self, execution: Execution) -> None:
         """An execution was committed as new or changed."""
+        for attempt in execution.attempts[-1:]:
+            identity = attempt_id(execution.id, attempt.number)
+            if attempt.started_ns and self._started_ns.get(identity) != attempt.started_ns:
+                started_ns = self._started_ns.get(identity)
+                self.violate(f"{identity}: its host started it at {started_ns}, not so: {attempt}")
         if execution.state in ACTIVE_STATES or not execution.attempts:
             return
         last = attempt_id(execution.id, execution.attempts[-1].number)
@@ -362,6 +371,7 @@ class World:
         if held.id in self._stops:
             self.violate(f"{held.id} starts on {host}, which has heard its stop")
         self._starts[held.id] = host
+        self._started_ns[held.id] = held.started_ns
         identity, number = split_attempt_id(held.id) or (b"", 0)
         execution = self.ledger.executions.get(identity)
         if execution is None or len(execution.attempts) < number:

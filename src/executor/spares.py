@@ -37,6 +37,9 @@ ARRIVALS_MAX = 256
 JOBS_MAX = 1_024
 """Jobs whose Executes are remembered, about 4 KiB each; the one executed longest ago goes."""
 
+OPENING_S = 0.02
+"""Until whoever was given a spare runs, no other is made: it would take the processors away."""
+
 LOOK_S = 1.0
 """Between looks at what nobody tells of: time that passes, memory that becomes short."""
 
@@ -150,6 +153,7 @@ class Spares:
         self._closing: deque[tuple[Spare, int]] = deque()
         """With how often it was tried."""
         self._preparing = 0
+        self._taken_ns = 0
         self._wake = asyncio.Event()
 
     async def sandbox(self, work: Work, executed: bool) -> Sandbox:
@@ -198,6 +202,7 @@ class Spares:
     async def _taken(self, pool: _Pool) -> Spare | None:
         """A spare, or the one that is being made: it is nearer to its gate than a new one."""
         if pool.ready:
+            self._taken_ns = self._clock.monotonic_ns()
             self._wake.set()
             return pool.ready.popleft()
         if not pool.making or pool.promised is not None:
@@ -253,6 +258,10 @@ class Spares:
             return await self._close()
         # Whoever needs a sandbox now goes first: making is bound by the processors.
         if missing is not None and not self._preparing:
+            since_s = (self._clock.monotonic_ns() - self._taken_ns) / _NS
+            if since_s < OPENING_S:
+                await asyncio.sleep(OPENING_S - since_s)
+                return True
             await self._make(missing)
             return True
         return False

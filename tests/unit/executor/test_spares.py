@@ -122,6 +122,7 @@ class Bed:
 
     async def settled(self, count: int) -> None:
         """Wait until so many spares wait; then a look changes nothing more."""
+        self.clock.seconds += spares.OPENING_S
         await self.until(lambda: len(self.waiting) == count)
         for _ in range(20):
             await asyncio.sleep(0)

@@ -7,6 +7,9 @@
     fires       what must be true of every due instant
     executors   worker hosts that speak the Attach protocol
     clients     callers of the public methods, and what they may be told
+    watches     readers of WatchExecutions, and what they must have been told
+    pace        how fast things happen
+    limits      limits that are small, and history that is short, in some simulations
     faults      what goes wrong, and when
     world       all of it together: run(seed, minutes)
     mutations   bugs put back in, one at a time, to see that they are found

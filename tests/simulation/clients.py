@@ -295,14 +295,16 @@ class Client:
         self._job_made = True
 
     def _job_message(self) -> job_pb2.Job:
-        """Half of all retry, some not after a start, some not for long."""
+        """Most retry, some not after a start, some not for long."""
         chance, stretch = self.chance, self._pace.stretch
         job = job_pb2.Job(container=job_pb2.Container(image="hello"))
-        if chance.random() < 0.7:
-            job.retry_policy.max_attempts = chance.randint(1, 4)
-            job.retry_policy.backoff.FromMilliseconds(int(chance.choice((100, 2_000)) * stretch))
+        if chance.random() < 0.8:
+            job.retry_policy.max_attempts = chance.randint(2, 4)
+            job.retry_policy.backoff.FromMilliseconds(
+                int(chance.choice((100, 100, 2_000)) * stretch)
+            )
             job.retry_policy.exit_codes.extend(chance.choice(((), (), (3,))))
-        job.at_most_once = chance.random() < 0.4
+        job.at_most_once = chance.random() < 0.3
         if chance.random() < 0.3:
             job.total_timeout.FromMilliseconds(int(chance.choice((3_000, 15_000)) * stretch))
             job.timeout.CopyFrom(job.total_timeout)

@@ -317,12 +317,16 @@ class Agent:
         held = Held(
             work.attempt_id,
             work.start_at_ns,
-            run_s=chance.choice((0.05, chance.uniform(0.1, 2.0), chance.uniform(2.0, 12.0)))
-            * self._host.stretch,
+            run_s=self._draw_run_s(),
             exit_code=chance.choice((0, 0, 0, 3, 4)),
         )
         self._host.held[held.id] = held
         self._begin(held)
+
+    def _draw_run_s(self) -> float:
+        """How long the process would run: from hardly to longer than two leases."""
+        low_s, high_s = self._chance.choice(((0.05, 0.05), (0.1, 2.0), (2.0, 12.0), (8.0, 25.0)))
+        return self._chance.uniform(low_s, high_s) * self._host.stretch
 
     def _stop(self, attempt: str, reason: int) -> None:
         held = self._host.held.get(attempt)

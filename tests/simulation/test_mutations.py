@@ -7,7 +7,7 @@ import pytest
 from .mutations import MUTATIONS, mutated
 from .world import run
 
-SEEDS_MAX = 12
+SEEDS_MAX = 24
 """Within so many seeds; most are found by the first."""
 
 MINUTES = 1.0

@@ -15,7 +15,7 @@ MINUTES = 1.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("seed", range(1, 11))
+@pytest.mark.parametrize("seed", range(1, 7))
 def test_whatever_goes_wrong_what_was_promised_holds(seed: int) -> None:
     report = run(seed, MINUTES)
     trace = "\n".join(report.trace[-40:])
@@ -23,6 +23,8 @@ def test_whatever_goes_wrong_what_was_promised_holds(seed: int) -> None:
     assert report.counts["entries"] > 50
     assert report.counts["starts"] > 10
     assert report.counts["calls"] > 20
+    assert report.counts["audited"] > 10
+    assert report.counts["told"] > 20
 
 
 def test_a_seed_is_one_course_of_events() -> None:

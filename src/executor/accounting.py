@@ -63,7 +63,11 @@ def children(cgroup_path: str) -> set[str]:
     """The names of the cgroups below one, in any hierarchy."""
     relative = cgroup_path.lstrip("/")
     parents = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
-    return {child.name for parent in parents for child in parent.glob("*/")}
+    found: set[str] = set()
+    for parent in parents:
+        with contextlib.suppress(OSError):  # it is being removed
+            found.update(child.name for child in parent.iterdir() if child.is_dir())
+    return found
 
 
 def remove(cgroup_path: str) -> None:

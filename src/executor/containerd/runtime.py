@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -36,7 +37,6 @@ from ..errors import (
     SpareUnfit,
 )
 from ..gate.exchange import Exchange
-from ..network.pool import EgressPool
 from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
@@ -57,6 +57,19 @@ PROBE_DEADLINE_S = 30.0
 BINARIES = ("crun", "runc")  # the faster first
 # What is tried in turn for each setting: the host's id of a sandbox's root, 0 for no namespace.
 USER_NAMESPACES = {"required": (limits.ID_BASE,), "auto": (limits.ID_BASE, 0), "off": (0,)}
+
+if TYPE_CHECKING:
+    from ..network.pool import EgressPool
+
+
+def _egress_pool(owner: str, egress: Egress | None) -> "EgressPool | None":
+    """The pool, where there is egress: its netlink library takes 0.6 s to import, which an executor
+    that has no use for it would lose at every start."""
+    if egress is None:
+        return None
+    from ..network.pool import EgressPool
+
+    return EgressPool(owner, egress)
 
 
 class ContainerdRuntime:
@@ -98,7 +111,7 @@ class ContainerdRuntime:
         self._pulls_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._views: Counter[str] = Counter()  # of sandboxes that are being made
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
-        self._egress = EgressPool(owner, egress) if egress else None
+        self._egress = _egress_pool(owner, egress)
         self.daemon: Daemon | None = None
         """The private containerd; None when one was given."""
         self._state_root = ""

@@ -53,9 +53,9 @@ LEASE_S = 5.0
 RETENTION_MS = 1000 * 24 * 3600 * 1000
 """Longer than a simulation: what was acknowledged can be read at its end. But see limits.py."""
 
-SETTLE_S = 60.0
-"""From the end of all faults until everything must have settled: more than two leases, a
-lifetime of the longest execution, elections and restarts."""
+SETTLE_S = 240.0
+"""From the end of all faults until everything must have settled, at most: four attempts of the
+longest execution, two leases each time, elections and restarts."""
 
 SETTLED_LAG_MS = 3_000
 """Instants younger than this need not have fired when a simulation ends."""

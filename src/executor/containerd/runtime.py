@@ -175,7 +175,15 @@ class ContainerdRuntime:
         await self._client.close()
         if self.daemon is not None:
             await self.daemon.close()
+            await asyncio.to_thread(self._remove_leftovers)
         await asyncio.to_thread(accounting.remove, self._cgroup_parent)
+
+    def _remove_leftovers(self) -> None:
+        """What a runtime was killed over half-way, and containerd then refused to remove: with the
+        daemon gone, its processes and files are all that there is of it."""
+        for directory in (self._data_directory / "sandboxes").iterdir():
+            accounting.remove(f"{self._cgroup_parent}/{directory.name}")
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def detach(self) -> None:
         """Ends this object and leaves everything running for the executor's next process."""

@@ -29,7 +29,15 @@ BLOCK_CACHE_BYTES = 24 * 1024 * 1024
 """What of the files is kept in memory: the same however much is stored."""
 
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024
-"""A memtable; two of them for each column family at most. Bounds memory and recovery time."""
+WRITE_BUFFERS_MAX = 4
+"""Memtables of a column family: one that is written, others that wait to be flushed. With fewer a
+burst of writes waits for a flush, and the whole process with it: the interpreter lock is held, no
+heartbeat leaves, and the shard elects another leader. Bounds memory and recovery time."""
+
+LEVEL_ZERO_SLOWDOWN_FILES = 40
+LEVEL_ZERO_STOP_FILES = 80
+"""Files not yet compacted at which writes are held back, for the same reason later than usual:
+reads look at more files meanwhile."""
 
 WAL_BYTES_MAX = 128 * 1024 * 1024
 """Of state not yet in files; the journal has it too, so this bounds only the restart."""
@@ -50,7 +58,9 @@ def _options(cache: Cache) -> Options:
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
-    options.set_max_write_buffer_number(2)
+    options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_level_zero_slowdown_writes_trigger(LEVEL_ZERO_SLOWDOWN_FILES)
+    options.set_level_zero_stop_writes_trigger(LEVEL_ZERO_STOP_FILES)
     options.set_max_total_wal_size(WAL_BYTES_MAX)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(2)

@@ -91,7 +91,8 @@ def create(
     )
     if placement is not None:
         execution = _assigned(execution, placement, now_ms)
-    view.put_execution(execution)
+    # Its id is a new one, or that of an instant which was never decided before.
+    view.put_execution(execution, fresh=True)
     return execution
 
 

@@ -288,7 +288,9 @@ class Turn:
     ) -> None:
         view, schedule, job = self._view, self.schedule, self._job
         identity = execution_id(nominal_ms, schedule.uid)
-        earlier = view.execution(job.uid, identity)
+        # What was never decided has no execution: nothing to look for, in files that grow.
+        decided = nominal_ms <= schedule.last_ms
+        earlier = view.execution(job.uid, identity) if decided else None
         made: Execution | None
         if earlier is not None:
             made = executions.fire_again(

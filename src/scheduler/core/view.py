@@ -32,8 +32,8 @@ class View(Protocol):
     def set_schedule_count(self, job_uid: bytes, count: int) -> None: ...
 
     def execution(self, job_uid: bytes, execution: bytes) -> Execution | None: ...
-    def put_execution(self, execution: Execution) -> None:
-        """Also keeps the index of active executions."""
+    def put_execution(self, execution: Execution, *, fresh: bool = False) -> None:
+        """Also keeps the index of active executions. fresh: there was none of its id, surely."""
         ...
 
     def active_before(self, due_ms: int) -> bool:

@@ -148,11 +148,11 @@ class StoreView:
         found: Execution | None = self._read(keys.execution(job_uid, execution), _EXECUTION)
         return found
 
-    def put_execution(self, execution: Execution) -> None:
+    def put_execution(self, execution: Execution, *, fresh: bool = False) -> None:
         """See core.View."""
         key = keys.execution(execution.job_uid, execution.id)
         active = keys.active(execution.job_uid, execution.id)
-        earlier = self.execution(execution.job_uid, execution.id)
+        earlier = None if fresh else self.execution(execution.job_uid, execution.id)
         was = earlier is not None and earlier.state in ACTIVE_STATES
         now = execution.state in ACTIVE_STATES
         if earlier is None:

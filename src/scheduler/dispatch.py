@@ -112,7 +112,6 @@ class Dispatcher:
         self._total_timeouts: dict[bytes, int] = {}
         """When the total timeout of an active execution is over, for those that have one."""
         self._specs: dict[tuple[bytes, int], JobSpec] = {}
-        self._assigning: set[bytes] = set()
         self._ending: set[str] = set()
         self.soft: dict[str, shard_pb2.AttemptReport] = {}
         self._pump_wake = asyncio.Event()
@@ -220,7 +219,6 @@ class Dispatcher:
             return False
         if execution.state is ExecutionState.ASSIGNED:
             self.active[key] = execution
-            self._assigning.discard(key)
             if was_assigned:
                 return False
             attempt = execution.attempts[-1]
@@ -232,7 +230,6 @@ class Dispatcher:
             return True
         self.active.pop(key, None)
         self._total_timeouts.pop(key, None)
-        self._assigning.discard(key)
         if was_assigned and earlier is not None:
             self._release(earlier)
         return False

@@ -61,13 +61,19 @@ def processes(cgroup_path: str) -> int:
 
 def children(cgroup_path: str) -> set[str]:
     """The names of the cgroups below one, in any hierarchy."""
-    relative = cgroup_path.lstrip("/")
-    parents = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
     found: set[str] = set()
-    for parent in parents:
+    for parent in _groups(cgroup_path):
         with contextlib.suppress(OSError):  # it is being removed
             found.update(child.name for child in parent.iterdir() if child.is_dir())
     return found
+
+
+def end(cgroup_path: str) -> None:
+    """Ends what runs in a cgroup. Blocks: call it in a thread."""
+    for group in _groups(cgroup_path):
+        with contextlib.suppress(OSError):
+            for pid in (group / "cgroup.procs").read_text().split():
+                _kill(int(pid))
 
 
 def remove(cgroup_path: str) -> None:
@@ -75,13 +81,16 @@ def remove(cgroup_path: str) -> None:
 
     A runtime does so itself, unless it was killed half-way. Blocks: call it in a thread.
     """
-    relative = cgroup_path.lstrip("/")
-    groups = [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
-    for group in groups:
+    end(cgroup_path)
+    for group in _groups(cgroup_path):
         with contextlib.suppress(OSError):
-            for pid in (group / "cgroup.procs").read_text().split():
-                _kill(int(pid))
             group.rmdir()
+
+
+def _groups(cgroup_path: str) -> list[Path]:
+    """A cgroup's directories, one for each hierarchy that has it."""
+    relative = cgroup_path.lstrip("/")
+    return [ROOT / relative] if unified() else list(ROOT.glob(f"*/{relative}"))
 
 
 def _kill(pid: int) -> None:

@@ -62,6 +62,7 @@ LEASE_SECONDS = 3600  # an import that takes longer has failed; what it left is 
 # A sandbox that could not be made whole is removed at once, or, while containerd hangs, later.
 UNDO_WAIT_S = 2.0
 REMOVAL_RETRY_S = 15.0
+CLEANED_UP_POLL_S = 0.05  # containerd cleans up after a dead shim in about 0.1 s
 REMOVALS_MAX = 40  # ten minutes; then the next start's sweep finds it
 
 # Concurrency. Creates are bound by cpu: more at once only makes each slower. Deletes yield to them.

@@ -7,6 +7,7 @@ values where a message would say no more. What the calls are combined into belon
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -47,6 +48,7 @@ from ..errors import (
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
 RUNTIME = "io.containerd.runc.v2"
+RUNTIME_ROOT = "/run/containerd/runc"  # where that runtime lets runc or crun keep their state
 
 Result = TypeVar("Result")
 Metadata = tuple[tuple[str, str], ...]
@@ -86,10 +88,18 @@ class ContainerdClient:
     waits for the daemon's return.
     """
 
-    def __init__(self, socket: str, namespace: str, snapshotter: str = "overlayfs") -> None:
+    def __init__(
+        self,
+        socket: str,
+        namespace: str,
+        snapshotter: str = "overlayfs",
+        runtime_root: str = "",
+    ) -> None:
         self.socket = socket
         self.namespace = namespace
         self.snapshotter = snapshotter
+        self.runtime_state = Path(runtime_root or RUNTIME_ROOT, namespace)
+        """Where runc or crun keep what they know of this namespace's containers."""
         self._metadata: Metadata = (("containerd-namespace", namespace),)
         self._channel = grpc.aio.insecure_channel(
             f"unix://{socket}",

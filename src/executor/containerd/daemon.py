@@ -20,7 +20,7 @@ import structlog
 
 from .. import limits
 from ..errors import ContainerdUnavailable, HostUnfit
-from . import launch
+from . import launch, shims
 from .client import ContainerdClient
 
 log = structlog.get_logger(__name__)
@@ -135,7 +135,7 @@ class Daemon:
         self._watch = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
-        """Ends the daemon and removes its state. Containers must be gone before: shims live on."""
+        """Ends the daemon, what it lost sight of, and its state. Containers must be gone before."""
         self._closing = True
         if self._watch is not None:
             self._watch.cancel()
@@ -156,6 +156,8 @@ class Daemon:
         await asyncio.to_thread(self._remove_state)
 
     def _remove_state(self) -> None:
+        if lost := shims.end(self.socket):
+            log.warning("shims were left when containerd ended", n=lost)
         self._pid_file.unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -144,7 +144,7 @@ class ContainerdRuntime:
             await self.daemon.start()
             self._socket = self.daemon.socket
             self._state_root = self.daemon.runtime_state
-        self._client = ContainerdClient(self._socket, NAMESPACE)
+        self._client = ContainerdClient(self._socket, NAMESPACE, runtime_root=self._state_root)
         self._images = ImageStore(
             self._client, owner=self._owner, cache_bytes=self._image_cache_bytes
         )

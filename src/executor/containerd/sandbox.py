@@ -25,13 +25,13 @@ from ..errors import (
 from ..gate.exchange import Exchange
 from ..sandbox import Exit
 from ..watch import Watcher
+from . import shims
 from .client import ContainerdClient
 
 log = structlog.get_logger(__name__)
 
 SIGNAL_BASE = 128
 SIGNALS_MAX = 64
-RUNC_NOT_STOPPED = "must be stopped"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,18 +200,55 @@ class ContainerdSandbox:
 
     def _remove_files(self) -> None:
         accounting.remove(self._record.cgroup_path)
+        state = self._client.runtime_state / self._record.container_id
+        shutil.rmtree(state, ignore_errors=True)  # the runtime's, unless it was killed half-way
         shutil.rmtree(self._paths.directory, ignore_errors=True)
 
     async def _delete_task(self) -> None:
         name = self._record.container_id
         if self._exit is None:
-            with contextlib.suppress(ContainerdError):
+            try:
                 await self._retried(self._client.kill_task, name, signals.SIGKILL)
+            except ContainerdUnavailable:
+                raise
+            except ContainerdError:  # it has ended, or its runtime has forgotten it
+                await asyncio.to_thread(accounting.end, self._record.cgroup_path)
             with contextlib.suppress(SandboxError, TimeoutError):
                 async with asyncio.timeout(limits.TASK_DEADLINE_S):
                     await self._ended()
-        with contextlib.suppress(ContainerdNotFound):
+        try:
             await self._retried(self._client.delete_task, name)
+        except ContainerdUnavailable:
+            raise
+        except ContainerdNotFound:
+            await self._end_shim()  # one that containerd was killed over, if there is one
+        except ContainerdError as error:
+            # Killed between two steps, shim and runtime disagree for ever; a dead shim is cleaned
+            # up after. Nothing is lost with it: its sandbox has ended.
+            if not await self._end_shim():
+                raise
+            log.warning("the shim had to be killed", attempt=self.attempt_id, error=str(error))
+            await self._cleaned_up()
+
+    async def _cleaned_up(self) -> None:
+        """Returns when containerd has cleaned up after a shim that was killed."""
+        deadline = time.monotonic() + limits.TASK_DEADLINE_S
+        while True:
+            try:
+                await self._retried(self._client.delete_task, self._record.container_id)
+                return
+            except ContainerdNotFound:
+                return
+            except ContainerdError:  # "ttrpc: closed", while it is at it
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(limits.CLEANED_UP_POLL_S)
+
+    async def _end_shim(self) -> int:
+        client = self._client
+        return await asyncio.to_thread(
+            shims.end, client.socket, client.namespace, self._record.container_id
+        )
 
     async def _ended(self) -> tuple[int, int]:
         """Waits for the first process's end, through restarts of containerd."""

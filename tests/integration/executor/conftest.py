@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tickmesh.executor import archive, logs
+from tickmesh.executor.containerd import shims
+from tickmesh.executor.containerd.daemon import Daemon
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.watch import Watcher
 
@@ -53,6 +55,8 @@ async def runtime(tmp_path: Path) -> AsyncIterator[ContainerdRuntime]:
 def nothing_left(directory: Path, owner: str) -> None:
     """Fails when a process, mount, cgroup or sandbox directory is still there."""
     deadline = time.monotonic() + GONE_DEADLINE_S
+    daemon = Daemon(directory / "executor" / "containerd")
+    assert shims.end(daemon.socket) == 0
     while left := [*_processes(str(directory)), *_cgroups(owner), *_mounts(str(directory))]:
         # A shim answers before its process has quite ended: that is no event one could wait for.
         assert time.monotonic() < deadline, left

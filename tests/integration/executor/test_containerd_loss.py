@@ -2,21 +2,33 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from tickmesh.executor import accounting
+from tickmesh.executor.containerd import shims
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import HostUnfit, SandboxError
 from tickmesh.executor.sandbox import Work
 
-from .conftest import PYTHON_IMAGE, STAMP_IMAGE
+from .conftest import PYTHON_IMAGE, STAMP_IMAGE, nothing_left
 
 pytestmark = pytest.mark.integration
 
 Output = Callable[[str], Awaitable[tuple[bytes, bytes]]]
+
+
+BUNDLES = "state/io.containerd.runtime.v2.task/tickmesh"
+
+
+def entries(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
 
 
 def kill_daemon(runtime: ContainerdRuntime) -> int:
@@ -115,6 +127,84 @@ async def test_under_load_each_prepare_works_or_says_that_it_does_not(
     await sandbox.start()
     assert (await sandbox.wait()).exit_code == 0
     await sandbox.delete()
+
+
+@pytest.mark.parametrize("binary", ["crun", "runc"])
+async def test_a_sandbox_that_its_runtime_has_forgotten_is_removed(
+    binary: str, tmp_path: Path, stamp_archive: Path
+) -> None:
+    """What a kill between the runtime's delete and containerd's hearing of it leaves."""
+    runtime = ContainerdRuntime(f"forgotten-{binary}", tmp_path / "executor", runtime_binary=binary)
+    await runtime.start()
+    try:
+        await runtime.import_image(STAMP_IMAGE, stamp_archive)
+        ended = await runtime.prepare(Work("ended", "tests", STAMP_IMAGE))
+        waits = await runtime.prepare(Work("waits", "tests", STAMP_IMAGE))
+        await ended.start()
+        assert (await ended.wait()).exit_code == 0
+        state = runtime._client.runtime_state
+        assert sorted(entries(state)) == ["ended", "waits"]
+        for name in entries(state):
+            await asyncio.to_thread(shutil.rmtree, state / name)
+        await asyncio.gather(ended.delete(), waits.delete())
+        assert runtime.daemon is not None
+        bundles = Path(runtime.daemon.socket).parent / BUNDLES
+        assert entries(bundles) == entries(state) == []
+        assert accounting.children(f"/tickmesh-forgotten-{binary}") == set()
+    finally:
+        await runtime.close()
+    await asyncio.to_thread(nothing_left, tmp_path, f"forgotten-{binary}")
+
+
+async def test_a_sandbox_that_containerd_has_forgotten_is_removed(
+    stamp: ContainerdRuntime,
+) -> None:
+    """What a kill while a shim was being made leaves."""
+    sandbox = await stamp.prepare(Work("lost", "tests", STAMP_IMAGE))
+    assert stamp.daemon is not None
+    bundle = Path(stamp.daemon.socket).parent / BUNDLES / "lost"
+    (bundle / "address").unlink()  # a new containerd cannot find its shim
+    kill_daemon(stamp)
+    await stamp._client.connected(10)
+    await sandbox.delete()
+    assert not bundle.exists()
+    assert entries(stamp._client.runtime_state) == []
+    assert shims.end(stamp.daemon.socket) == 0
+    again = await stamp.prepare(Work("lost-2", "tests", STAMP_IMAGE))
+    await again.delete()
+
+
+def test_only_the_shims_that_are_meant_are_killed() -> None:
+    def named(program: str, *words: str) -> list[str]:
+        return [program, "-c", "import signal; print(flush=True); signal.pause()", *words]
+
+    def shim(socket: str, name: str, *more: str) -> list[str]:
+        words = ("-namespace", "here", "-id", name, "-address", socket)
+        return named("/usr/bin/containerd-shim-x-v2", *words, *more)
+
+    meant = [shim("/a.sock", "one"), shim("/a.sock", "one", "start")]
+    others = [
+        shim("/a.sock", "one", "delete"),
+        shim("/a.sock", "two"),
+        shim("/b.sock", "one"),
+        named("/usr/bin/other", *shim("/a.sock", "one")[3:]),
+    ]
+    children = [
+        subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE)
+        for words in (*meant, *others)
+    ]
+    try:
+        for child in children:
+            assert child.stdout is not None
+            child.stdout.readline()  # it is what its words say by now
+        assert shims.end("/a.sock", "here", "one") == len(meant)
+        ended = [child.poll() for child in children]
+        assert ended == [-signal.SIGKILL] * len(meant) + [None] * len(others)
+        assert shims.end("/a.sock", "there") == 0
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 async def test_a_containerd_that_hangs_fails_a_prepare_by_its_deadline(

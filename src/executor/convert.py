@@ -50,6 +50,9 @@ class End:
     signal: int = 0
     peak_memory_bytes: int = 0
     cpu_ns: int = 0
+    output_bytes: int | None = None
+    """Written to stdout and stderr, kept or not; None: nobody knows."""
+    dropped_bytes: int = 0
 
 
 def order(message: shard_pb2.Work, shard_id: str) -> Order:
@@ -105,6 +108,9 @@ def report(
         message.signal = end.signal
         message.peak_memory_bytes = end.peak_memory_bytes
         message.cpu_ns = end.cpu_ns
+        if end.output_bytes is not None:
+            message.output_bytes = end.output_bytes
+        message.dropped_output_bytes = end.dropped_bytes
         if end.exit_code is not None:
             message.exit_code = end.exit_code
             message.has_exit_code = True
@@ -121,6 +127,8 @@ def reported_end(message: shard_pb2.AttemptReport) -> End:
         signal=message.signal,
         peak_memory_bytes=message.peak_memory_bytes,
         cpu_ns=message.cpu_ns,
+        output_bytes=message.output_bytes if message.HasField("output_bytes") else None,
+        dropped_bytes=message.dropped_output_bytes,
     )
 
 
@@ -147,6 +155,8 @@ def exited(exit: Exit, memory_bytes: int, stop: int, stop_message: str) -> End:
         signal=exit.signal,
         peak_memory_bytes=exit.peak_memory_bytes,
         cpu_ns=exit.cpu_ns,
+        output_bytes=exit.output_bytes,
+        dropped_bytes=exit.dropped_bytes,
     )
 
 

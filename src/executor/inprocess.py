@@ -26,11 +26,12 @@ import errno
 import os
 import shutil
 import signal as signals
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..mesh.clock import Clock
-from . import archive
+from . import archive, logs
 from .errors import ImageError, ImageReason, SandboxError, SpareUnfit, StartError, StartReason
 from .sandbox import ATTEMPT_ID, Exit, Work, mould
 
@@ -39,6 +40,8 @@ WORDS = frozenset(
 )
 WRITES = frozenset(["print", "error", "env", "payload"])
 SIGNAL_BASE = 128
+_TIME = struct.Struct("<QQ")
+"""As the recorder writes when something was read; see logs.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class InProcessRuntime:
 
     def __init__(self, directory: Path, clock: Clock, any_image: bool = True) -> None:
         """any_image: every image is at hand; else only those that were imported."""
-        self._directory = directory
+        self.directory = directory
         self._outputs = directory / "output"
         self._clock = clock
         self._any_image = any_image
@@ -64,7 +67,7 @@ class InProcessRuntime:
 
     async def start(self) -> None:
         """See sandbox.Runtime."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
 
     async def close(self) -> None:
         """See sandbox.Runtime."""
@@ -107,7 +110,8 @@ class InProcessRuntime:
         steps = _steps([*work.command, *work.args])
         output = None
         if any(word in WRITES for word, _ in steps):
-            output = Output(self.output_directory(work.attempt_id), work.output_bytes_max)
+            directory = self.output_directory(work.attempt_id)
+            output = Output(directory, work.output_bytes_max, self._clock)
         sandbox = InProcessSandbox(work, steps, output, self._clock, self._sandboxes)
         self._sandboxes[work.attempt_id] = sandbox
         return sandbox
@@ -166,8 +170,9 @@ class InProcessSpare:
 class Output:
     """The files that the recorder would write; small enough to be written where we are."""
 
-    def __init__(self, directory: Path, bytes_max: int) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, bytes_max: int, clock: Clock) -> None:
+        self._clock = clock
+        self.directory = directory
         self._bytes_max = bytes_max
         self._seen = {"stdout": 0, "stderr": 0}
         directory.mkdir(parents=True)
@@ -177,15 +182,17 @@ class Output:
     def write(self, name: str, data: bytes) -> None:
         """Keep what fits."""
         room = max(0, self._bytes_max - self._seen[name])
+        with (self.directory / f"{name}.times").open("ab") as times:
+            times.write(_TIME.pack(self._seen[name], self._clock.now_ns()))
         self._seen[name] += len(data)
-        with (self._directory / name).open("ab") as file:
+        with (self.directory / name).open("ab") as file:
             file.write(data[:room])
 
     def finish(self) -> None:
         """Say that this is all."""
-        scratch = self._directory / "end.new"
+        scratch = self.directory / "end.new"
         scratch.write_text(f"{self._seen['stdout']} {self._seen['stderr']}\n")
-        scratch.rename(self._directory / "end")
+        scratch.rename(self.directory / "end")
 
 
 class InProcessSandbox:
@@ -286,9 +293,11 @@ class InProcessSandbox:
             return
         if self._timer is not None:
             self._timer.cancel()
+        written = logs.Written()
         if self._output is not None:
             with contextlib.suppress(OSError):  # it has been discarded
                 self._output.finish()
+                written = logs.written(self._output.directory)
         self._exit.set_result(
             Exit(
                 exit_code=status,
@@ -297,6 +306,8 @@ class InProcessSandbox:
                 finished_ns=self._clock.now_ns(),
                 peak_memory_bytes=0,
                 cpu_ns=0,
+                output_bytes=written.output_bytes,
+                dropped_bytes=written.dropped_bytes,
             )
         )
 

@@ -31,9 +31,8 @@ STRING_BYTES_MAX = 128 * KIB - 1
 STRINGS_MAX = 1 << 14
 PAYLOAD_BYTES_MAX = 1 * MIB  # the API promises less; this is the runtime's own guard
 
-# Output is kept per stream.
-OUTPUT_BYTES_MAX = 64 * MIB
-LOG_CHUNK_BYTES_MAX = 64 * KIB
+# Of a layer on its way in.
+PULL_CHUNK_BYTES = 64 * KIB
 
 # Deadlines, in seconds. A call that only touches containerd's database answers in milliseconds; ten
 # seconds is a machine that is lost in other work.

@@ -1,47 +1,28 @@
 """Reads an attempt's output files, from a cursor, as they grow.
 
 The recorder (gate/recorder.c) keeps the beginning and the end of each stream, in parts: `stdout`,
-and `stdout.N` for what follows from byte N on; the same for `stderr`; and `end` when all is whole.
-What was written in which order between the two is not known: each is in its own order. A position
-is an offset in all that the stream ever said, so a cursor stays good whatever is dropped.
+and `stdout.N` for what follows from byte N on; the same for `stderr`; beside each part the times at
+which it was read; and `end` when all is whole. What was written in which order between the two is
+known by the times alone: each is in its own order. See mesh/output.py for positions and cursors.
 """
 
 import asyncio
 import contextlib
+import functools
 import os
-import re
+import sys
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import limits
+from ..mesh import output
+from ..mesh.output import STDERR, STDOUT, STREAMS, Chunk, Piece
 from .watch import Watcher
 
-STDOUT, STDERR = 1, 2
-STREAMS = ((STDOUT, "stdout"), (STDERR, "stderr"))
 END = "end"
-CURSOR_BEGIN = ""
-_CURSOR = re.compile(r"o2\.([0-9]{1,15})\.([0-9]{1,15})")  # offsets in both streams
+_TIMES = ".times"
 _LISTINGS_MAX = 5  # of parts that are dropped while they are looked at
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some output of one stream."""
-
-    stream: int
-    """STDOUT or STDERR."""
-    data: bytes
-    """At most LOG_CHUNK_BYTES_MAX; empty only when the stream's very last bytes were dropped."""
-    cursor: str
-    """Where to go on after this."""
-    dropped_bytes: int = 0
-    """Output of this stream that was dropped just before this, as it was over the limit."""
-
-    @property
-    def truncated(self) -> bool:
-        """Whether something was."""
-        return self.dropped_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +33,10 @@ class _End:
     """Bytes that were written to each stream, kept or not."""
     last_bytes: int | None
     """Of the part after the beginning, these are meant to be kept; None: all that is there."""
+
+    def last_from(self, stream: int) -> int:
+        """Where what is kept after the beginning begins."""
+        return 0 if self.last_bytes is None else self.seen[stream] - self.last_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +52,16 @@ class _Part:
         return self.start + self.size
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How much an attempt wrote."""
+
+    output_bytes: int = 0
+    """To both streams, kept or not."""
+    dropped_bytes: int = 0
+    """Of these, what was not kept."""
+
+
 def close(directory: Path) -> None:
     """Ends an output whose recorder was lost: what is there is all there will be."""
     sizes = [_written(_parts(directory, name)) for _, name in STREAMS]
@@ -75,15 +70,33 @@ def close(directory: Path) -> None:
     scratch.rename(directory / END)
 
 
-def written_bytes(directory: Path) -> int:
-    """What both streams of an output that is whole were told, kept or not; 0 when it is not."""
+def written(directory: Path) -> Written:
+    """How much is in an output that is whole; nothing when it is not."""
     end = _end(directory)
-    return sum(end.seen.values()) if end is not None else 0
+    if end is None:
+        return Written()
+    kept = 0
+    for stream, name in STREAMS:
+        for part in _parts(directory, name):
+            kept += max(0, part.end - _kept_from(part, stream, end))
+    total = sum(end.seen.values())
+    return Written(total, total - kept)
 
 
-def check_cursor(cursor: str) -> None:
-    """Raises ValueError for a cursor that was never given out; see `read`."""
-    _parse(cursor)
+def archived(directory: Path, name: str) -> output.Archived:
+    """An output that is whole, as it is archived under a name. Raises FileNotFoundError."""
+    end = _end(directory)
+    if end is None:
+        raise FileNotFoundError(f"there is no output that is whole in {directory.name}")
+    parts: tuple[list[output.Part], list[output.Part]] = ([], [])
+    for stream, stream_name in STREAMS:
+        for part in _parts(directory, stream_name):
+            start = _kept_from(part, stream, end)
+            if start < part.end:
+                data = _read(part.path, start - part.start, part.end - start)
+                offsets, instants = _times(part.path)
+                parts[stream - STDOUT].append(output.Part(start, data, offsets, instants))
+    return output.Archived(name, (end.seen[STDOUT], end.seen[STDERR]), parts)
 
 
 async def read(
@@ -95,7 +108,7 @@ async def read(
     Raises ValueError for a cursor that is not one of this output's, FileNotFoundError when there is
     no such output.
     """
-    positions = _parse(cursor)
+    positions = output.parse_cursor(cursor)
     if not await asyncio.to_thread(directory.is_dir):
         raise FileNotFoundError(f"there is no output in {directory.name}")
     await asyncio.to_thread(_check, directory, cursor, positions)
@@ -120,46 +133,35 @@ async def read(
 
 def _check(directory: Path, cursor: str, positions: dict[int, int]) -> None:
     end = _end(directory)
-    for stream, name in STREAMS:
-        size = end.seen[stream] if end is not None else _written(_parts(directory, name))
-        if positions[stream] > size:
-            raise ValueError(f"cursor {cursor!r} is beyond the end of {name} ({size} bytes)")
+    sizes = {stream: _written(_parts(directory, name)) for stream, name in STREAMS}
+    output.check_positions(cursor, positions, sizes if end is None else end.seen)
 
 
 async def _available(directory: Path, positions: dict[int, int]) -> AsyncIterator[Chunk]:
-    """What is there, both streams in turns, so that a long one does not hide the other."""
+    """What is there; files are read in threads, one piece at a time."""
     end = await asyncio.to_thread(_end, directory)
-    rest = list(STREAMS)
-    while rest:
-        for stream, name in tuple(rest):
-            position = positions[stream]
-            start, data = await asyncio.to_thread(_piece, directory, stream, name, position, end)
-            positions[stream] = start + len(data)
-            if start > position or data:
-                yield Chunk(stream, data, _format(positions), dropped_bytes=start - position)
-            if not data:
-                rest.remove((stream, name))
+    pieces = output.chunks(positions, functools.partial(_piece, directory, end))
+    while (chunk := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield chunk
 
 
-def _piece(
-    directory: Path, stream: int, name: str, position: int, end: _End | None
-) -> tuple[int, bytes]:
-    """What is kept of a stream from `position` on: where the next of it begins, and its bytes.
-
-    No bytes: that is all, for now or (of an output that is whole) for ever.
-    """
-    last = 0
-    if end is not None and end.last_bytes is not None:
-        last = end.seen[stream] - end.last_bytes
+def _piece(directory: Path, end: _End | None, stream: int, position: int) -> Piece:
+    """What is kept of a stream from `position` on."""
+    name = dict(STREAMS)[stream]
     for _ in range(_LISTINGS_MAX):
         with contextlib.suppress(FileNotFoundError):  # dropped since it was listed: list again
             for part in _parts(directory, name):
-                start = max(position, part.start, last if part.start else 0)
+                start = max(position, _kept_from(part, stream, end))
                 if start < part.end:
-                    size = min(limits.LOG_CHUNK_BYTES_MAX, part.end - start)
-                    return start, _read(part.path, start - part.start, size)
+                    stop, times = output.bound(start, part.end, *_times(part.path))
+                    return Piece(start, _read(part.path, start - part.start, stop - start), times)
             break
-    return (max(position, end.seen[stream]) if end is not None else position), b""
+    return Piece(max(position, end.seen[stream]) if end is not None else position, b"")
+
+
+def _kept_from(part: _Part, stream: int, end: _End | None) -> int:
+    """Where in the stream what counts of a part begins; perhaps behind its end."""
+    return max(part.start, end.last_from(stream)) if end is not None and part.start else part.start
 
 
 def _parts(directory: Path, name: str) -> list[_Part]:
@@ -192,22 +194,20 @@ def _end(directory: Path) -> _End | None:
     return _End({STDOUT: numbers[0], STDERR: numbers[1]}, numbers[2] if numbers[2:] else None)
 
 
+def _times(path: Path) -> tuple[list[int], list[int]]:
+    """The times of a part: offsets in the stream, and instants. Outputs of before had none."""
+    pairs = array("Q")
+    with contextlib.suppress(FileNotFoundError):
+        content = path.with_name(path.name + _TIMES).read_bytes()
+        pairs.frombytes(content[: len(content) // 16 * 16])
+    if sys.byteorder == "big":
+        pairs.byteswap()
+    return pairs[::2].tolist(), pairs[1::2].tolist()
+
+
 def _read(path: Path, offset: int, size: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
-
-
-def _format(positions: dict[int, int]) -> str:
-    return f"o2.{positions[STDOUT]}.{positions[STDERR]}"
-
-
-def _parse(cursor: str) -> dict[int, int]:
-    if cursor == CURSOR_BEGIN:
-        return {STDOUT: 0, STDERR: 0}
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise ValueError(f"{cursor[:64]!r} is not a cursor of an output")
-    return {STDOUT: int(match[1]), STDERR: int(match[2])}

@@ -275,7 +275,7 @@ class RegistrySource:
 
     async def _limited(self, response: httpx2.Response, bytes_max: int, what: str) -> bytes:
         data = bytearray()
-        async for piece in response.aiter_raw(limits.LOG_CHUNK_BYTES_MAX):
+        async for piece in response.aiter_raw(limits.PULL_CHUNK_BYTES):
             data += piece
             if len(data) > bytes_max:
                 raise self._error(ImageReason.CORRUPT, f"{what} has more than {bytes_max} bytes")

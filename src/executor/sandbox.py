@@ -89,6 +89,8 @@ class Exit:
     cpu_ns: int
     output_bytes: int = 0
     """Written to stdout and stderr, kept or not."""
+    dropped_bytes: int = 0
+    """Of these, what was over the limit."""
 
 
 class Sandbox(Protocol):

@@ -22,6 +22,7 @@ from ..mesh.errors import (
     to_status,
 )
 from ..mesh.limits import IMAGE_BYTES_MAX
+from ..mesh.output import Chunk
 from ..mesh.tls import require_role
 from ..proto.tickmesh.internal.v1 import executor_pb2, executor_pb2_grpc
 from . import logs
@@ -107,12 +108,14 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                     data=chunk.data,
                     stream=chunk.stream,
                     cursor=chunk.cursor,
-                    truncated=chunk.truncated,
+                    dropped_bytes=chunk.dropped_bytes,
+                    time_offsets=[offset for offset, _ in chunk.times],
+                    times_ns=[instant for _, instant in chunk.times],
                 )
         except Exception as error:
             await refuse(context, explain(error))
 
-    async def _output(self, request: executor_pb2.StreamOutputRequest) -> AsyncIterator[logs.Chunk]:
+    async def _output(self, request: executor_pb2.StreamOutputRequest) -> AsyncIterator[Chunk]:
         if not ATTEMPT_ID.fullmatch(request.attempt_id):
             raise invalid("attempt_id", f"does not match {ATTEMPT_ID.pattern}")
         attempt = self._agent.find(request.attempt_id)
@@ -142,11 +145,11 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def _followed(
         self, attempt: Attempt, directory: Path, cursor: str
-    ) -> AsyncIterator[logs.Chunk]:
+    ) -> AsyncIterator[Chunk]:
         """An attempt's output as it comes; ends a little after the attempt, come what may."""
         chunks = logs.read(directory, cursor, True, self._watcher)
         over = asyncio.create_task(attempt.over.wait())
-        coming: asyncio.Future[logs.Chunk | None] | None = None
+        coming: asyncio.Future[Chunk | None] | None = None
         try:
             while True:
                 coming = asyncio.ensure_future(anext(chunks, None))

@@ -75,15 +75,25 @@ async def stream(
         number = attempt_number(located.attempt_id)
         output = _output(executors, located, where, request.follow, expires_s - loop.time())
         async for part in output:
-            yield execution_pb2.StreamLogsResponse(
-                data=part.data,
-                stream=part.stream,  # type: ignore[arg-type]
-                cursor=f"{number}.{part.cursor}",
-                truncated=part.truncated,
-            ).SerializeToString()
+            yield _response(number, part).SerializeToString()
         if not request.follow or request.attempt:
             return
         attempt, where = number + 1, ""
+
+
+def _response(
+    number: int, part: executor_pb2.StreamOutputResponse
+) -> execution_pb2.StreamLogsResponse:
+    response = execution_pb2.StreamLogsResponse(
+        data=part.data,
+        stream=part.stream,  # type: ignore[arg-type]
+        cursor=f"{number}.{part.cursor}",
+        truncated=part.dropped_bytes > 0,
+        dropped_bytes=part.dropped_bytes,
+    )
+    for offset, time_ns in zip(part.time_offsets, part.times_ns, strict=True):
+        response.times.add(offset=offset).time.FromNanoseconds(time_ns)
+    return response
 
 
 async def _locate(

@@ -517,7 +517,10 @@ def attempt_message(attempt: Attempt) -> execution_pb2.Attempt:
         reason=_REASON(attempt.reason),
         message=attempt.message,
         peak_memory_bytes=attempt.peak_memory_bytes,
+        dropped_output_bytes=attempt.dropped_bytes,
     )
+    if attempt.output_bytes >= 0:
+        message.output_bytes = attempt.output_bytes
     if attempt.prepared_ns:
         message.prepare_time.CopyFrom(from_ns(attempt.prepared_ns))
     if attempt.started_ns:

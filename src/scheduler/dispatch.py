@@ -17,7 +17,7 @@ from ..mesh.errors import Overloaded
 from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .convert import work_message
-from .core.commands import Assign, Cancel, EndAttempts, Outcome, Placement
+from .core.commands import OUTPUT_SINCE, Assign, Cancel, EndAttempts, Outcome, Placement
 from .core.ids import attempt_id
 from .core.model import Attempt, Execution, ExecutionState, JobSpec, Reason
 from .proposals import Proposals
@@ -328,7 +328,8 @@ class Dispatcher:
             if report.phase == shard_pb2.ATTEMPT_PHASE_ENDED:
                 if report.attempt_id not in self._ending:
                     self._ending.add(report.attempt_id)
-                    ends.append((found.job_uid, found.id, ended_attempt(found, report)))
+                    ended = ended_attempt(found, report, self._proposals.version)
+                    ends.append((found.job_uid, found.id, ended))
             else:
                 earlier = self.soft.get(report.attempt_id)
                 self.soft[report.attempt_id] = report
@@ -476,9 +477,10 @@ class Dispatcher:
                     )
 
 
-def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport) -> Attempt:
-    """The durable record of an attempt's end."""
+def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version: int) -> Attempt:
+    """The durable record of an attempt's end, as every replica knows it in a version of entries."""
     attempt = execution.attempts[-1]
+    told = version >= OUTPUT_SINCE and report.HasField("output_bytes")
     return Attempt(
         number=attempt.number,
         executor=attempt.executor,
@@ -493,4 +495,6 @@ def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport) -> Atte
         message=report.message[:STATUS_MESSAGE_CHARACTERS_MAX],
         peak_memory_bytes=report.peak_memory_bytes,
         cpu_ns=report.cpu_ns,
+        output_bytes=report.output_bytes if told else -1,
+        dropped_bytes=report.dropped_output_bytes if told else 0,
     )

@@ -51,6 +51,12 @@ class Proposals:
         self._queue: deque[tuple[AnyCommand, int, asyncio.Future[Outcome]]] = deque()
         self._wake = asyncio.Event()
 
+    @property
+    def version(self) -> int:
+        """Of what is proposed now. What was once committed in a version is applied by whoever still
+        is a replica."""
+        return max(self._log.entry_version, self._state.meta.entry_version)
+
     def submit(
         self, command: AnyCommand, weight: int = 1, *, owed: bool = False
     ) -> asyncio.Future[Outcome]:
@@ -96,8 +102,7 @@ class Proposals:
 
     async def _propose(self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]]) -> None:
         now_ms = max(self._clock.now_ns() // 1_000_000, self._state.meta.time_ms)
-        # What was once committed in a version is applied by whoever still is a replica.
-        version = max(self._log.entry_version, self._state.meta.entry_version)
+        version = self.version
         batch = self._known_to_all(batch, version)
         if not batch:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
@@ -485,17 +486,25 @@ def _from_attempt(message: execution_pb2.Attempt) -> types.Attempt:
         message=message.message,
         peak_memory_bytes=message.peak_memory_bytes,
         cpu_time=from_duration(message, "cpu_time"),
+        output_bytes=message.output_bytes if message.HasField("output_bytes") else None,
+        dropped_output_bytes=message.dropped_output_bytes,
     )
 
 
-def from_log(message: execution_pb2.StreamLogsResponse) -> types.LogChunk:
-    """From the API's message."""
+def from_log(message: execution_pb2.StreamLogsResponse) -> list[types.LogChunk]:
+    """From the API's message: a chunk for each of its times, in their order."""
     is_error = message.stream == execution_pb2.LOG_STREAM_STDERR
-    return types.LogChunk(
-        data=message.data,
-        stream=types.LogStream.STDERR if is_error else types.LogStream.STDOUT,
-        truncated=message.truncated,
-    )
+    starts = [each.offset for each in message.times] or [0]
+    return [
+        types.LogChunk(
+            data=message.data[start:end],
+            stream=types.LogStream.STDERR if is_error else types.LogStream.STDOUT,
+            truncated=message.truncated and not index,
+            dropped_bytes=0 if index else message.dropped_bytes,
+            time=from_timestamp(message.times[index], "time") if message.times else None,
+        )
+        for index, (start, end) in enumerate(itertools.pairwise([*starts, len(message.data)]))
+    ]
 
 
 # Images and the mesh ------------------------------------------------------------------------------

@@ -721,7 +721,8 @@ class Executions:
         attempt: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[LogChunk]:
-        """What it wrote, in the order of each stream. follow: go on until it has ended.
+        """What it wrote, in the order of each stream, with the time at which it was read from it.
+        follow: go on until it has ended.
 
         attempt: from 1; default the last. A broken stream is opened again where it broke.
         """
@@ -738,8 +739,9 @@ class Executions:
                 ):
                     patience.heard()
                     cursor = answer.cursor
-                    if answer.data or answer.truncated:
-                        yield convert.from_log(answer)
+                    for chunk in convert.from_log(answer):
+                        if chunk.data or chunk.truncated:
+                            yield chunk
                 return
             except (Unavailable, DeadlineExceeded) as error:
                 if deadline.passed or not (follow or cursor):

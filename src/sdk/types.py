@@ -447,7 +447,12 @@ class Attempt:
     reason: ExecutionReason = ExecutionReason.NONE
     message: str = ""
     peak_memory_bytes: int = 0
+    """Most memory in use at one time; what is in its /tmp counts. 0 if it was not measured."""
     cpu_time: timedelta | None = None
+    output_bytes: int | None = None
+    """Written to stdout and stderr, kept or not. None while it runs, or if nobody knows."""
+    dropped_output_bytes: int = 0
+    """Of output_bytes, those over the limit: of each stream the first and the last are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,12 +508,16 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogChunk:
-    """Some output of an execution."""
+    """Some output of an execution, read from it at one time."""
 
     data: bytes
     stream: LogStream
     truncated: bool = False
     """Whether output was dropped just before this, as it was over the limit."""
+    dropped_bytes: int = 0
+    """How much."""
+    time: datetime | None = None
+    """When, to the millisecond, by the executor's clock. None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

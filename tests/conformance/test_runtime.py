@@ -155,8 +155,10 @@ async def test_environment_payload_and_both_streams_arrive(bed: Bed) -> None:
 
 async def test_output_over_the_limit_is_cut_and_counted(bed: Bed) -> None:
     sandbox = await bed.prepare(*("print", "0123456789", ";", "error", "kept"), output_bytes_max=5)
+    began_ns = time.time_ns()
     await sandbox.start()
-    await sandbox.wait()
+    exit = await sandbox.wait()
+    assert (exit.output_bytes, exit.dropped_bytes) == (16, 6)
     directory = bed.runtime.output_directory(sandbox.attempt_id)
     assert (directory / "end").read_bytes().split()[:2] == [b"11", b"5"]
     kept, dropped = b"", 0
@@ -164,6 +166,8 @@ async def test_output_over_the_limit_is_cut_and_counted(bed: Bed) -> None:
         if chunk.stream == logs.STDOUT:
             kept += chunk.data
             dropped += chunk.dropped_bytes
+        assert not chunk.data or chunk.times[0][0] == 0
+        assert all(began_ns <= instant <= time.time_ns() for _, instant in chunk.times)
     assert kept in (b"01234", b"0129\n")  # one keeps the end too
     assert dropped == 6
 

@@ -153,6 +153,7 @@ class ContainerdSandbox:
         status, exited_ns = await self._ended()
         usage = await asyncio.to_thread(accounting.read, self._record.cgroup_path)
         await self._output_whole()
+        written = await asyncio.to_thread(logs.written, self._paths.output)
         killed_by = status - SIGNAL_BASE if 0 < status - SIGNAL_BASE <= SIGNALS_MAX else 0
         self._exit = Exit(
             exit_code=status,
@@ -161,7 +162,8 @@ class ContainerdSandbox:
             finished_ns=exited_ns,
             peak_memory_bytes=usage.peak_memory_bytes,
             cpu_ns=usage.cpu_ns,
-            output_bytes=await asyncio.to_thread(logs.written_bytes, self._paths.output),
+            output_bytes=written.output_bytes,
+            dropped_bytes=written.dropped_bytes,
         )
         return self._exit
 

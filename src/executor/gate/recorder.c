@@ -8,6 +8,9 @@
  * A stream is in parts, only ever appended to: `stdout` has its beginning, `stdout.N` what follows
  * from byte N on. Of these the oldest go when younger ones hold the last half: what is missing
  * between two parts was dropped. So a reader that holds an offset is never told a wrong byte.
+ * Beside each part, `stdout.times` and `stdout.N.times` say when it was read: pairs of 8 bytes each,
+ * little-endian: from this byte of the stream on, this instant (nanoseconds since 1970). A pair comes
+ * before its bytes do.
  * `end` holds the bytes written to each stream, kept or not, and how many of the last are meant to
  * be kept: "stdout stderr last\n". It appears whole.
  * The shim holds the pipes' other ends until the sandbox is deleted. So that nobody has to wait for
@@ -24,11 +27,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CHUNK_BYTES 65536 /* a pipe's default size: one read empties it */
 #define PART_BYTES_MIN 65536 /* so that a flood under a small limit makes few files */
 #define PARTS_MAX 8 /* of the last half, at one time; four and a half are needed */
+#define HEAD UINT64_MAX /* in place of a start: the beginning, which has no number in its name */
+#define TIMES_MAX 8192 /* of a part, a millisecond or more apart; later ones are a second apart */
+#define MILLISECOND 1000000u
+#define SECOND 1000000000u
 
 static char chunk[CHUNK_BYTES];
 static uint64_t last_bytes; /* how much of the end is kept */
@@ -40,6 +48,10 @@ struct stream {
     uint64_t room_bytes;  /* in the part that is open */
     uint64_t starts[PARTS_MAX]; /* of the last half's parts, oldest first */
     int parts;
+    uint64_t part_start; /* of the part that is open; HEAD */
+    int times;           /* the file of its times; -1: none yet */
+    uint64_t timed_ns;   /* the last of them */
+    unsigned times_count;
 };
 
 static char *decimal(char *end, uint64_t value)
@@ -50,20 +62,54 @@ static char *decimal(char *end, uint64_t value)
     return end;
 }
 
-/* "stdout.N" */
-static char *part_name(char text[64], const char *name, uint64_t start)
+static char *before(char *end, const char *text)
+{
+    return memcpy(end - strlen(text), text, strlen(text));
+}
+
+/* "stdout.N" and a suffix */
+static char *part_name(char text[64], const char *name, uint64_t start, const char *suffix)
 {
     text[63] = '\0';
-    char *first = decimal(text + 63, start);
-    *--first = '.';
-    first -= strlen(name);
-    return memcpy(first, name, strlen(name));
+    char *first = before(text + 63, suffix);
+    if (start != HEAD)
+        first = before(decimal(first, start), ".");
+    return before(first, name);
+}
+
+static int append_to(const char *path)
+{
+    return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * SECOND + now.tv_nsec;
+}
+
+/* What is written next was read at `read_ns`. */
+static void note_time(struct stream *stream, uint64_t read_ns)
+{
+    char text[64];
+    uint64_t apart = stream->times_count < TIMES_MAX ? MILLISECOND : SECOND;
+    if (stream->times_count && read_ns - stream->timed_ns < apart)
+        return;
+    if (stream->times < 0)
+        stream->times = append_to(part_name(text, stream->name, stream->part_start, ".times"));
+    uint64_t pair[2] = {stream->seen_bytes, read_ns};
+    if (write(stream->times, pair, sizeof pair) == sizeof pair) {
+        stream->timed_ns = read_ns;
+        stream->times_count++;
+    }
 }
 
 static void drop_oldest(struct stream *stream)
 {
     char text[64];
-    unlink(part_name(text, stream->name, stream->starts[0]));
+    unlink(part_name(text, stream->name, stream->starts[0], ""));
+    unlink(part_name(text, stream->name, stream->starts[0], ".times"));
     memmove(stream->starts, stream->starts + 1, --stream->parts * sizeof *stream->starts);
 }
 
@@ -72,12 +118,15 @@ static void next_part(struct stream *stream)
 {
     char text[64];
     close(stream->target);
+    close(stream->times);
     while (stream->parts > 1 && stream->starts[1] + last_bytes <= stream->seen_bytes)
         drop_oldest(stream);
     if (stream->parts == PARTS_MAX)
         drop_oldest(stream);
-    int flags = O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC;
-    stream->target = open(part_name(text, stream->name, stream->seen_bytes), flags, 0600);
+    stream->part_start = stream->seen_bytes;
+    stream->target = append_to(part_name(text, stream->name, stream->part_start, ""));
+    stream->times = -1;
+    stream->times_count = 0;
     stream->room_bytes = last_bytes / 4 < PART_BYTES_MIN ? PART_BYTES_MIN : last_bytes / 4;
     stream->starts[stream->parts++] = stream->seen_bytes;
 }
@@ -86,9 +135,11 @@ static void next_part(struct stream *stream)
 static void keep(struct stream *stream, size_t length)
 {
     size_t offset = 0;
+    uint64_t read_ns = now_ns();
     while (offset < length) {
         if (stream->room_bytes == 0)
             next_part(stream);
+        note_time(stream, read_ns);
         size_t wanted = length - offset;
         if (wanted > stream->room_bytes)
             wanted = stream->room_bytes;
@@ -130,11 +181,14 @@ int main(int count, char **values)
     last_bytes = bytes_max / 2;
     signal(SIGTERM, SIG_IGN); /* the shim says so when the sandbox ended; its output may not have */
     signal(SIGINT, SIG_IGN);
-    int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
     struct stream streams[2] = {
-        {"stdout", 3, open("stdout", flags, 0600), 0, bytes_max - last_bytes, {0}, 0},
-        {"stderr", 4, open("stderr", flags, 0600), 0, bytes_max - last_bytes, {0}, 0},
-    };
+        {.name = "stdout", .source = 3}, {.name = "stderr", .source = 4}};
+    for (int index = 0; index < 2; index++) {
+        streams[index].target = append_to(streams[index].name);
+        streams[index].room_bytes = bytes_max - last_bytes;
+        streams[index].part_start = HEAD;
+        streams[index].times = -1;
+    }
     if (streams[0].target < 0 || streams[1].target < 0 || mkfifo("ended", 0600) < 0)
         return 1;
     int ended = open("ended", O_RDWR | O_CLOEXEC); /* both ways: no end-of-file between writers */

@@ -248,9 +248,12 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     commands: list[AnyCommand]
 
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 """What this program knows. Raise it with every command that is new, and with every change of what
 one means; an entry of an older version keeps its meaning for ever."""
+
+OUTPUT_SINCE = 2
+"""The first version in which an attempt's end tells how much it wrote."""
 
 SINCE: dict[type, int] = {}
 """Commands that version 1 does not know: the version that they are new in. They are proposed only

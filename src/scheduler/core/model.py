@@ -229,6 +229,10 @@ class Attempt(Record, frozen=True):
     message: str = ""
     peak_memory_bytes: int = 0
     cpu_ns: int = 0
+    output_bytes: int = -1
+    """Written to stdout and stderr, kept or not; -1 if nobody knows. Since version 2."""
+    dropped_bytes: int = 0
+    """Of these, what was not kept."""
 
 
 class Execution(Record, frozen=True):

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from .groups import NounGroup
-from .output import Column, live_table, output_option, print_line, print_list, print_one
+from .output import (
+    Column,
+    live_table,
+    output_option,
+    print_line,
+    print_list,
+    print_one,
+    print_table,
+)
 from .run import write_logs
 from .settings import Settings, pass_settings
 
@@ -87,10 +95,14 @@ def list_(
 @output_option
 @pass_settings
 def get(settings: Settings, /, execution: str, output: str) -> None:
-    """Show an execution."""
+    """Show an execution, with its attempts and what each used."""
     from . import tables
 
-    print_one(output, tables.EXECUTIONS, settings.client.executions.get(execution))
+    seen = settings.client.executions.get(execution)
+    print_one(output, tables.EXECUTIONS, seen)
+    if output == "table" and seen.attempts:
+        print()
+        print_table(tables.ATTEMPTS, seen.attempts)
 
 
 @group.command("cancel")
@@ -203,7 +215,11 @@ def _line(columns: tuple[Column[Execution], ...], cells: list[str]) -> str:
 @click.argument("execution")
 @click.option("-f", "--follow", is_flag=True, help="Go on until it has ended.")
 @click.option("--attempt", type=click.IntRange(1), help="Default: the last.")
+@click.option("-t", "--timestamps", is_flag=True, help="Before each line, when it was read.")
 @pass_settings
-def logs(settings: Settings, /, execution: str, follow: bool, attempt: int | None) -> None:
+def logs(
+    settings: Settings, /, execution: str, follow: bool, attempt: int | None, timestamps: bool
+) -> None:
     """Print what an execution wrote: its stdout to stdout, its stderr to stderr."""
-    write_logs(settings.client.executions.logs(execution, follow=follow, attempt=attempt or 0))
+    chunks = settings.client.executions.logs(execution, follow=follow, attempt=attempt or 0)
+    write_logs(chunks, timestamps)

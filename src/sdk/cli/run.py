@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +16,17 @@ from .settings import Settings, pass_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from ..types import Execution, LogChunk
 
 EXIT_PLATFORM = 125
 """As docker's: what was asked for did not run, or nobody knows how it ended."""
+
+NO_TIME = "(time not known)         "
+"""In place of a line's time: as wide."""
+
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 @click.command()
@@ -104,12 +111,30 @@ def _how(execution: Execution) -> str:
     return f"ended {execution.state.lower()}{reason}{message}"
 
 
-def write_logs(chunks: Iterable[LogChunk]) -> None:
-    """Output to where it was written: stdout to stdout, stderr to stderr."""
+def write_logs(chunks: Iterable[LogChunk], timestamps: bool = False) -> None:
+    """Output to where it was written: stdout to stdout, stderr to stderr; with timestamps, each
+    line after the time at which its beginning was read."""
+    within = {"STDOUT": False, "STDERR": False}  # a line that has begun
     for chunk in chunks:
         stream = sys.stderr if chunk.stream == "STDERR" else sys.stdout
         if chunk.truncated:
-            print("[output was dropped here: over the limit]", file=sys.stderr)
+            dropped = f"{chunk.dropped_bytes:,} bytes of output were" * bool(chunk.dropped_bytes)
+            print(f"[{dropped or 'output was'} dropped here: over the limit]", file=sys.stderr)
+        data = chunk.data
+        if timestamps and data:
+            data = _stamped(data, chunk.time, within[chunk.stream])
+            within[chunk.stream] = not data.endswith(b"\n")
         stream.flush()
-        stream.buffer.write(chunk.data)
+        stream.buffer.write(data)
         stream.buffer.flush()
+
+
+def _stamped(data: bytes, time: datetime | None, within: bool) -> bytes:
+    """Each line that begins in some output, after a time in UTC as wide as every other."""
+    stamp = NO_TIME
+    if time is not None:
+        stamp = f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1_000:03d}Z "
+    lines: list[bytes] = _LINE.findall(data)
+    return b"".join(
+        line if within and not index else stamp.encode() + line for index, line in enumerate(lines)
+    )

@@ -79,6 +79,41 @@ EXECUTIONS: tuple[Column[types.Execution], ...] = (
     Column("WHY", _why),
 )
 
+
+def _attempt_length(attempt: types.Attempt) -> str:
+    if attempt.start_time is None or attempt.end_time is None:
+        return ""
+    return show_duration(attempt.end_time - attempt.start_time)
+
+
+def _attempt_output(attempt: types.Attempt) -> str:
+    if attempt.output_bytes is None:
+        return ""
+    dropped = attempt.dropped_output_bytes
+    less = f" ({show_size(dropped)} dropped)" if dropped else ""
+    return show_size(attempt.output_bytes) + less
+
+
+def _attempt_why(attempt: types.Attempt) -> str:
+    words = attempt.message.splitlines()[0] if attempt.message else ""
+    return " ".join(each for each in (attempt.reason, words) if each)[:100]
+
+
+ATTEMPTS: tuple[Column[types.Attempt], ...] = (
+    Column("ATTEMPT", lambda attempt: str(attempt.number), right=True),
+    Column("EXECUTOR", lambda attempt: attempt.executor),
+    Column("EXIT", lambda a: "" if a.exit_code is None else str(a.exit_code), right=True),
+    Column("DURATION", _attempt_length, right=True),
+    Column(
+        "PEAK MEMORY",
+        lambda a: show_size(a.peak_memory_bytes) if a.peak_memory_bytes else "",
+        right=True,
+    ),
+    Column("CPU", lambda a: "" if a.cpu_time is None else show_duration(a.cpu_time), right=True),
+    Column("OUTPUT", _attempt_output, right=True),
+    Column("WHY", _attempt_why),
+)
+
 IMAGES: tuple[Column[types.Image], ...] = (
     Column("IMAGE", lambda image: image.id),
     Column("DIGEST", lambda image: image.digest[:19]),

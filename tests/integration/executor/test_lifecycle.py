@@ -44,6 +44,7 @@ async def test_a_program_runs_when_its_gate_opens_and_not_before(
             "end",
             "stderr",
             "stdout",
+            "stdout.times",
         ]
         await sandbox.delete()
         await sandbox.delete()

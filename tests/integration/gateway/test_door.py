@@ -125,7 +125,13 @@ class TestWhatWorks:
             for stream in (execution_pb2.LOG_STREAM_STDOUT, execution_pb2.LOG_STREAM_STDERR)
         }
         assert list(written.values()) == [b"one\n", b"two\n"]
-        assert (await ended(user, execution.name)).state == execution_pb2.EXECUTION_STATE_SUCCEEDED
+        done = await ended(user, execution.name)
+        assert done.state == execution_pb2.EXECUTION_STATE_SUCCEEDED
+        assert (done.attempts[0].output_bytes, done.attempts[0].dropped_output_bytes) == (8, 0)
+        for part in parts:
+            assert [time.offset for time in part.times] == [0]
+            read_ns = part.times[0].time.ToNanoseconds()
+            assert done.start_time.ToNanoseconds() <= read_ns <= done.end_time.ToNanoseconds()
         for index, part in enumerate(parts):
             again = execution_pb2.StreamLogsRequest(name=execution.name, cursor=part.cursor)
             rest = [more async for more in user.executions.StreamLogs(again, timeout=TIMEOUT_S)]

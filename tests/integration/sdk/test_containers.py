@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,18 @@ def test_its_exit_code_output_payload_and_environment_are_ours(directory: Path) 
     name = tickmesh(directory, "execution", "list", "exits", "-n", "1", "-o", "name").stdout.strip()
     logs = tickmesh(directory, "logs", name)
     assert (logs.stdout, logs.stderr) == ("daily for it\n", "oh\n")
+    logs = tickmesh(directory, "logs", name, "--timestamps")
+    line = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ (.*)\n")
+    assert [line.fullmatch(text)[1] for text in (logs.stdout, logs.stderr)] == [
+        "daily for it",
+        "oh",
+    ]
+    shown = json.loads(tickmesh(directory, "execution", "get", name, "-o", "json").stdout)
+    (attempt,) = shown["attempts"]
+    assert (attempt["output_bytes"], attempt["dropped_output_bytes"]) == (16, 0)
+    assert attempt["peak_memory_bytes"] > 2**20 and float(attempt["cpu_time"][:-1]) > 0
+    table = tickmesh(directory, "execution", "get", name).stdout
+    assert "PEAK MEMORY" in table and "CPU" in table and "OUTPUT" in table
 
 
 def test_why_it_ended_is_told(directory: Path) -> None:

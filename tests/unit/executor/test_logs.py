@@ -1,13 +1,16 @@
 """Output files, read from a cursor, while a recorder writes them."""
 
 import asyncio
+import contextlib
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tickmesh.executor import limits, logs
+from tickmesh.executor import logs
 from tickmesh.executor.watch import Watcher
+from tickmesh.mesh import output
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ async def test_both_streams_come_whole_and_in_bounded_pieces(
     chunks = await all_chunks(tmp_path, watcher)
     assert b"".join(c.data for c in chunks if c.stream == logs.STDOUT) == long
     assert b"".join(c.data for c in chunks if c.stream == logs.STDERR) == b"trouble\n"
-    assert max(len(c.data) for c in chunks) == limits.LOG_CHUNK_BYTES_MAX
+    assert max(len(c.data) for c in chunks) == output.CHUNK_BYTES_MAX
     assert not any(c.truncated for c in chunks)
     # The short stream does not wait for the long one's end.
     assert [c.stream for c in chunks[:2]] == [logs.STDOUT, logs.STDERR]
@@ -105,7 +108,7 @@ async def test_a_lost_recorders_output_ends_where_it_is(tmp_path: Path, watcher:
     (tmp_path / "stdout.100").write_bytes(b"tail")
     logs.close(tmp_path)
     assert (tmp_path / "end").read_text() == "104 3\n"
-    assert logs.written_bytes(tmp_path) == 107
+    assert logs.written(tmp_path) == logs.Written(107, 96)
     chunks = await all_chunks(tmp_path, watcher, follow=True)
     assert [(c.data, c.dropped_bytes) for c in chunks] == [(b"head", 0), (b"err", 0), (b"tail", 96)]
 
@@ -170,3 +173,78 @@ async def test_a_cursor_beyond_the_end_is_refused(tmp_path: Path, watcher: Watch
 async def test_no_output_at_all_is_said(tmp_path: Path, watcher: Watcher) -> None:
     with pytest.raises(FileNotFoundError):
         await all_chunks(tmp_path / "none", watcher)
+
+
+def write_times(path: Path, *pairs: tuple[int, int]) -> None:
+    data = b"".join(struct.pack("<QQ", *pair) for pair in pairs)
+    path.with_name(f"{path.name}.times").write_bytes(data + b"half")  # one is being written
+
+
+async def test_chunks_tell_when_their_bytes_were_read(tmp_path: Path, watcher: Watcher) -> None:
+    write_output(tmp_path, b"headhead", b"old", "1000 3 6\n")
+    write_times(tmp_path / "stdout", (0, 100), (4, 200))
+    (tmp_path / "stdout.990").write_bytes(b"0123456789")
+    write_times(tmp_path / "stdout.990", (990, 300), (993, 400), (996, 500))
+    chunks = await all_chunks(tmp_path, watcher)
+    assert [(c.data, c.times) for c in chunks] == [
+        (b"headhead", ((0, 100), (4, 200))),
+        (b"old", ()),  # of a recorder that knew of no times
+        (b"456789", ((0, 400), (2, 500))),
+    ]
+    (rest,) = await all_chunks(tmp_path, watcher, "o2.998.3")
+    assert (rest.data, rest.times) == (b"89", ((0, 500),))
+
+
+async def test_a_chunk_with_too_many_times_is_cut(
+    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "CHUNK_TIMES_MAX", 3)
+    write_output(tmp_path, b"0123456789", b"", "10 0\n")
+    write_times(tmp_path / "stdout", *((at, 100 + at) for at in range(10)))
+    chunks = await all_chunks(tmp_path, watcher)
+    assert [c.data for c in chunks] == [b"012", b"345", b"678", b"9"]
+    assert [instant for c in chunks for _, instant in c.times] == list(range(100, 110))
+
+
+async def test_what_is_archived_reads_as_the_files_do(tmp_path: Path, watcher: Watcher) -> None:
+    write_output(tmp_path, b"o" * 150_000, b"e" * 70_000, "400000 70000 150000\n")
+    write_times(tmp_path / "stdout", *((at, at) for at in range(0, 150_000, 7_000)))
+    (tmp_path / "stdout.240000").write_bytes(b"t" * 160_000)
+    write_times(tmp_path / "stdout.240000", (240_000, 7), (300_000, 8))
+    name = "2026-01-31/acme/report/01/1"
+    whole = output.unpack(output.pack(logs.archived(tmp_path, name)), name)
+    chunks = await all_chunks(tmp_path, watcher)
+    assert list(output.archived_chunks(whole, "")) == chunks
+    for chunk in chunks:
+        rest = await all_chunks(tmp_path, watcher, chunk.cursor)
+        assert list(output.archived_chunks(whole, chunk.cursor)) == rest
+    with pytest.raises(ValueError, match="not a cursor"):
+        output.archived_chunks(whole, "x")
+    with pytest.raises(ValueError, match="beyond the end of stdout"):
+        output.archived_chunks(whole, "o2.400001.0")
+
+
+def test_any_damage_of_what_is_archived_is_found(tmp_path: Path) -> None:
+    write_output(tmp_path, b"some words", b"", "10 0\n")
+    name = "2026-01-31/acme/report/01/1"
+    data = output.pack(logs.archived(tmp_path, name))
+    whole = output.unpack(data, name)
+    missed: list[int] = []
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (place % 8)
+        with contextlib.suppress(output.DamagedOutput):  # the frame has bits that nobody reads
+            assert output.unpack(bytes(damaged), name) == whole
+            missed.append(place)
+    assert len(missed) <= 1
+    for size in range(len(data)):
+        with pytest.raises(output.DamagedOutput):
+            output.unpack(data[:size], name)
+    with pytest.raises(output.DamagedOutput, match="is that of"):
+        output.unpack(data, name + "0")
+
+
+def test_an_output_that_is_not_whole_is_not_archived(tmp_path: Path) -> None:
+    write_output(tmp_path, b"so far", b"", None)
+    with pytest.raises(FileNotFoundError):
+        logs.archived(tmp_path, "x")

@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tickmesh.executor.watch import Watcher
 
 DEADLINE_S = 20.0
 MIB = 1024 * 1024
+MS = 1_000_000
 
 
 @dataclass
@@ -79,6 +81,10 @@ def sizes(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in directory.iterdir()}
 
 
+def kept_bytes(directory: Path) -> int:
+    return sum(sizes(directory).get(name, 0) for name in ("stdout", "stdout.500"))
+
+
 def mount(*arguments: str, program: tuple[str, ...] = ("mount",)) -> None:
     subprocess.run([*program, *arguments], check=True, timeout=DEADLINE_S)
 
@@ -100,7 +106,7 @@ async def test_what_fits_is_kept_whole(tmp_path: Path, watcher: Watcher) -> None
     assert kept == {logs.STDOUT: data, logs.STDERR: b"trouble"}
     assert dropped == {logs.STDOUT: 0, logs.STDERR: 0}
     assert sorted(sizes(tmp_path)) == [
-        "end", "stderr", "stdout", "stdout.500",
+        "end", "stderr", "stderr.times", "stdout", "stdout.500", "stdout.500.times", "stdout.times",
     ]  # fmt: skip
 
 
@@ -116,8 +122,50 @@ async def test_of_a_flood_the_first_and_the_last_half_are_kept(
     last = bytes_max // 2
     assert kept[logs.STDOUT] == data[: bytes_max - last] + data[len(data) - last :]
     assert dropped[logs.STDOUT] == len(data) - bytes_max
-    assert logs.written_bytes(tmp_path) == len(data)
+    assert logs.written(tmp_path) == logs.Written(len(data), len(data) - bytes_max)
     assert sum(sizes(tmp_path).values()) <= bytes_max + bytes_max // 4 + 3 * 65536
+
+
+async def test_each_byte_has_the_time_at_which_it_was_read(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    began_ns = time.time_ns()
+    recording = record(tmp_path, 1000)
+    written_ns = []
+    with watcher.changes(tmp_path) as changed:
+        for number in range(5):
+            written_ns.append(time.time_ns())
+            write(recording.stdout, b"%04d\n" % number * 40)  # 200 bytes: the last are in the end
+            while kept_bytes(tmp_path) < 200 * (number + 1):
+                await changed.wait()
+                changed.clear()
+    recording.end()
+    ended_ns = time.time_ns()
+    read_ns: dict[int, int] = {}
+    offset = 0
+    async for chunk in logs.read(tmp_path, "", False, watcher):
+        assert chunk.times and chunk.times[0][0] == 0
+        read_ns |= {offset + at: instant for at, instant in chunk.times}
+        offset += len(chunk.data)
+    assert offset == 1000
+    for number, instant in enumerate(written_ns):
+        seen = max((at, read) for at, read in read_ns.items() if at <= 200 * number)[1]
+        # Reads of one millisecond share a time, that of the first.
+        later = [*written_ns, ended_ns][number + 1]
+        assert instant - 2 * MS <= seen <= later and seen >= began_ns
+
+
+async def test_byte_by_byte_the_times_are_fewer_than_the_bytes(
+    tmp_path: Path, watcher: Watcher
+) -> None:
+    recording = record(tmp_path, MIB)
+    began_ns = time.time_ns()
+    for _ in range(20_000):
+        os.write(recording.stdout, b"x")
+    recording.end()
+    took_ms = (time.time_ns() - began_ns) / MS
+    assert sizes(tmp_path)["stdout"] == 20_000
+    assert sizes(tmp_path)["stdout.times"] <= 16 * (took_ms + 1)
 
 
 async def test_a_cursor_is_good_before_and_after_what_it_points_at_was_dropped(

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from tickmesh.mesh.errors import FailedPrecondition
+from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler.core import commands
-from tickmesh.scheduler.core.commands import ENTRY_VERSION
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, OUTPUT_SINCE
+from tickmesh.scheduler.dispatch import ended_attempt
 from tickmesh.scheduler.proposals import Proposals
 from tickmesh.scheduler.store import state as states
 from tickmesh.scheduler.store.state import State, UnknownEntry, encode_entry
@@ -98,3 +100,16 @@ def test_a_program_that_is_too_old_says_so_and_changes_nothing(payload: bytes) -
 def test_damage_is_not_taken_for_the_future() -> None:
     with pytest.raises(msgspec.ValidationError):
         World().state.apply(1, 1, msgspec.msgpack.encode([ENTRY_VERSION, START_MS, [["what", 7]]]))
+
+
+def test_how_much_was_written_is_told_once_every_replica_knows_of_it() -> None:
+    world = World()
+    world.job("report")
+    (execution,) = world.execute("report")
+    report = shard_pb2.AttemptReport(output_bytes=12, dropped_output_bytes=5, cpu_ns=7)
+    old = ended_attempt(execution, report, OUTPUT_SINCE - 1)
+    assert (old.output_bytes, old.dropped_bytes, old.cpu_ns) == (-1, 0, 7)
+    new = ended_attempt(execution, report, OUTPUT_SINCE)
+    assert (new.output_bytes, new.dropped_bytes) == (12, 5)
+    unknown = ended_attempt(execution, shard_pb2.AttemptReport(), OUTPUT_SINCE)
+    assert unknown.output_bytes == -1

@@ -96,6 +96,15 @@ class FakeGateway(
         self.logs[execution.name].append((b"oh no\n", execution_pb2.LOG_STREAM_STDERR))
         self.ended(execution, 3)
 
+    def flood(self, execution: execution_pb2.Execution) -> None:
+        """Runs at once, and writes more than is kept."""
+        self.started(execution)
+        out = execution_pb2.LOG_STREAM_STDOUT
+        self.logs[execution.name] += [(b"begun\nha", out), (b"lf\n", out), (b"flood\nend", out)]
+        self.ended(execution, 0)
+        execution.attempts[-1].output_bytes += 12_345
+        execution.attempts[-1].dropped_output_bytes = 12_345
+
     def retry(self, execution: execution_pb2.Execution) -> None:
         """Runs at once, fails, and waits for another attempt."""
         self.started(execution)
@@ -131,6 +140,8 @@ class FakeGateway(
         attempt.reason = execution.reason
         attempt.end_time.CopyFrom(execution.end_time)
         attempt.peak_memory_bytes = 3_500_000
+        attempt.cpu_time.FromMilliseconds(40)
+        attempt.output_bytes = sum(len(data) for data, _ in self.logs[execution.name])
         self.changed(execution)
 
     def changed(self, execution: execution_pb2.Execution) -> None:
@@ -539,9 +550,16 @@ class FakeGateway(
                 data, stream = self.logs[request.name][position]
                 position += 1
                 sent += 1
-                yield execution_pb2.StreamLogsResponse(
+                message = execution_pb2.StreamLogsResponse(
                     data=data, stream=stream, cursor=str(position)
                 )
+                # Each of its lines was read half a second after the one before.
+                ends = [at + 1 for at, byte in enumerate(data[:-1]) if byte == ord("\n")]
+                for line, offset in enumerate([0, *ends]):
+                    message.times.add(offset=offset, time=stamp(NOW_MS + 500 * line))
+                if b"flood" in data:
+                    message.truncated, message.dropped_bytes = True, 12_345
+                yield message
             if not request.follow or execution.state in FINAL:
                 return
             with self._changed:

@@ -295,6 +295,8 @@ class Attempt(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CPU_TIME_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    DROPPED_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 1."""
     executor: _builtins.str
@@ -308,7 +310,15 @@ class Attempt(_message.Message):
     message: _builtins.str
     """As in Execution."""
     peak_memory_bytes: _builtins.int
-    """Most memory in use at one time, in bytes. 0 if it was not measured."""
+    """Most memory in use at one time, in bytes, of all of its processes; what is in its /tmp counts.
+    0 if it was not measured.
+    """
+    output_bytes: _builtins.int
+    """Bytes written to stdout and stderr, kept or not. That is all that an execution can write but to
+    its /tmp, which is memory. Unset if it has not ended, or nobody knows (its executor was lost).
+    """
+    dropped_output_bytes: _builtins.int
+    """Of output_bytes, those that were dropped: of each stream the first and the last 512 KiB are kept."""
     @_builtins.property
     def assign_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed to that executor."""
@@ -327,7 +337,7 @@ class Attempt(_message.Message):
 
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
-        """Processor time used. Unset if it was not measured."""
+        """Processor time used by all of its processes. Unset if it was not measured."""
 
     def __init__(
         self,
@@ -344,14 +354,21 @@ class Attempt(_message.Message):
         message: _builtins.str = ...,
         peak_memory_bytes: _builtins.int = ...,
         cpu_time: _duration_pb2.Duration | None = ...,
+        output_bytes: _builtins.int | None = ...,
+        dropped_output_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "end_time", b"end_time", "exit_code", b"exit_code", "prepare_time", b"prepare_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "end_time", b"end_time", "exit_code", b"exit_code", "output_bytes", b"output_bytes", "prepare_time", b"prepare_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "end_time", b"end_time", "executor", b"executor", "exit_code", b"exit_code", "message", b"message", "number", b"number", "peak_memory_bytes", b"peak_memory_bytes", "prepare_time", b"prepare_time", "reason", b"reason", "signal", b"signal", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "dropped_output_bytes", b"dropped_output_bytes", "end_time", b"end_time", "executor", b"executor", "exit_code", b"exit_code", "message", b"message", "number", b"number", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "prepare_time", b"prepare_time", "reason", b"reason", "signal", b"signal", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    _WhichOneofReturnType__output_bytes: _TypeAlias = _typing.Literal["output_bytes"]  # noqa: Y015
+    _WhichOneofArgType__output_bytes: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_bytes) -> _WhichOneofReturnType__output_bytes | None: ...
 
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
@@ -684,6 +701,8 @@ class StreamLogsResponse(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    DROPPED_BYTES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """Some output, oldest first within each stream; at most 64 KiB."""
     stream: Global___LogStream.ValueType
@@ -691,7 +710,17 @@ class StreamLogsResponse(_message.Message):
     cursor: _builtins.str
     """Where to go on after this."""
     truncated: _builtins.bool
-    """True if output was dropped just before this, as it was over the limit (1 MiB a stream)."""
+    """True if output was dropped just before this, as it was over the limit: of each stream the first
+    and the last 512 KiB are kept.
+    """
+    dropped_bytes: _builtins.int
+    """How many bytes of this stream were dropped just before this."""
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogTime]:
+        """When data was read from the process, to the millisecond, in the order of data. The first is of
+        data's first byte. Empty if it is not known.
+        """
+
     def __init__(
         self,
         *,
@@ -699,11 +728,41 @@ class StreamLogsResponse(_message.Message):
         stream: Global___LogStream.ValueType = ...,
         cursor: _builtins.str = ...,
         truncated: _builtins.bool = ...,
+        times: _abc.Iterable[Global___LogTime] | None = ...,
+        dropped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "stream", b"stream", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "dropped_bytes", b"dropped_bytes", "stream", b"stream", "times", b"times", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015
+
+@_typing.final
+class LogTime(_message.Message):
+    """When some of a chunk's data was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """From this byte of data on, up to the next one's."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """By the executor's clock."""
+
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogTime: _TypeAlias = LogTime  # noqa: Y015

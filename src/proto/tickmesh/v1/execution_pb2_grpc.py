@@ -124,8 +124,9 @@ class ExecutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamLogs(self, request, context):
-        """Streams what an execution wrote to stdout and stderr, from a cursor. Errors: NOT_FOUND, UNAVAILABLE (the executor that
-        holds the output is not reachable).
+        """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
+        that does not have it any more from the archive. Errors: NOT_FOUND, UNAVAILABLE (neither can be
+        reached), DATA_LOSS (what was archived is damaged: OUTPUT_CORRUPT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

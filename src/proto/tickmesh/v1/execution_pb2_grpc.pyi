@@ -54,8 +54,9 @@ class ExecutionServiceStub:
     that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_execution_pb2.StreamLogsRequest, _execution_pb2.StreamLogsResponse]
-    """Streams what an execution wrote to stdout and stderr, from a cursor. Errors: NOT_FOUND, UNAVAILABLE (the executor that
-    holds the output is not reachable).
+    """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
+    that does not have it any more from the archive. Errors: NOT_FOUND, UNAVAILABLE (neither can be
+    reached), DATA_LOSS (what was archived is damaged: OUTPUT_CORRUPT).
     """
 
 @_typing.type_check_only
@@ -84,8 +85,9 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_execution_pb2.StreamLogsRequest, _execution_pb2.StreamLogsResponse]  # type: ignore[assignment]
-    """Streams what an execution wrote to stdout and stderr, from a cursor. Errors: NOT_FOUND, UNAVAILABLE (the executor that
-    holds the output is not reachable).
+    """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
+    that does not have it any more from the archive. Errors: NOT_FOUND, UNAVAILABLE (neither can be
+    reached), DATA_LOSS (what was archived is damaged: OUTPUT_CORRUPT).
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -153,8 +155,9 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _execution_pb2.StreamLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_execution_pb2.StreamLogsResponse], _abc.AsyncIterator[_execution_pb2.StreamLogsResponse]]:
-        """Streams what an execution wrote to stdout and stderr, from a cursor. Errors: NOT_FOUND, UNAVAILABLE (the executor that
-        holds the output is not reachable).
+        """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
+        that does not have it any more from the archive. Errors: NOT_FOUND, UNAVAILABLE (neither can be
+        reached), DATA_LOSS (what was archived is damaged: OUTPUT_CORRUPT).
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -51,23 +51,36 @@ class StreamOutputResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
-    TRUNCATED_FIELD_NUMBER: _builtins.int
+    DROPPED_BYTES_FIELD_NUMBER: _builtins.int
+    TIME_OFFSETS_FIELD_NUMBER: _builtins.int
+    TIMES_NS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     stream: _builtins.int
     """A tickmesh.v1.LogStream."""
     cursor: _builtins.str
-    truncated: _builtins.bool
+    dropped_bytes: _builtins.int
+    """Of this stream, just before this."""
+    @_builtins.property
+    def time_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When data was read: from these offsets in it on, the first of them 0, ..."""
+
+    @_builtins.property
+    def times_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """... at these instants, nanoseconds since 1970. Both empty: not known."""
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         stream: _builtins.int = ...,
         cursor: _builtins.str = ...,
-        truncated: _builtins.bool = ...,
+        dropped_bytes: _builtins.int = ...,
+        time_offsets: _abc.Iterable[_builtins.int] | None = ...,
+        times_ns: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "stream", b"stream", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "dropped_bytes", b"dropped_bytes", "stream", b"stream", "time_offsets", b"time_offsets", "times_ns", b"times_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

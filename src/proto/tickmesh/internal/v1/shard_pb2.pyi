@@ -442,6 +442,8 @@ class AttemptReport(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CPU_NS_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    DROPPED_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """See Work."""
     phase: Global___AttemptPhase.ValueType
@@ -458,6 +460,10 @@ class AttemptReport(_message.Message):
     """For people; at most 1,024 characters."""
     peak_memory_bytes: _builtins.int
     cpu_ns: _builtins.int
+    output_bytes: _builtins.int
+    """Written to stdout and stderr, kept or not. Unset if nobody knows."""
+    dropped_output_bytes: _builtins.int
+    """Of these, what was over the limit and not kept."""
     def __init__(
         self,
         *,
@@ -473,12 +479,16 @@ class AttemptReport(_message.Message):
         message: _builtins.str = ...,
         peak_memory_bytes: _builtins.int = ...,
         cpu_ns: _builtins.int = ...,
+        output_bytes: _builtins.int | None = ...,
+        dropped_output_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes", "output_bytes", b"output_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "cpu_ns", b"cpu_ns", "ended_ns", b"ended_ns", "exit_code", b"exit_code", "has_exit_code", b"has_exit_code", "message", b"message", "peak_memory_bytes", b"peak_memory_bytes", "phase", b"phase", "prepared_ns", b"prepared_ns", "reason", b"reason", "signal", b"signal", "started_ns", b"started_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes", "attempt_id", b"attempt_id", "cpu_ns", b"cpu_ns", "dropped_output_bytes", b"dropped_output_bytes", "ended_ns", b"ended_ns", "exit_code", b"exit_code", "has_exit_code", b"has_exit_code", "message", b"message", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "phase", b"phase", "prepared_ns", b"prepared_ns", "reason", b"reason", "signal", b"signal", "started_ns", b"started_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__output_bytes: _TypeAlias = _typing.Literal["output_bytes"]  # noqa: Y015
+    _WhichOneofArgType__output_bytes: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_bytes) -> _WhichOneofReturnType__output_bytes | None: ...
 
 Global___AttemptReport: _TypeAlias = AttemptReport  # noqa: Y015
 

@@ -24,6 +24,10 @@ class ReplicaConfig:
     election_timeout_min_s: float = 0.3
     election_timeout_max_s: float = 0.6
     heartbeat_interval_s: float = 0.05
+    # A leader to which the connection stands is given so many times longer. One that is killed
+    # loses its connections; one that is silent on them is late, on a machine that has too much to
+    # do, and electing another there makes it later still.
+    patience: float = 2.5
     # A leader whose wall clock is further than this from those of a majority does not go on.
     clock_skew_max_s: float = 0.25
     # The highest version of payloads that this program's state machine can apply.
@@ -55,6 +59,8 @@ class ReplicaConfig:
                 f" election_timeout_min_s={self.election_timeout_min_s},"
                 f" election_timeout_max_s={self.election_timeout_max_s}"
             )
+        if self.patience < 1:
+            raise ValueError(f"patience must be 1 or more: {self.patience}")
         if self.clock_skew_max_s <= 0:
             raise ValueError(f"clock_skew_max_s must be positive: {self.clock_skew_max_s}")
         if self.retain_entries < 1 or self.retain_bytes < 1:

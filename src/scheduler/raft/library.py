@@ -195,7 +195,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
             raftMaxTimeout=config.election_timeout_max_s,
             connectionTimeout=config.election_timeout_max_s * 10,
             # A leader that hears no majority for so long stands down, and its callers learn it.
-            leaderFallbackTimeout=config.election_timeout_max_s,
+            leaderFallbackTimeout=config.election_timeout_max_s * config.patience,
             dynamicMembershipChange=False,
             journalFile=JournalAdapter(journal),
             pollerType="poll",
@@ -233,8 +233,11 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
             self._commit_wanted = index
             self.journal.commit_floor = index
 
-    def _SyncObj__generateRaftTimeout(self) -> float:
+    def election_timeout(self) -> float:
+        """How long to wait for a leader this time, in seconds."""
         return self._minimum_s + self._spread_s * self._random()
+
+    _SyncObj__generateRaftTimeout = election_timeout
 
     def _SyncObj__sendAppendEntries(self) -> None:
         self._SyncObj__newAppendEntriesTime = self.clock() + self.conf.appendEntriesPeriod

@@ -94,6 +94,7 @@ class Member(RaftLibrary):
         self._reply_asked_ns = 0
         self._campaign_not_before_s = -math.inf
         self._heard_leader_s = -math.inf
+        self._patience = 1.0  # with the leader that was heard: see ReplicaConfig
         self._backers: set[str] | None = None  # pre-votes for the election being considered
         self._elected = False
         self._transfer_requested = False
@@ -238,6 +239,9 @@ class Member(RaftLibrary):
             },
         )
         self.journal.settle()
+        self._patience = self._config.patience if peer in self.connected else 1.0
+        now = self.clock()
+        self.election_deadline = now + (self.election_deadline - now) * self._patience
 
     def _become_voter(self, leader: str, term: int) -> None:
         if self.journal.voter:
@@ -253,7 +257,8 @@ class Member(RaftLibrary):
         if not self.journal.voter:
             return
         live_leader = self.is_leader or (
-            self.clock() - self._heard_leader_s < self._config.election_timeout_min_s
+            self.clock() - self._heard_leader_s
+            < self._config.election_timeout_min_s * self._patience
         )
         if message.term < self.term + (1 if message.pre else 0):
             self._send(peer, VoteReply(self.term, message.term, granted=False, pre=message.pre))
@@ -503,6 +508,11 @@ class Member(RaftLibrary):
         else:
             self.connected.discard(peer)
             self.clocks.forget(peer)
+            if peer == self.leader_id:
+                self._patience = 1.0
+                self.election_deadline = min(
+                    self.election_deadline, self.clock() + self.election_timeout()
+                )
         self._progress[peer].lost()
         if connected and self.is_leader:
             # What was in flight may be lost: ask from our end rather than trust the old guess.

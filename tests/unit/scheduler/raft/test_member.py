@@ -239,6 +239,24 @@ def test_a_live_leader_is_protected_from_candidates() -> None:
     assert only(bench.hear("c", Vote(9, 50, 8, transfer=True))) == VoteReply(9, 9, True)
 
 
+def test_a_silent_leader_is_given_longer_than_one_whose_connection_is_lost() -> None:
+    bench = Bench()
+    bench.hear("a", append(1, (1, 0), 1))
+    assert bench.tick(0.7) == [], "its connection stands: it is late"
+    assert bench.hear("c", Vote(2, 1, 0, pre=True)) == [], "so that nobody else is helped"
+    bench.member.set_connected("a", False)
+    assert only(bench.hear("c", Vote(2, 1, 0, pre=True))) == VoteReply(1, 2, True, pre=True)
+    assert bench.tick(0.4) == []
+    assert [message for _, message in bench.tick(0.1)] == [Vote(2, 1, 0, pre=True)] * 2
+
+
+def test_a_leader_that_is_silent_too_long_is_replaced_though_its_connection_stands() -> None:
+    bench = Bench()
+    bench.hear("a", append(1, (1, 0), 1))
+    assert bench.tick(1.1) == []
+    assert [message for _, message in bench.tick(0.1)] == [Vote(2, 1, 0, pre=True)] * 2
+
+
 def test_an_election_is_asked_for_before_it_moves_the_term() -> None:
     bench = Bench()
     sent = bench.tick(1.0)
@@ -365,7 +383,7 @@ def test_an_entry_of_an_earlier_term_is_not_committed_by_counting() -> None:
 def test_a_leader_that_hears_no_majority_stands_down() -> None:
     bench = Bench()
     bench.lead()
-    for _ in range(20):
+    for _ in range(40):
         bench.tick(0.05)
     assert not bench.member.is_leader
     assert bench.member.stood_down

@@ -22,12 +22,16 @@ from ..mesh.errors import (
     NotBuilt,
     NotFound,
     TickmeshError,
+    Unauthenticated,
     Unavailable,
     invalid,
 )
 from ..mesh.limits import CALL_TIMEOUT_MAX_S, MESSAGE_BYTES_MAX, STREAM_SECONDS_MAX
+from ..mesh.names import parse_key
 from ..proto.tickmesh.v1 import cluster_pb2
 from . import logs
+from .access import Principal, authorize
+from .authentication import Authentication
 from .executors import Executors
 from .images import Images, first_message_needed
 from .methods import METHODS, REQUEST_ID_CHARACTERS, SERVICES, Kind, Method
@@ -50,7 +54,14 @@ Answerer = Callable[[Method, Any, bytes, float, Context], Awaitable[bytes]]
 class Door:
     """Everything that the public API can do, over the shards of one mesh."""
 
-    def __init__(self, shards: tuple[Shard, ...], executors: Executors) -> None:
+    def __init__(
+        self,
+        shards: tuple[Shard, ...],
+        executors: Executors,
+        authentication: Authentication | None = None,
+    ) -> None:
+        """authentication: None: whoever calls is believed."""
+        self._authentication = authentication
         self._shards = shards
         self._executors = executors
         self._images = Images(executors)
@@ -97,12 +108,48 @@ class Door:
                 make = self._operate
             case Kind.NOT_BUILT:
                 make = self._not_built
-        return grpc.unary_unary_rpc_method_handler(_unary(method, make))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, make))
 
     def _shard(self, name: str) -> Shard:
         """The shard of a resource name's customer. The name was validated."""
         customer = name.split("/", 2)[1]
         return self._shards[shard_of(slot_of(customer), len(self._shards))]
+
+    async def _admit(self, context: Context) -> tuple[Principal | None, str]:
+        """Who calls, and the key that says so; None where everybody is believed."""
+        if self._authentication is None:
+            return None, ""
+        metadata: Any = context.invocation_metadata() or ()
+        return await self._authentication.authenticate_call(metadata, context.peer())
+
+    def _unary(
+        self, method: Method, answer: Answerer
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
+            try:
+                _timeout(context, CALL_TIMEOUT_MAX_S)
+                principal, _ = await self._admit(context)
+                request = check(method, data)
+                if principal is not None:
+                    authorize(principal, method, request)
+                timeout_s = _timeout(context, CALL_TIMEOUT_MAX_S)
+                response = await answer(method, request, data, timeout_s, context)
+                if len(response) > MESSAGE_BYTES_MAX:
+                    raise MessageTooLarge(
+                        f"the response has {len(response):,} bytes, more than the limit of "
+                        f"{MESSAGE_BYTES_MAX:,}: ask for less, as by page_size",
+                        metadata={
+                            "limit_bytes": str(MESSAGE_BYTES_MAX),
+                            "bytes": str(len(response)),
+                        },
+                    )
+                return response
+            except TickmeshError as error:
+                await refuse(context, error)
+            except Exception as error:
+                await refuse(context, unexpected(method.name, error))
+
+        return handle
 
     # -- one message in, one out -----------------------------------------------------------------
 
@@ -116,7 +163,10 @@ class Door:
             data = data + method.request_id_tag + made
         shard = self._shard(method.read_name(request))
         alone = method.kind is Kind.SHARD_ALONE
-        return await shard.call(method, data, timeout_s, _traceparent(context), alone=alone)
+        answer = await shard.call(method, data, timeout_s, _traceparent(context), alone=alone)
+        if self._authentication is not None and method.name.endswith("/RevokeApiKey"):
+            self._authentication.forget(parse_key(request.name))  # here at once
+        return answer
 
     async def _image(
         self, method: Method, request: Any, _data: bytes, timeout_s: float, _context: Context
@@ -173,11 +223,25 @@ class Door:
             task = asyncio.current_task()
             assert task is not None
             self._streams.add(task)
+            holder: asyncio.Task[Unauthenticated] | None = None
+
+            def end(_: object) -> None:
+                task.cancel()
+
             try:
+                _timeout(context, STREAM_SECONDS_MAX)
+                principal, token = await self._admit(context)
+                request = check(method, data)
+                if principal is not None and self._authentication is not None:
+                    authorize(principal, method, request)
+                    holder = asyncio.create_task(self._authentication.until_refused(token))
+                    holder.add_done_callback(end)
                 timeout_s = _timeout(context, STREAM_SECONDS_MAX)
-                async for response in answer(method, check(method, data), data, timeout_s):
+                async for response in answer(method, request, data, timeout_s):
                     yield response
             except asyncio.CancelledError:
+                if holder is not None and holder.done() and not holder.cancelled():
+                    await refuse(context, holder.result())
                 if not self._ending:
                     raise
                 await refuse(context, Unavailable(f"this gateway ends: {_GO_ON}"))
@@ -193,6 +257,9 @@ class Door:
                 await refuse(context, unexpected(method.name, error))
             finally:
                 self._streams.discard(task)
+                if holder is not None:
+                    holder.remove_done_callback(end)
+                    holder.cancel()
 
         return handle
 
@@ -220,12 +287,16 @@ class Door:
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
             try:
-                timeout_s = _timeout(context, STREAM_SECONDS_MAX)
+                _timeout(context, STREAM_SECONDS_MAX)
+                principal, _ = await self._admit(context)
                 following = aiter(messages)
                 data = await anext(following, None)
                 first = None if data is None else check(method, data)
                 if first is None or not first.name:
                     raise first_message_needed()
+                if principal is not None:
+                    authorize(principal, method, first)
+                timeout_s = _timeout(context, STREAM_SECONDS_MAX)
                 image = await self._images.import_image(
                     self._shard(first.name), first.name, chunks(first.data, following), timeout_s
                 )
@@ -236,26 +307,6 @@ class Door:
                 await refuse(context, unexpected(method.name, error))
 
         return handle
-
-
-def _unary(method: Method, answer: Answerer) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    async def handle(data: bytes, context: Context) -> bytes:
-        try:
-            timeout_s = _timeout(context, CALL_TIMEOUT_MAX_S)
-            response = await answer(method, check(method, data), data, timeout_s, context)
-            if len(response) > MESSAGE_BYTES_MAX:
-                raise MessageTooLarge(
-                    f"the response has {len(response):,} bytes, more than the limit of "
-                    f"{MESSAGE_BYTES_MAX:,}: ask for less, as by page_size",
-                    metadata={"limit_bytes": str(MESSAGE_BYTES_MAX), "bytes": str(len(response))},
-                )
-            return response
-        except TickmeshError as error:
-            await refuse(context, error)
-        except Exception as error:
-            await refuse(context, unexpected(method.name, error))
-
-    return handle
 
 
 def _timeout(context: Context, limit_s: float) -> float:

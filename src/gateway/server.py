@@ -11,13 +11,16 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from ..mesh import process, tls
+from ..mesh import api_keys, process, tls
 from ..mesh.config import Config, ConfigError, GatewayConfig
 from ..mesh.limits import MESSAGE_BYTES_MAX
+from ..proto.tickmesh.internal.v1 import shard_pb2
 from . import reflection
+from .authentication import Authentication
 from .door import Door
 from .executors import Executors
 from .methods import SERVICES
+from .routing import shard_of, slot_of
 from .shards import Shard
 
 MESSAGE_MARGIN_BYTES = 64 * 1024
@@ -48,7 +51,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     credentials = tls.channel_credentials(settings.tls)
     executors = Executors(credentials)
     shards = tuple(Shard(members, credentials) for members in settings.shards)
-    door = Door(shards, executors)
+    authentication = _authentication(settings, shards)
+    door = Door(shards, executors, authentication)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
     server.add_generic_rpc_handlers((*door.handlers(), *reflection.handlers()))
     health = HealthServicer()
@@ -71,9 +75,32 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
                 sender.cancel()
     finally:
         await server.stop(None)
+        if authentication is not None:
+            authentication.close()
         for shard in shards:
             await shard.close()
         await executors.close()
+
+
+def _authentication(settings: GatewayConfig, shards: tuple[Shard, ...]) -> Authentication | None:
+    """What checks callers, if they are to be checked. Raises ConfigError."""
+    hashes = []
+    for index, text in enumerate(settings.operator_key_hashes):
+        digest = api_keys.digest_from_hex(text)
+        if digest is None:
+            raise ConfigError(
+                f"gateway.operator_key_hashes[{index}]: is not a SHA-256 in 64 hexadecimal digits: "
+                '`printf %s "$KEY" | sha256sum` prints a key\'s'
+            )
+        hashes.append(digest)
+    if settings.authentication == "none":
+        return None
+
+    async def find(customer: str, key_id: str, timeout_s: float) -> shard_pb2.FindKeyResponse:
+        shard = shards[shard_of(slot_of(customer), len(shards))]
+        return await shard.find_key(customer, key_id, timeout_s)
+
+    return Authentication(find, hashes)
 
 
 def _open(server: grpc.aio.Server, settings: GatewayConfig) -> str:

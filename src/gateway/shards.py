@@ -329,6 +329,17 @@ class Shard:
 
         return await self.ask_leader(ask, timeout_s)
 
+    async def find_key(
+        self, customer: str, key_id: str, timeout_s: float
+    ) -> shard_pb2.FindKeyResponse:
+        """ShardService.FindKey. Raises NoLeader."""
+        request = shard_pb2.FindKeyRequest(customer=customer, key_id=key_id)
+
+        async def ask(leader: Replica, left_s: float) -> shard_pb2.FindKeyResponse:
+            return await leader.stub.FindKey(request, timeout=left_s)
+
+        return await self.ask_leader(ask, timeout_s)
+
     async def executors(self, timeout_s: float) -> list[cluster_pb2.Executor]:
         """The executors attached to the leader. Raises NoLeader."""
 

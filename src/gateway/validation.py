@@ -55,6 +55,9 @@ PATTERN_FORMS: dict[str, str] = {
         'repeated ".", "_" or "-" between, then optionally ":" and a tag of up to 64 of '
         "[A-Za-z0-9._-]"
     ),
+    f"^customers/{_ID}/keys/[0-9a-v]{{16}}$": (
+        "customers/{customer}/keys/{key}, as the server gave it"
+    ),
     f"^{_ID}$": _ID_WORDS,
     "^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": (
         "an image reference, as report:1 or registry.example/team/report@sha256:..."

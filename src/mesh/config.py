@@ -7,6 +7,7 @@ path. `tickmesh dev` writes such files; docs/operations.md shows one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -49,6 +50,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     door_certificate: str = ""
     """TLS at the public door: PEM files. Empty: plain text, on loopback only."""
     door_key: str = ""
+    authentication: Literal["none", "api_keys"] = "none"
+    """Whether callers must show an API key. "none": everybody is whom they say they are."""
+    operator_key_hashes: tuple[str, ...] = ()
+    """SHA-256, in hexadecimal, of the keys that operators show (mesh/api_keys.py has their form).
+    More than one while one takes another's place."""
     ready_file: str = ""
     """Written (with the bound address) once the process serves. Empty: none."""
 

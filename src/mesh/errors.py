@@ -13,10 +13,16 @@
     │   └── NotPaused                                      NOT_PAUSED
     ├── ResourceExhausted             RESOURCE_EXHAUSTED
     │   ├── Overloaded                                     OVERLOADED (with RetryInfo)
+    │   ├── TooManyAttempts                                TOO_MANY_ATTEMPTS (with RetryInfo)
+    │   ├── TooManyKeys                                    TOO_MANY_KEYS
     │   ├── MessageTooLarge                                MESSAGE_TOO_LARGE
     │   └── ImageTooLarge                                  IMAGE_TOO_LARGE
     ├── CursorExpired                 OUT_OF_RANGE         CURSOR_EXPIRED
+    ├── Unauthenticated               UNAUTHENTICATED
+    │   ├── KeyRequired                                    KEY_REQUIRED
+    │   └── KeyInvalid                                     KEY_INVALID
     ├── PermissionDenied              PERMISSION_DENIED    ROLE_REFUSED
+    │   └── ScopeMissing                                   SCOPE_MISSING
     ├── Unavailable                   UNAVAILABLE
     │   ├── NoLeader                                       NO_LEADER
     │   ├── OutcomeUnknown                                 OUTCOME_UNKNOWN
@@ -142,6 +148,18 @@ class Overloaded(ResourceExhausted):
     reason = "OVERLOADED"
 
 
+class TooManyAttempts(ResourceExhausted):
+    """Too many calls from one address carried no good key."""
+
+    reason = "TOO_MANY_ATTEMPTS"
+
+
+class TooManyKeys(ResourceExhausted):
+    """The customer has as many API keys as it may have."""
+
+    reason = "TOO_MANY_KEYS"
+
+
 class MessageTooLarge(ResourceExhausted):
     """The message is over its limit."""
 
@@ -161,11 +179,36 @@ class CursorExpired(TickmeshError):
     reason = "CURSOR_EXPIRED"
 
 
+class Unauthenticated(TickmeshError):
+    """Nobody knows who calls."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class KeyRequired(Unauthenticated):
+    """The call carries no API key."""
+
+    reason = "KEY_REQUIRED"
+
+
+class KeyInvalid(Unauthenticated):
+    """The API key is none, is expired or was revoked."""
+
+    reason = "KEY_INVALID"
+
+
 class PermissionDenied(TickmeshError):
     """The caller's certificate does not admit it here."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "ROLE_REFUSED"
+
+
+class ScopeMissing(PermissionDenied):
+    """The API key has not the scope that the method needs."""
+
+    reason = "SCOPE_MISSING"
 
 
 class Unavailable(TickmeshError):
@@ -228,6 +271,7 @@ BY_CODE: dict[int, type[TickmeshError]] = {
     code_pb2.FAILED_PRECONDITION: FailedPrecondition,
     code_pb2.RESOURCE_EXHAUSTED: ResourceExhausted,
     code_pb2.OUT_OF_RANGE: CursorExpired,
+    code_pb2.UNAUTHENTICATED: Unauthenticated,
     code_pb2.PERMISSION_DENIED: PermissionDenied,
     code_pb2.UNAVAILABLE: Unavailable,
     code_pb2.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -4,6 +4,7 @@
 by `python -m`; nothing of them is imported here. They end with whoever started them, however that
 ends. In the directory of a mesh:
 
+    operator.key    where callers are authenticated: the key that makes the first customers' keys
     lock            held (flock) by the one process that uses the directory
     shape.json      how many replicas the shard has; written when it first had a leader
     certificates/   new at each start
@@ -25,14 +26,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import grpc.aio
 import msgspec
 
 from ..proto.tickmesh.v1 import cluster_pb2, cluster_pb2_grpc
-from . import launch
+from . import api_keys, launch
 from .config import (
     Config,
     ExecutorConfig,
@@ -100,6 +101,8 @@ class LocalOptions:
     """Further SchedulerConfig fields."""
     executor: tuple[tuple[str, Any], ...] = ()
     """Further ExecutorConfig fields."""
+    authentication: Literal["none", "api_keys"] = "none"
+    """As in GatewayConfig; the operator's key is made at the first start."""
 
 
 class Child:
@@ -224,6 +227,11 @@ class LocalMesh:
         return self.addresses[0]
 
     @property
+    def operator_key_file(self) -> Path:
+        """Holds the operator's key, if callers are authenticated."""
+        return self.directory / "operator.key"
+
+    @property
     def children(self) -> list[Child]:
         """All processes, in the order in which they are started."""
         return [*self.executors, *self.replicas, *self.gateways]
@@ -299,6 +307,9 @@ class LocalMesh:
     async def _whole(self, progress: Callable[[str], None]) -> None:
         """Ask the gateway until every shard has a leader and every executor is attached."""
         missing = "an answer of the gateway"
+        metadata: tuple[tuple[str, str], ...] = ()
+        if self.options.authentication == "api_keys":
+            metadata = (("authorization", f"Bearer {self.operator_key_file.read_text()}"),)
         async with grpc.aio.insecure_channel(self.address) as channel:
             cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
             try:
@@ -307,7 +318,9 @@ class LocalMesh:
                         progress(f"waiting for {missing}")
                         try:
                             seen = await cluster.GetCluster(
-                                cluster_pb2.GetClusterRequest(), timeout=READY_TIMEOUT_S
+                                cluster_pb2.GetClusterRequest(),
+                                timeout=READY_TIMEOUT_S,
+                                metadata=metadata,
                             )
                             missing = self._missing(seen)
                         except grpc.aio.AioRpcError as error:
@@ -391,6 +404,9 @@ class LocalMesh:
             )
             settings = Config(scheduler=scheduler)
             self.replicas.append(Child(peer.replica_id, "scheduler", self.directory, settings))
+        operators: tuple[str, ...] = ()
+        if options.authentication == "api_keys":
+            operators = (api_keys.digest(_operator_key(self.operator_key_file)).hex(),)
         memory_bytes = _memory_share(options.executors)
         for number in range(options.executors):
             name = f"executor-{number}"
@@ -415,10 +431,23 @@ class LocalMesh:
                 listen=address,
                 shards=(shard,),
                 tls=authority.issue("gateway", name),
+                authentication=options.authentication,
+                operator_key_hashes=operators,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
             )
             self.gateways.append(Child(name, "gateway", self.directory, Config(gateway=gateway)))
             self.addresses.append(address)
+
+
+def _operator_key(path: Path) -> str:
+    """The key in a file that only we can read, made at first use."""
+    if not path.exists():
+        scratch = path.with_name(path.name + ".tmp")
+        scratch.unlink(missing_ok=True)
+        scratch.touch(mode=0o600)
+        scratch.write_text(api_keys.make_operator(os.urandom(api_keys.SECRET_BYTES)))
+        scratch.rename(path)
+    return path.read_text()
 
 
 def _memory_share(executors: int) -> int:

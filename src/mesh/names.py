@@ -5,6 +5,7 @@ customers/{customer}/jobs/{job}
 customers/{customer}/jobs/{job}/schedules/{schedule}
 customers/{customer}/jobs/{job}/executions/{execution}
 customers/{customer}/images/{image}
+customers/{customer}/keys/{key}
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ class ScheduleName(NamedTuple):
     schedule: str
 
 
+class KeyName(NamedTuple):
+    """The parts of an API key's name."""
+
+    customer: str
+    key: str
+
+
 class JobName(NamedTuple):
     """The parts of a job's name."""
 
@@ -60,6 +68,11 @@ def schedule_name(customer: str, job: str, schedule: str) -> str:
 def execution_name(customer: str, job: str, execution: str) -> str:
     """customers/{customer}/jobs/{job}/executions/{execution}"""
     return f"customers/{customer}/jobs/{job}/executions/{execution}"
+
+
+def key_name(customer: str, key: str) -> str:
+    """customers/{customer}/keys/{key}"""
+    return f"customers/{customer}/keys/{key}"
 
 
 def _parts(name: str, shape: tuple[str, ...], field: str) -> list[str]:
@@ -88,6 +101,11 @@ def parse_schedule(name: str, field: str = "name") -> ScheduleName:
 def parse_execution(name: str, field: str = "name") -> ExecutionName:
     """The ids in an execution's name; InvalidRequest naming `field` otherwise."""
     return ExecutionName(*_parts(name, ("customers", "jobs", "executions"), field))
+
+
+def parse_key(name: str, field: str = "name") -> KeyName:
+    """The ids in an API key's name; InvalidRequest naming `field` otherwise."""
+    return KeyName(*_parts(name, ("customers", "keys"), field))
 
 
 def is_id(text: str) -> bool:

@@ -25,16 +25,19 @@ from ..mesh.errors import (
     NotFound,
     NotPaused,
     TickmeshError,
+    TooManyKeys,
     invalid,
 )
 from ..mesh.limits import BATCH_ITEMS_MAX
-from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
+from ..proto.tickmesh.v1 import customer_pb2, execution_pb2, job_pb2, schedule_pb2
 from . import convert, pages
 from .core import commands, recurrence
 from .core.commands import Outcome, Placement, Refused, Why
+from .core.customers import KEYS_MAX
 from .core.fires import BACKFILL_MAX
 from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
 from .core.model import ACTIVE_STATES, Execution, ExecutionState, Job, Schedule
+from .customers import Customers
 from .ledgers import Ledgers
 from .shard import Shard
 
@@ -72,6 +75,12 @@ def request_uid(request: bytes, index: int) -> bytes:
     return hashlib.blake2b(request + b"%d" % index, digest_size=UID_BYTES).digest()
 
 
+def request_ids(request_id: str) -> tuple[bytes, bytes]:
+    """What is stored of a request_id, and the uid of the one thing that it makes."""
+    hashed = request_hash(request_id)
+    return hashed, request_uid(hashed, 0) if hashed else b""
+
+
 def made_id(prefix: str, raw: bytes) -> str:
     """An id for what the client left unnamed."""
     return f"{prefix}-{spell(raw)}"
@@ -97,6 +106,11 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
                 f"the range has {BACKFILL_MAX:,} instants or more, and at most "
                 f"{BACKFILL_MAX - 1:,} are allowed: make it smaller",
             )
+        case Why.TOO_MANY_KEYS:
+            return TooManyKeys(
+                f"{what} has {KEYS_MAX} API keys, and no more are allowed: revoke those that have "
+                "expired or that nobody uses"
+            )
         case Why.NEVER_FIRES:
             return invalid(field or "schedule.recurrence", "has no instant that is still to come")
 
@@ -114,6 +128,7 @@ class Calls:
         self._shard = shard
         self._draw = draw
         self._ledgers = Ledgers(shard, self._schedule)
+        self.customers = Customers(shard, self._submit, draw, request_ids)
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
             "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
             "tickmesh.v1.JobService/BatchCreateJobs": (
@@ -156,6 +171,14 @@ class Calls:
                 execution_pb2.BatchExecuteJobsRequest,
                 self.batch_execute_jobs,
             ),
+            "tickmesh.v1.CustomerService/CreateApiKey": (
+                customer_pb2.CreateApiKeyRequest,
+                self.customers.create_api_key,
+            ),
+            "tickmesh.v1.CustomerService/RevokeApiKey": (
+                customer_pb2.RevokeApiKeyRequest,
+                self.customers.revoke_api_key,
+            ),
         }
         self.reads: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "tickmesh.v1.JobService/GetJob": (job_pb2.GetJobRequest, self.get_job),
@@ -183,6 +206,10 @@ class Calls:
             "tickmesh.v1.ExecutionService/ListExecutions": (
                 execution_pb2.ListExecutionsRequest,
                 self.list_executions,
+            ),
+            "tickmesh.v1.CustomerService/ListApiKeys": (
+                customer_pb2.ListApiKeysRequest,
+                self.customers.list_api_keys,
             ),
         }
         self.steps: dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]] = {

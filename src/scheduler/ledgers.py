@@ -60,14 +60,15 @@ class Ledgers:
         start = pages.start(request.page_token, *listing)
         following: int | None
         if newest_first:
-            upto = int.from_bytes(start, "big") if start else schedule.ledger_count - 1
+            newest = schedule.ledger_count - 1
+            upto = min(int.from_bytes(start, "big"), newest) if start else newest
             first = max(0, upto - size + 1)
             rows = self._shard.queries.numbered_rows(schedule.uid, first, upto - first + 1)
             rows.reverse()
             # Rows before the first that is kept have been forgotten.
             following = first - 1 if first and rows and rows[-1][0] == first else None
         else:
-            first = int.from_bytes(start, "big")
+            first = min(int.from_bytes(start, "big"), schedule.ledger_count)
             rows = self._shard.queries.rows(schedule.uid, first, size)
             last = rows[-1][0] if rows else schedule.ledger_count
             following = last + 1 if last + 1 < schedule.ledger_count else None

@@ -339,6 +339,18 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             await refuse(context, explain(error))
         return response
 
+    async def FindKey(
+        self, request: shard_pb2.FindKeyRequest, context: Context
+    ) -> shard_pb2.FindKeyResponse:
+        """See shard.proto."""
+        await self._admit(context, "gateway")
+        try:
+            await self._shard.replica.read_barrier()
+            return self._calls.customers.find_key(request)
+        except Exception as error:
+            await refuse(context, explain(error))
+            raise
+
     # -- executors -----------------------------------------------------------------------------
 
     async def Attach(

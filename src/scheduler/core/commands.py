@@ -11,7 +11,17 @@ import enum
 
 import msgspec
 
-from .model import Attempt, Execution, Job, JobSpec, Policy, Reason, Record, Schedule
+from .model import (
+    ApiKey,
+    Attempt,
+    Execution,
+    Job,
+    JobSpec,
+    Policy,
+    Reason,
+    Record,
+    Schedule,
+)
 from .recurrence import Spec
 
 
@@ -217,6 +227,26 @@ class DropHistory(Command, frozen=True):
     before: int
 
 
+class CreateApiKey(Command, frozen=True):
+    """Create an API key, or give the one that the same request made a new secret."""
+
+    customer: str
+    key_id: bytes
+    hash: bytes
+    """Of its text: the text itself is never in a log."""
+    display_name: str
+    scopes: tuple[int, ...]
+    expire_ms: int
+    request: bytes
+
+
+class RevokeApiKey(Command, frozen=True):
+    """Forget an API key."""
+
+    customer: str
+    key_id: bytes
+
+
 AnyCommand = (
     CreateJobs
     | UpdateJob
@@ -234,6 +264,8 @@ AnyCommand = (
     | Cancel
     | EndAttempts
     | DropHistory
+    | CreateApiKey
+    | RevokeApiKey
 )
 
 
@@ -255,7 +287,7 @@ one means; an entry of an older version keeps its meaning for ever."""
 OUTPUT_SINCE = 2
 """The first version in which an attempt's end tells how much it wrote."""
 
-SINCE: dict[type, int] = {}
+SINCE: dict[type, int] = {CreateApiKey: 2, RevokeApiKey: 2}
 """Commands that version 1 does not know: the version that they are new in. They are proposed only
 once every replica knows it."""
 
@@ -270,6 +302,7 @@ class Why(enum.IntEnum):
     NOT_PAUSED = 5
     NEVER_FIRES = 6
     TOO_MANY = 7
+    TOO_MANY_KEYS = 8
 
 
 class Refused(Exception):
@@ -283,6 +316,6 @@ class Refused(Exception):
         self.index = index
 
 
-Outcome = list[Job] | list[Schedule] | list[Execution] | list[int] | Refused
+Outcome = list[Job] | list[Schedule] | list[Execution] | list[ApiKey] | list[int] | Refused
 """What came of a command: the records that it made changed or deleted (for DropHistory the period),
 or why it was refused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import commands, executions, fires, history, jobs, schedules
+from . import commands, customers, executions, fires, history, jobs, schedules
 from .commands import AnyCommand, Outcome, Refused
 from .model import Execution
 from .view import View
@@ -56,6 +56,10 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return fires.backfill(view, command, now_ms)
         case commands.DropHistory():
             return history.drop(view, command)
+        case commands.CreateApiKey():
+            return customers.create_key(view, command, now_ms)
+        case commands.RevokeApiKey():
+            return customers.revoke_key(view, command, now_ms)
 
 
 def _followed(view: View, changed: list[Execution], now_ms: int) -> list[Execution]:

@@ -271,6 +271,33 @@ class Execution(Record, frozen=True):
     waits for an executor again."""
 
 
+class Customer(Record, frozen=True):
+    """What a customer has beside its jobs. One without any of it has no record."""
+
+    customer: str
+    create_ms: int
+    """When the record was first needed."""
+    key_count: int = 0
+
+
+class ApiKey(Record, frozen=True):
+    """A key that acts for a customer. Its secret is nowhere, only a hash."""
+
+    customer: str
+    id: bytes
+    """10 bytes."""
+    hash: bytes
+    """SHA-256 of its text."""
+    display_name: str
+    scopes: tuple[int, ...]
+    """As in the public API, sorted."""
+    create_ms: int
+    expire_ms: int
+    """From when on it is refused; 0: never."""
+    request: bytes
+    """Hash of the request_id that created it; empty if there was none."""
+
+
 class TimerKind(enum.IntEnum):
     """What a timer means when it is due. Numbers are stored."""
 

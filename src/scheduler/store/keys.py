@@ -7,6 +7,8 @@
     a job_uid id(16)                        empty: executions that have not ended
     k job_uid active_key                    id of the execution with that key that has not ended
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
+    u customer                              Customer
+    p customer 0 key(10)                    ApiKey
     m                                       Meta
 
 and history, which begins with `h period(4)` and is dropped by the period, a day:
@@ -134,6 +136,16 @@ def active_by_key(job_uid: bytes, key: bytes) -> bytes:
 def row(period: int, schedule_uid: bytes, number: int) -> bytes:
     """Of a row of a ledger."""
     return history(period) + b"l" + schedule_uid + number.to_bytes(8, "big")
+
+
+def customer(customer: str) -> bytes:
+    """Of a Customer."""
+    return b"u" + customer.encode()
+
+
+def api_key(customer: str, key_id: bytes) -> bytes:
+    """Of an ApiKey; with an empty id the prefix of a customer's."""
+    return b"p%b\0%b" % (customer.encode(), key_id)
 
 
 def timer(timer: Timer) -> bytes:

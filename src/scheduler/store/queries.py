@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
-from ..core.model import Execution, Job, JobSpec, Schedule, Timer
+from ..core.model import ApiKey, Execution, Job, JobSpec, Schedule, Timer
 from . import keys
 from .backend import Backend
 from .view import (
     Meta,
     StoreView,
+    decode_api_key,
     decode_execution,
     decode_job,
     decode_request,
@@ -60,6 +61,15 @@ class Queries:
         pairs, following = self._page(prefix, after, count)
         return [decode_job(value) for _, value in pairs], following
 
+    def api_key(self, customer: str, key_id: bytes) -> ApiKey | None:
+        """The key, if there is one."""
+        return self._view().api_key(customer, key_id)
+
+    def api_keys(self, customer: str, after: bytes, count: int) -> tuple[list[ApiKey], bytes]:
+        """A page of a customer's keys by id, and where the next begins."""
+        pairs, following = self._page(keys.api_key(customer, b""), after, count)
+        return [decode_api_key(value) for _, value in pairs], following
+
     def schedules(self, job_uid: bytes, after: bytes, count: int) -> tuple[list[Schedule], bytes]:
         """A page of a job's schedules by id, and where the next begins."""
         pairs, following = self._page(keys.schedule(job_uid, ""), after, count)
@@ -96,11 +106,13 @@ class Queries:
             start = after if after and when == keys.period_of_key(after) else b""
             if job_uid is not None:
                 prefix = keys.executions_of_job(when, job_uid)
-                for key, value in self._backend.scan(start or prefix, keys.after_prefix_of(prefix)):
+                stop = keys.after_prefix_of(prefix)
+                for key, value in self._backend.scan(max(start, prefix), stop):
                     yield key, decode_execution(value)
                 continue
             prefix = keys.executions_of_customer(when, customer)
-            for key, uid in self._backend.scan(start or prefix, keys.after_prefix_of(prefix)):
+            stop = keys.after_prefix_of(prefix)
+            for key, uid in self._backend.scan(max(start, prefix), stop):
                 identity = keys.newest_first(key[-EXECUTION_ID_BYTES:])
                 yield key, self.execution(uid, identity)
 
@@ -108,7 +120,9 @@ class Queries:
         self, prefix: bytes, after: bytes, count: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         pairs: list[tuple[bytes, bytes]] = []
-        for key, value in self._backend.scan(after or prefix, keys.after_prefix_of(prefix)):
+        # `after` comes from a page token, which a client can forge: it must not lead elsewhere.
+        start = max(after, prefix)
+        for key, value in self._backend.scan(start, keys.after_prefix_of(prefix)):
             if len(pairs) == count:
                 return pairs, key
             pairs.append((key, value))

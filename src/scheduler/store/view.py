@@ -11,6 +11,8 @@ from ..core.history import period
 from ..core.ledger import Row
 from ..core.model import (
     ACTIVE_STATES,
+    ApiKey,
+    Customer,
     Execution,
     Job,
     JobSpec,
@@ -25,6 +27,8 @@ _JOB = msgspec.msgpack.Decoder(Job)
 _SPEC = msgspec.msgpack.Decoder(JobSpec)
 _SCHEDULE = msgspec.msgpack.Decoder(Schedule)
 _EXECUTION = msgspec.msgpack.Decoder(Execution)
+_CUSTOMER = msgspec.msgpack.Decoder(Customer)
+_API_KEY = msgspec.msgpack.Decoder(ApiKey)
 _BYTES = msgspec.msgpack.Decoder(bytes)
 _COUNT = msgspec.msgpack.Decoder(int)
 _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
@@ -32,6 +36,7 @@ _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
 decode_job = _JOB.decode
 decode_schedule = _SCHEDULE.decode
 decode_execution = _EXECUTION.decode
+decode_api_key = _API_KEY.decode
 decode_request = _REQUEST.decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 
@@ -205,6 +210,28 @@ class StoreView:
     def put_row(self, schedule_uid: bytes, number: int, row: Row) -> None:
         """See core.View."""
         self._written[keys.row(period(self._meta.time_ms), schedule_uid, number)] = row
+
+    def customer(self, customer: str) -> Customer | None:
+        """See core.View."""
+        found: Customer | None = self._read(keys.customer(customer), _CUSTOMER)
+        return found
+
+    def put_customer(self, customer: Customer) -> None:
+        """See core.View."""
+        self._write(keys.customer(customer.customer), customer)
+
+    def api_key(self, customer: str, key_id: bytes) -> ApiKey | None:
+        """See core.View."""
+        found: ApiKey | None = self._read(keys.api_key(customer, key_id), _API_KEY)
+        return found
+
+    def put_api_key(self, key: ApiKey) -> None:
+        """See core.View."""
+        self._write(keys.api_key(key.customer, key.id), key)
+
+    def delete_api_key(self, key: ApiKey) -> None:
+        """See core.View."""
+        self._write(keys.api_key(key.customer, key.id), None)
 
     def put_timer(self, timer: Timer) -> None:
         """See core.View."""

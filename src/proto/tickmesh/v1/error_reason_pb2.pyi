@@ -66,6 +66,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[DEADLINE_EXCEEDED] The call's deadline passed. A write may or may not have been done."""
     ERROR_REASON_ROLE_REFUSED: _ErrorReason.ValueType  # 20
     """[PERMISSION_DENIED] The caller's certificate does not admit it here."""
+    ERROR_REASON_KEY_REQUIRED: _ErrorReason.ValueType  # 21
+    """[UNAUTHENTICATED] The call carries no API key: send "authorization: Bearer KEY"."""
+    ERROR_REASON_KEY_INVALID: _ErrorReason.ValueType  # 22
+    """[UNAUTHENTICATED] The API key is none, is expired or was revoked."""
+    ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 23
+    """[PERMISSION_DENIED] The API key has not the scope that the method needs."""
+    ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 24
+    """[RESOURCE_EXHAUSTED] Too many calls from this address carried no good key: wait for RetryInfo's
+    delay.
+    """
+    ERROR_REASON_TOO_MANY_KEYS: _ErrorReason.ValueType  # 25
+    """[RESOURCE_EXHAUSTED] The customer has as many API keys as it may have: revoke some."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reasons of errors: the name without its prefix is ErrorInfo.reason, the domain is "tickmesh".
@@ -116,4 +128,16 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """[DEADLINE_EXCEEDED] The call's deadline passed. A write may or may not have been done."""
 ERROR_REASON_ROLE_REFUSED: ErrorReason.ValueType  # 20
 """[PERMISSION_DENIED] The caller's certificate does not admit it here."""
+ERROR_REASON_KEY_REQUIRED: ErrorReason.ValueType  # 21
+"""[UNAUTHENTICATED] The call carries no API key: send "authorization: Bearer KEY"."""
+ERROR_REASON_KEY_INVALID: ErrorReason.ValueType  # 22
+"""[UNAUTHENTICATED] The API key is none, is expired or was revoked."""
+ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 23
+"""[PERMISSION_DENIED] The API key has not the scope that the method needs."""
+ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 24
+"""[RESOURCE_EXHAUSTED] Too many calls from this address carried no good key: wait for RetryInfo's
+delay.
+"""
+ERROR_REASON_TOO_MANY_KEYS: ErrorReason.ValueType  # 25
+"""[RESOURCE_EXHAUSTED] The customer has as many API keys as it may have: revoke some."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

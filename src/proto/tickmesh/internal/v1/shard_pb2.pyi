@@ -295,6 +295,59 @@ class LocateExecutionResponse(_message.Message):
 Global___LocateExecutionResponse: _TypeAlias = LocateExecutionResponse  # noqa: Y015
 
 @_typing.final
+class FindKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    customer: _builtins.str
+    key_id: _builtins.str
+    """The key's id, 16 characters of [0-9a-v]."""
+    def __init__(
+        self,
+        *,
+        customer: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindKeyRequest: _TypeAlias = FindKeyRequest  # noqa: Y015
+
+@_typing.final
+class FindKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HASH_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    EXPIRE_MS_FIELD_NUMBER: _builtins.int
+    hash: _builtins.bytes
+    """SHA-256 of the key's text. Empty: there is no such key."""
+    expire_ms: _builtins.int
+    """Milliseconds since 1970, from which on it is refused. 0: never."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """tickmesh.v1.ApiScope values."""
+
+    def __init__(
+        self,
+        *,
+        hash: _builtins.bytes = ...,
+        scopes: _abc.Iterable[_builtins.int] | None = ...,
+        expire_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_ms", b"expire_ms", "hash", b"hash", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindKeyResponse: _TypeAlias = FindKeyResponse  # noqa: Y015
+
+@_typing.final
 class ExecutorMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

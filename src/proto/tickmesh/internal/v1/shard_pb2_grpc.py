@@ -56,6 +56,11 @@ class ShardServiceStub(object):
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionResponse.FromString,
                 _registered_method=True)
+        self.FindKey = channel.unary_unary(
+                '/tickmesh.internal.v1.ShardService/FindKey',
+                request_serializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyResponse.FromString,
+                _registered_method=True)
         self.Attach = channel.stream_stream(
                 '/tickmesh.internal.v1.ShardService/Attach',
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.ExecutorMessage.SerializeToString,
@@ -96,6 +101,13 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindKey(self, request, context):
+        """For gateways: what is stored of an API key, to check one that a caller shows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Attach(self, request_iterator, context):
         """For executors: work goes down, reports come up. An executor attaches to every replica and works
         for the one that says it leads with the highest term.
@@ -126,6 +138,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.LocateExecution,
                     request_deserializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionRequest.FromString,
                     response_serializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionResponse.SerializeToString,
+            ),
+            'FindKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindKey,
+                    request_deserializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyRequest.FromString,
+                    response_serializer=tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyResponse.SerializeToString,
             ),
             'Attach': grpc.stream_stream_rpc_method_handler(
                     servicer.Attach,
@@ -243,6 +260,33 @@ class ShardService(object):
             '/tickmesh.internal.v1.ShardService/LocateExecution',
             tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionRequest.SerializeToString,
             tickmesh_dot_internal_dot_v1_dot_shard__pb2.LocateExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.internal.v1.ShardService/FindKey',
+            tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyRequest.SerializeToString,
+            tickmesh_dot_internal_dot_v1_dot_shard__pb2.FindKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class ShardServiceStub:
     """For gateways: the replica's own view of itself and of the executors attached to it."""
     LocateExecution: _grpc.UnaryUnaryMultiCallable[_shard_pb2.LocateExecutionRequest, _shard_pb2.LocateExecutionResponse]
     """For gateways: who holds the output of an execution."""
+    FindKey: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FindKeyRequest, _shard_pb2.FindKeyResponse]
+    """For gateways: what is stored of an API key, to check one that a caller shows."""
     Attach: _grpc.StreamStreamMultiCallable[_shard_pb2.ExecutorMessage, _shard_pb2.ShardMessage]
     """For executors: work goes down, reports come up. An executor attaches to every replica and works
     for the one that says it leads with the highest term.
@@ -63,6 +65,8 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """For gateways: the replica's own view of itself and of the executors attached to it."""
     LocateExecution: _aio.UnaryUnaryMultiCallable[_shard_pb2.LocateExecutionRequest, _shard_pb2.LocateExecutionResponse]  # type: ignore[assignment]
     """For gateways: who holds the output of an execution."""
+    FindKey: _aio.UnaryUnaryMultiCallable[_shard_pb2.FindKeyRequest, _shard_pb2.FindKeyResponse]  # type: ignore[assignment]
+    """For gateways: what is stored of an API key, to check one that a caller shows."""
     Attach: _aio.StreamStreamMultiCallable[_shard_pb2.ExecutorMessage, _shard_pb2.ShardMessage]  # type: ignore[assignment]
     """For executors: work goes down, reports come up. An executor attaches to every replica and works
     for the one that says it leads with the highest term.
@@ -104,6 +108,14 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.LocateExecutionResponse, _abc.Awaitable[_shard_pb2.LocateExecutionResponse]]:
         """For gateways: who holds the output of an execution."""
+
+    @_abc_1.abstractmethod
+    def FindKey(
+        self,
+        request: _shard_pb2.FindKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FindKeyResponse, _abc.Awaitable[_shard_pb2.FindKeyResponse]]:
+        """For gateways: what is stored of an API key, to check one that a caller shows."""
 
     @_abc_1.abstractmethod
     def Attach(

@@ -1,0 +1,56 @@
+"""Customers and their API keys."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from .commands import CreateApiKey, Refused, RevokeApiKey, Why
+from .model import ApiKey, Customer
+from .view import View
+
+KEYS_MAX = 100
+"""API keys of one customer, expired ones too: more than anybody tells apart."""
+
+
+def of(view: View, customer: str, now_ms: int) -> Customer:
+    """What is stored of a customer, or what would be."""
+    return view.customer(customer) or Customer(customer, create_ms=now_ms)
+
+
+def create_key(view: View, command: CreateApiKey, now_ms: int) -> list[ApiKey]:
+    """The same request again gives the key that it made a new secret: what the first answer said
+    may never have arrived, and cannot be told again."""
+    stored = view.api_key(command.customer, command.key_id)
+    if stored is not None:
+        if not command.request or stored.request != command.request:
+            raise Refused(Why.ALREADY_EXISTS, "the key's id")
+        again = replace(stored, hash=command.hash)
+        view.put_api_key(again)
+        return [again]
+    customer = of(view, command.customer, now_ms)
+    if customer.key_count >= KEYS_MAX:
+        raise Refused(Why.TOO_MANY_KEYS, f"customers/{command.customer}")
+    made = ApiKey(
+        customer=command.customer,
+        id=command.key_id,
+        hash=command.hash,
+        display_name=command.display_name,
+        scopes=command.scopes,
+        create_ms=now_ms,
+        expire_ms=command.expire_ms,
+        request=command.request,
+    )
+    view.put_api_key(made)
+    view.put_customer(replace(customer, key_count=customer.key_count + 1))
+    return [made]
+
+
+def revoke_key(view: View, command: RevokeApiKey, now_ms: int) -> list[ApiKey]:
+    """Forgotten: a key that is not there is refused as one that never was."""
+    stored = view.api_key(command.customer, command.key_id)
+    if stored is None:
+        raise Refused(Why.NOT_FOUND, "such key")
+    customer = of(view, command.customer, now_ms)
+    view.delete_api_key(stored)
+    view.put_customer(replace(customer, key_count=customer.key_count - 1))
+    return [stored]

@@ -1,0 +1,111 @@
+"""The methods of CustomerService, as the shard's leader answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from ..mesh import api_keys, names
+from ..mesh.errors import invalid
+from ..proto.tickmesh.internal.v1 import shard_pb2
+from ..proto.tickmesh.v1 import customer_pb2
+from . import convert, pages
+from .core.commands import CreateApiKey, RevokeApiKey
+from .core.ids import UID_BYTES, spell, unspell
+from .core.model import ApiKey
+from .shard import Shard
+
+if TYPE_CHECKING:
+    from .calls import Write
+
+
+class Customers:
+    """See the module."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        submit: Callable[..., Write],
+        draw: Callable[[int], bytes],
+        request_ids: Callable[[str], tuple[bytes, bytes]],
+    ) -> None:
+        """submit: see Calls. draw: so many bytes that nobody can guess. request_ids: what is stored
+        of a request_id, and the uid that it draws (both empty for none)."""
+        self._shard = shard
+        self._submit = submit
+        self._draw = draw
+        self._request_ids = request_ids
+
+    def create_api_key(self, request: customer_pb2.CreateApiKeyRequest) -> Write:
+        """See the proto. The text leaves in the answer and is kept nowhere."""
+        customer = names.parse_customer(request.parent)
+        asked = request.api_key
+        expire_ms = 0
+        if asked.HasField("expire_time"):
+            expire_ms = convert.to_ms(asked.expire_time)
+            if expire_ms <= self._shard.now_ms():
+                raise invalid("api_key.expire_time", "is not in the future")
+        for index, scope in enumerate(asked.scopes):
+            if scope == customer_pb2.API_SCOPE_UNSPECIFIED:
+                raise invalid(f"api_key.scopes[{index}]", "is none of the scopes")
+        hashed, drawn = self._request_ids(request.request_id)
+        key_id = drawn or self._draw(UID_BYTES)
+        text = api_keys.make(customer, spell(key_id), self._draw(api_keys.SECRET_BYTES))
+        command = CreateApiKey(
+            customer,
+            key_id,
+            api_keys.digest(text),
+            asked.display_name,
+            tuple(sorted(set(asked.scopes))),
+            expire_ms,
+            hashed,
+        )
+        return self._submit(
+            command,
+            lambda made: customer_pb2.CreateApiKeyResponse(
+                api_key=api_key_message(made[0]), text=text
+            ),
+        )
+
+    def list_api_keys(self, request: customer_pb2.ListApiKeysRequest) -> Message:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        after = pages.start(request.page_token, "keys", request.parent)
+        size = pages.size(request.page_size)
+        found, following = self._shard.queries.api_keys(customer, after, size)
+        return customer_pb2.ListApiKeysResponse(
+            api_keys=[api_key_message(key) for key in found],
+            next_page_token=pages.token(following, "keys", request.parent),
+        )
+
+    def revoke_api_key(self, request: customer_pb2.RevokeApiKeyRequest) -> Write:
+        """See the proto."""
+        customer, spelled = names.parse_key(request.name)
+        # What cannot be an id is not the id of any: the shard says NOT_FOUND.
+        key_id = unspell(spelled, UID_BYTES) or b""
+        return self._submit(RevokeApiKey(customer, key_id), lambda _: empty_pb2.Empty())
+
+    def find_key(self, request: shard_pb2.FindKeyRequest) -> shard_pb2.FindKeyResponse:
+        """See shard.proto."""
+        key_id = unspell(request.key_id, UID_BYTES)
+        key = None if key_id is None else self._shard.queries.api_key(request.customer, key_id)
+        if key is None:
+            return shard_pb2.FindKeyResponse()
+        return shard_pb2.FindKeyResponse(hash=key.hash, scopes=key.scopes, expire_ms=key.expire_ms)
+
+
+def api_key_message(key: ApiKey) -> customer_pb2.ApiKey:
+    """The public message of a key."""
+    scopes: Any = key.scopes
+    message = customer_pb2.ApiKey(
+        name=names.key_name(key.customer, spell(key.id)),
+        display_name=key.display_name,
+        scopes=scopes,
+        create_time=convert.from_ms(key.create_ms),
+    )
+    if key.expire_ms:
+        message.expire_time.CopyFrom(convert.from_ms(key.expire_ms))
+    return message

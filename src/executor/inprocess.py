@@ -248,11 +248,11 @@ class InProcessSandbox:
     async def kill(self, signal: int) -> None:
         """See sandbox.Sandbox."""
         if signal not in self._ignored or signal == signals.SIGKILL:
-            self._end(SIGNAL_BASE + signal)
+            self._end(signal=signal)
 
     async def delete(self) -> None:
         """See sandbox.Sandbox."""
-        self._end(SIGNAL_BASE + signals.SIGKILL)
+        self._end(signal=signals.SIGKILL)
         self._register.pop(self.attempt_id, None)
 
     def _go_on(self) -> None:
@@ -280,15 +280,15 @@ class InProcessSandbox:
                 case "fail" if int(self._work.env["TICKMESH_ATTEMPT"]) <= int(argument):
                     self._end(1)
                 case "signal":
-                    self._end(SIGNAL_BASE + int(argument))
+                    self._end(signal=int(argument))
                 case "oom":
-                    self._end(SIGNAL_BASE + signals.SIGKILL, oom=True)
+                    self._end(signal=signals.SIGKILL, oom=True)
 
     def _write(self, name: str, data: bytes) -> None:
         assert self._output is not None
         self._output.write(name, data)
 
-    def _end(self, status: int, oom: bool = False) -> None:
+    def _end(self, code: int = 0, signal: int = 0, oom: bool = False) -> None:
         if self._exit.done():
             return
         if self._timer is not None:
@@ -300,8 +300,8 @@ class InProcessSandbox:
                 written = logs.written(self._output.directory)
         self._exit.set_result(
             Exit(
-                exit_code=status,
-                signal=status - SIGNAL_BASE if status > SIGNAL_BASE else 0,
+                exit_code=SIGNAL_BASE + signal if signal else code,
+                signal=signal,
                 oom=oom,
                 finished_ns=self._clock.now_ns(),
                 peak_memory_bytes=0,

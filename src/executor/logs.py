@@ -33,6 +33,8 @@ class _End:
     """Bytes that were written to each stream, kept or not."""
     last_bytes: int | None
     """Of the part after the beginning, these are meant to be kept; None: all that is there."""
+    status: int | None
+    """See Written."""
 
     def last_from(self, stream: int) -> int:
         """Where what is kept after the beginning begins."""
@@ -60,6 +62,8 @@ class Written:
     """To both streams, kept or not."""
     dropped_bytes: int = 0
     """Of these, what was not kept."""
+    status: int | None = None
+    """The command's wait status; None: its gate told none."""
 
 
 def close(directory: Path) -> None:
@@ -80,7 +84,7 @@ def written(directory: Path) -> Written:
         for part in _parts(directory, name):
             kept += max(0, part.end - _kept_from(part, stream, end))
     total = sum(end.seen.values())
-    return Written(total, total - kept)
+    return Written(total, total - kept, end.status)
 
 
 def archived(directory: Path, name: str) -> output.Archived:
@@ -191,7 +195,8 @@ def _end(directory: Path) -> _End | None:
         numbers = [int(field) for field in (directory / END).read_bytes().split()]
     except FileNotFoundError:
         return None
-    return _End({STDOUT: numbers[0], STDERR: numbers[1]}, numbers[2] if numbers[2:] else None)
+    last_bytes, status = (*numbers[2:], None, None)[:2]
+    return _End({STDOUT: numbers[0], STDERR: numbers[1]}, last_bytes, status)
 
 
 def _times(path: Path) -> tuple[list[int], list[int]]:

@@ -79,7 +79,7 @@ class Exit:
     exit_code: int
     """0 to 255; 128 + n when signal n ended it."""
     signal: int
-    """The signal that ended it, 0 for none. (A command may also exit with 128 + n by itself.)"""
+    """The signal that ended it; 0 for none, also when it exited with 128 + n by itself."""
     oom: bool
     """The kernel killed something in the sandbox for want of memory, and the command failed."""
     finished_ns: int

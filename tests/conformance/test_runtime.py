@@ -140,6 +140,8 @@ async def test_exits_signals_and_want_of_memory_are_told_apart(bed: Bed) -> None
     assert (exit.exit_code, exit.signal, exit.oom) == (3, 0, False)
     exit, _, _ = await bed.run("print", "x", ";", "signal", "11")
     assert (exit.exit_code, exit.signal, exit.oom) == (139, 11, False)
+    exit, _, _ = await bed.run("print", "x", ";", "exit", "139")
+    assert (exit.exit_code, exit.signal, exit.oom) == (139, 0, False)
     exit, _, _ = await bed.run("print", "x", ";", "oom", memory_bytes=32 * limits.MIB)
     assert (exit.exit_code, exit.signal, exit.oom) == (137, 9, True)
 

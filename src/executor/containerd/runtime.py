@@ -36,7 +36,7 @@ from ..errors import (
     SandboxError,
     SpareUnfit,
 )
-from ..gate.exchange import Exchange
+from ..gate.exchange import STATUS, Exchange
 from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
@@ -696,6 +696,7 @@ def _make_files(
     paths: Paths, exchange: Exchange, record: Record, payload: bytes, resolv_conf: bytes
 ) -> None:
     exchange.make(payload)
+    (paths.output / STATUS).symlink_to(paths.exchange / STATUS)  # the recorder follows it
     if resolv_conf:
         file = paths.exchange / "resolv.conf"  # images.our_layer leads /etc/resolv.conf here
         file.write_bytes(resolv_conf)

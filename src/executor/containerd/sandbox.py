@@ -154,11 +154,11 @@ class ContainerdSandbox:
         usage = await asyncio.to_thread(accounting.read, self._record.cgroup_path)
         await self._output_whole()
         written = await asyncio.to_thread(logs.written, self._paths.output)
-        killed_by = status - SIGNAL_BASE if 0 < status - SIGNAL_BASE <= SIGNALS_MAX else 0
+        exit_code, signal = _ending(status, written.status)
         self._exit = Exit(
-            exit_code=status,
-            signal=killed_by,
-            oom=usage.oom_kills > 0 and status != 0,
+            exit_code=exit_code,
+            signal=signal,
+            oom=usage.oom_kills > 0 and exit_code != 0,
             finished_ns=exited_ns,
             peak_memory_bytes=usage.peak_memory_bytes,
             cpu_ns=usage.cpu_ns,
@@ -303,3 +303,13 @@ class ContainerdSandbox:
                 os.write(fifo, b"e")
             finally:
                 os.close(fifo)
+
+
+def _ending(status: int, told: int | None) -> tuple[int, int]:
+    """Exit code and signal: as the gate told, or, when it was killed itself, by its own status."""
+    if told is None:
+        signal = status - SIGNAL_BASE
+        return status, signal if 0 < signal <= SIGNALS_MAX else 0
+    if os.WIFSIGNALED(told):
+        return SIGNAL_BASE + os.WTERMSIG(told), os.WTERMSIG(told)
+    return os.WEXITSTATUS(told), 0

@@ -1,4 +1,4 @@
-"""The executor's side of one gate: its two FIFOs and its payload file."""
+"""The executor's side of one gate: its FIFOs and its payload file."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,9 @@ from ..errors import SandboxError, StartError, StartReason
 from . import failure
 
 _PIPE_BYTES = 64 * 1024  # a FIFO's default size
+STATUS = "status"
+"""The FIFO that goes from the gate to the recorder, and is not read here."""
+_FIFOS = {"go": 0o444, "started": 0o222, STATUS: 0o222}
 
 
 class Exchange:
@@ -30,12 +33,10 @@ class Exchange:
     def make(self, payload: bytes) -> None:
         """Makes directory, FIFOs and payload. Blocks: call it in a thread."""
         self._directory.mkdir(parents=True)
-        go, started = self._directory / "go", self._directory / "started"
         # The job's own user opens them, in a mount that only its sandbox sees.
-        os.mkfifo(go)
-        go.chmod(0o444)
-        os.mkfifo(started)
-        started.chmod(0o222)
+        for name, mode in _FIFOS.items():
+            os.mkfifo(self._directory / name)
+            (self._directory / name).chmod(mode)
         self.put(payload)
         (self._directory / "payload").chmod(0o444)
 
@@ -61,8 +62,8 @@ class Exchange:
         if data:
             self._report += data
             if not self._waiting.done():
-                # Both ends are open: without names, nobody in the sandbox can ever touch them.
-                for name in ("go", "started"):
+                # All ends are open: without names, nobody in the sandbox can ever touch them.
+                for name in _FIFOS:
                     (self._directory / name).unlink(missing_ok=True)
                 self._waiting.set_result(None)
             return

@@ -4,13 +4,16 @@
  *   go       FIFO, read: one message, then never read again. End-of-file without one: exit 125.
  *   started  FIFO, written, close-on-exec: 'w' when waiting here; then either its end-of-file, which
  *            is the instant of the exec, or a letter for the step that failed and its errno.
+ *   status   FIFO, written, close-on-exec: the command's wait status, 4 bytes, when it has ended. The
+ *            recorder reads it; without one there, it is not told.
  *   payload  file: the command's standard input.
  * The message: u32 bytes that follow, u32 arguments, u32 variables, then that many strings and the
  * working directory, each ended by a NUL. Little-endian, as both machines we build for are.
  *
  * After the exec it stays as process 1 of its pid namespace, because a program that knows nothing of
  * that role would ignore SIGTERM and never reap: it collects orphans, passes signals on to
- * everything in the sandbox, and exits as the command did (128 + n when signal n ended it).
+ * everything in the sandbox, and exits as the command did (128 + n when signal n ended it; which of
+ * the two it was only `status` says, and nobody in the sandbox can reach that through /proc).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +22,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -124,15 +128,19 @@ static void become(int started, char **arguments, char **variables, const char *
 }
 
 /* The rest of process 1's life. */
-static void keep(pid_t command, int signals)
+static void keep(pid_t command, int signals, int told)
 {
     for (;;) {
         int number = next_signal(signals), status;
         if (number > 0 && number != SIGCHLD)
             kill(-1, number);
-        for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;)
-            if (ended == command)
-                _exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+        for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;) {
+            if (ended != command)
+                continue;
+            ssize_t ignored = write(told, &status, sizeof status);
+            (void)ignored;
+            _exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+        }
     }
 }
 
@@ -147,7 +155,11 @@ int main(int count, char **values)
     /* Not blocking: without an executor at the other ends there is nothing to wait for. */
     int started = open(DIRECTORY "started", O_WRONLY | O_CLOEXEC | O_NONBLOCK);
     int go = open(DIRECTORY "go", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (signals < 0 || started < 0 || go < 0 || write(started, "w", 1) != 1)
+    int told = open(DIRECTORY "status", O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    /* Not dumpable: its descriptors in /proc are closed to the customer's processes too. */
+    if (signals < 0 || started < 0 || go < 0 || prctl(PR_SET_DUMPABLE, 0) < 0)
+        return EXIT_CLOSED;
+    if (write(started, "w", 1) != 1)
         return EXIT_CLOSED;
     uint32_t length;
     read_whole(go, signals, (char *)&length, sizeof length);
@@ -164,5 +176,5 @@ int main(int count, char **values)
         become(started, arguments, variables, directory);
     close(started);
     close(go);
-    keep(command, signals);
+    keep(command, signals, told);
 }

@@ -12,7 +12,8 @@
  * little-endian: from this byte of the stream on, this instant (nanoseconds since 1970). A pair comes
  * before its bytes do.
  * `end` holds the bytes written to each stream, kept or not, and how many of the last are meant to
- * be kept: "stdout stderr last\n". It appears whole.
+ * be kept: "stdout stderr last\n". It appears whole. Where the gate has written the command's wait
+ * status to the FIFO that `status` leads to, that follows: "stdout stderr last status\n".
  * The shim holds the pipes' other ends until the sandbox is deleted. So that nobody has to wait for
  * that, there is the FIFO `ended`: when a byte comes through it, every process of the sandbox is
  * dead, and the output ends with what the pipes hold.
@@ -157,11 +158,16 @@ static void keep(struct stream *stream, size_t length)
     }
 }
 
-static void finish(const struct stream *streams)
+static void finish(const struct stream *streams, int status)
 {
-    char text[96], *end = text + sizeof text, *start;
-    *--end = '\n';
-    start = decimal(end, last_bytes);
+    char text[96], *end = text + sizeof text, *start = end;
+    uint32_t told;
+    *--start = '\n';
+    if (read(status, &told, sizeof told) == sizeof told) {
+        start = decimal(start, told);
+        *--start = ' ';
+    }
+    start = decimal(start, last_bytes);
     *--start = ' ';
     start = decimal(start, streams[1].seen_bytes);
     *--start = ' ';
@@ -194,6 +200,8 @@ int main(int count, char **values)
     int ended = open("ended", O_RDWR | O_CLOEXEC); /* both ways: no end-of-file between writers */
     if (ended < 0)
         return 1;
+    int status = open("status", O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* there before the gate is */
+    unlink("status");
     close(5);
     int open_streams = 2;
     while (open_streams > 0) {
@@ -219,6 +227,6 @@ int main(int count, char **values)
             }
         }
     }
-    finish(streams);
+    finish(streams, status);
     return 0;
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tickmesh.executor import limits
+from tickmesh.executor import limits, logs
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.sandbox import Exit, Work
 
@@ -217,7 +217,7 @@ async def test_orphans_are_reaped(run: Run) -> None:
     assert out == "gone\n"
 
 
-@pytest.mark.parametrize("code", [0, 1, 42, 255])
+@pytest.mark.parametrize("code", [0, 1, 42, 129, 137, 192, 255])
 async def test_the_exit_code_is_the_programs(run: Run, code: int) -> None:
     ended, _, _ = await run(f"exit({code})")
     assert (ended.exit_code, ended.signal, ended.oom) == (code, 0, False)
@@ -227,6 +227,37 @@ async def test_the_exit_code_is_the_programs(run: Run, code: int) -> None:
 async def test_a_signal_is_told(run: Run, number: int) -> None:
     ended, _, _ = await run(f"import os; os.kill(os.getpid(), {number})")
     assert (ended.exit_code, ended.signal, ended.oom) == (128 + number, number, False)
+
+
+@pytest.mark.parametrize("user", ["", "0"])
+async def test_nobody_but_the_gate_tells_how_the_command_ended(run: Run, user: str) -> None:
+    ended, out, _ = await run(
+        "import glob, os\n"
+        "denied = 0\n"
+        "for way in ('maps', 'environ', *(f'fd/{n}' for n in range(3, 20))):\n"
+        "    try: print(way, os.open(f'/proc/1/{way}', os.O_RDWR if '/' in way else os.O_RDONLY))\n"
+        "    except PermissionError: denied += 1\n"
+        "    except FileNotFoundError: pass\n"
+        "print(denied >= 4, glob.glob('/.tickmesh/io/*'))\n"  # two of the descriptors are there
+        "exit(137)\n",
+        user=user,
+    )
+    assert out == "True ['/.tickmesh/io/payload']\n"
+    assert (ended.exit_code, ended.signal) == (137, 0)
+
+
+async def test_a_gate_that_is_killed_itself_ends_as_its_runtime_says(
+    shared: ContainerdRuntime,
+) -> None:
+    program = "import signal; signal.pause()"
+    work = Work("whole", "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+    sandbox = await shared.prepare(work)
+    await sandbox.start()
+    await sandbox.kill(signal.SIGKILL)
+    ended = await sandbox.wait()
+    assert (ended.exit_code, ended.signal) == (137, 9)
+    assert logs.written(shared.output_directory("whole")).status is None
+    await sandbox.delete()
 
 
 async def test_signals_of_its_own_group_do_not_end_its_first_process(run: Run) -> None:

@@ -104,6 +104,7 @@ async def test_a_process_gets_its_environment_and_payload(mesh: World) -> None:
     ("command", "reason", "exit_code", "signal"),
     [
         (("exit", "3"), execution_pb2.EXECUTION_REASON_EXIT_CODE, 3, 0),
+        (("exit", "137"), execution_pb2.EXECUTION_REASON_EXIT_CODE, 137, 0),
         (("signal", "11"), execution_pb2.EXECUTION_REASON_SIGNAL, 139, 11),
         (("oom",), execution_pb2.EXECUTION_REASON_OUT_OF_MEMORY, 137, 9),
         (("nothing-here",), execution_pb2.EXECUTION_REASON_COMMAND_NOT_STARTED, None, 0),

@@ -86,11 +86,19 @@ def test_its_exit_code_output_payload_and_environment_are_ours(directory: Path) 
 def test_why_it_ended_is_told(directory: Path) -> None:
     create(directory, "hungry", "x = bytearray(2**30)", "--memory", "32Mi")
     create(directory, "slow", "import time; time.sleep(60)", "--timeout", "200ms")
-    for job, reason, code in (("hungry", "OUT_OF_MEMORY", 137), ("slow", "TIMEOUT", 143)):
+    create(directory, "leaves", "exit(137)")
+    create(directory, "killed", "import os; os.kill(os.getpid(), 9)")
+    for job, reason, code, signal in (
+        ("hungry", "OUT_OF_MEMORY", 137, 9),
+        ("slow", "TIMEOUT", 143, 15),
+        ("leaves", "EXIT_CODE", 137, 0),
+        ("killed", "SIGNAL", 137, 9),
+    ):
         done = tickmesh(directory, "run", job, "--wait", "-o", "json")
         execution = json.loads(done.stdout)
         assert (execution["state"], execution["reason"]) == ("FAILED", reason)
         assert done.returncode == execution["exit_code"] == code
+        assert execution["attempts"][-1]["signal"] == signal
     done = tickmesh(directory, "job", "create", "nothing", "--image", "nothing:1")
     assert done.returncode == 0
     done = tickmesh(directory, "run", "nothing", "--wait")

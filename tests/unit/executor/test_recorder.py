@@ -233,3 +233,20 @@ async def test_a_full_disk_costs_the_output_and_blocks_nobody(
         assert len(kept[logs.STDOUT]) + dropped[logs.STDOUT] == 2 * MIB + 7
     finally:
         mount("umount", str(small), program=())
+
+
+@pytest.mark.parametrize("status", [None, 0, 137 << 8, 9])
+def test_the_status_that_the_gate_told_is_kept(tmp_path: Path, status: int | None) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (output / "status").symlink_to(tmp_path / "fifo")
+    recording = record(output, MIB)
+    gate_end = os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+    if status is not None:
+        os.write(gate_end, status.to_bytes(4, "little"))
+    os.close(gate_end)
+    write(recording.stdout, b"x")
+    recording.end()
+    assert logs.written(output).status == status
+    assert "status" not in sizes(output)

@@ -304,7 +304,7 @@ class Attempt(_message.Message):
     exit_code: _builtins.int
     """The exit code, if it exited. 128 + n if signal n ended it."""
     signal: _builtins.int
-    """The signal that ended it, if one did."""
+    """The signal that ended it; 0 if none did, also when it exited with 128 + n by itself."""
     reason: Global___ExecutionReason.ValueType
     """As in Execution."""
     message: _builtins.str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from pathlib import Path
 
 import grpc
@@ -12,6 +11,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from ..mesh import api_keys, process, tls
+from ..mesh.addresses import is_loopback
 from ..mesh.config import Config, ConfigError, GatewayConfig
 from ..mesh.limits import MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
@@ -127,13 +127,3 @@ def _open(server: grpc.aio.Server, settings: GatewayConfig) -> str:
     except RuntimeError as error:
         raise ConfigError(f"gateway.listen: {settings.listen} cannot be bound: {error}") from error
     return f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to the host, as an address or "localhost"."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

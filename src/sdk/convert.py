@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ..mesh.errors import invalid
 from ..proto.tickmesh.v1 import (
     cluster_pb2,
+    customer_pb2,
     execution_pb2,
     image_pb2,
     job_pb2,
@@ -513,6 +514,26 @@ def from_log(message: execution_pb2.StreamLogsResponse) -> list[types.LogChunk]:
 def from_image(message: image_pb2.Image) -> types.Image:
     """From the API's message."""
     return types.Image(name=message.name, digest=message.digest, size_bytes=message.size_bytes)
+
+
+def to_scopes(scopes: Sequence[types.ApiScope]) -> list[Any]:
+    """As the API says them."""
+    return [_to_enum(customer_pb2.ApiScope, "API_SCOPE", types.ApiScope(each)) for each in scopes]
+
+
+def from_api_key(message: customer_pb2.ApiKey) -> types.ApiKey:
+    """From the API's message."""
+    unknown = types.ApiScope.UNKNOWN
+    return types.ApiKey(
+        name=message.name,
+        display_name=message.display_name,
+        scopes=tuple(
+            _from_enum(customer_pb2.ApiScope, "API_SCOPE", each, types.ApiScope, unknown)
+            for each in message.scopes
+        ),
+        expire_time=from_timestamp(message, "expire_time"),
+        create_time=from_timestamp(message, "create_time"),
+    )
 
 
 def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:

@@ -13,10 +13,16 @@ TickmeshError                 .message, .reason, .fields, .retry_after_ms
 │   └── NotPaused
 ├── ResourceExhausted
 │   ├── Overloaded            try again after .retry_after_ms
+│   ├── TooManyAttempts       the same: too many calls carried no good API key
+│   ├── TooManyKeys
 │   ├── MessageTooLarge
 │   └── ImageTooLarge
 ├── CursorExpired             list, then watch
+├── Unauthenticated           nobody knows who calls
+│   ├── KeyRequired
+│   └── KeyInvalid            wrong, expired or revoked
 ├── PermissionDenied
+│   └── ScopeMissing          the API key may not do that
 ├── Unavailable               nobody answers, or not now
 │   ├── NoLeader
 │   ├── OutcomeUnknown        it may or may not have been done
@@ -41,6 +47,8 @@ from ..mesh.errors import (
     InternalError,
     InvalidRequest,
     JobHasSchedules,
+    KeyInvalid,
+    KeyRequired,
     MessageTooLarge,
     NoExecutor,
     NoLeader,
@@ -52,7 +60,11 @@ from ..mesh.errors import (
     PageTokenInvalid,
     PermissionDenied,
     ResourceExhausted,
+    ScopeMissing,
     TickmeshError,
+    TooManyAttempts,
+    TooManyKeys,
+    Unauthenticated,
     Unavailable,
 )
 from .types import Execution, ExecutionReason
@@ -70,6 +82,8 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "JobHasSchedules",
+    "KeyInvalid",
+    "KeyRequired",
     "MessageTooLarge",
     "NoExecutor",
     "NoLeader",
@@ -81,7 +95,11 @@ __all__ = [
     "PageTokenInvalid",
     "PermissionDenied",
     "ResourceExhausted",
+    "ScopeMissing",
     "TickmeshError",
+    "TooManyAttempts",
+    "TooManyKeys",
+    "Unauthenticated",
     "Unavailable",
 ]
 

@@ -4,6 +4,7 @@
     hello/every-second  customers/{customer}/jobs/hello/schedules/every-second
     hello/0abc          customers/{customer}/jobs/hello/executions/0abc
     report:1            customers/{customer}/images/report:1
+    0123456789abcdef    customers/{customer}/keys/0123456789abcdef, of an API key
 
 A full name is taken as it is.
 """
@@ -49,6 +50,11 @@ def execution(customer: str, given: str) -> str | None:
 def image(customer: str, given: str) -> str:
     """An imported image by its id or name."""
     return given if given.startswith("customers/") else f"customers/{customer}/images/{given}"
+
+
+def key(customer: str, given: str) -> str:
+    """An API key by its id or name."""
+    return given if given.startswith("customers/") else names.key_name(customer, given)
 
 
 def customer(given: str) -> str:

@@ -19,6 +19,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from ..proto.tickmesh.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
+    customer_pb2,
+    customer_pb2_grpc,
     execution_pb2,
     execution_pb2_grpc,
     image_pb2,
@@ -33,6 +35,8 @@ from .errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NotFound,
 from .target import resolve
 from .transport import Deadline, Patience, Transport
 from .types import (
+    ApiKey,
+    ApiScope,
     Backfill,
     Cluster,
     Container,
@@ -48,6 +52,7 @@ from .types import (
     LogChunk,
     MisfirePolicy,
     Network,
+    NewApiKey,
     NewExecution,
     NewJob,
     NewSchedule,
@@ -63,7 +68,8 @@ from .types import (
 
 
 class Client:
-    """A customer's view of a mesh: `jobs`, `schedules`, `executions`, `images`, and execute().
+    """A customer's view of a mesh: `jobs`, `schedules`, `executions`, `images`, `keys`, and
+    execute().
 
     Use it as a context manager, or close it.
     """
@@ -75,22 +81,26 @@ class Client:
         *,
         tls: bool | None = None,
         ca_file: str | Path | None = None,
+        api_key: str | None = None,
         deadline_s: float = limits.DEADLINE_S,
     ) -> None:
         """address: of a gateway; default $TICKMESH_ADDRESS, else that of the `tickmesh dev` below
         this directory, else 127.0.0.1:7300.
-        customer: default $TICKMESH_CUSTOMER, else "default".
+        customer: default $TICKMESH_CUSTOMER, else that of the API key, else "default".
         tls: whether to encrypt; default: if there is a ca_file.
         ca_file: PEM of the authority to trust; default $TICKMESH_CA_FILE, else the system's.
+        api_key: shown with each call; default $TICKMESH_API_KEY. Refused where it would leave this
+        machine in plain text.
         deadline_s: of each call that does not say otherwise.
         """
-        target = resolve(address, customer, tls=tls, ca_file=ca_file)
+        target = resolve(address, customer, tls=tls, ca_file=ca_file, api_key=api_key)
         self._transport = Transport(target, deadline_s)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._transport.channel)
         self.jobs = Jobs(self._transport)
         self.schedules = Schedules(self._transport)
         self.executions = Executions(self._transport)
         self.images = Images(self._transport)
+        self.keys = Keys(self._transport)
 
     @property
     def address(self) -> str:
@@ -923,6 +933,59 @@ class Images:
         """Delete an imported image. What runs keeps its own."""
         request = image_pb2.DeleteImageRequest(name=names.image(self._customer, image))
         self._transport.unary(self._stub.DeleteImage, request, deadline_s)
+
+
+class Keys:
+    """The API keys of the customer: `client.keys`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self._stub = customer_pb2_grpc.CustomerServiceStub(transport.channel)
+
+    def create(
+        self,
+        scopes: Sequence[ApiScope],
+        *,
+        display_name: str = "",
+        expire_time: datetime | None = None,
+        request_id: str = "",
+        deadline_s: float | None = None,
+    ) -> NewApiKey:
+        """Create a key. Its text is in the answer, and nowhere else.
+
+        request_id: the same one again makes no other key, but gives this one a new secret.
+        """
+        request = customer_pb2.CreateApiKeyRequest(
+            parent=names.customer(self._customer),
+            api_key=customer_pb2.ApiKey(
+                display_name=display_name,
+                scopes=convert.to_scopes(scopes),
+                expire_time=convert.to_timestamp(expire_time, "expire_time"),
+            ),
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        answer = self._transport.unary(self._stub.CreateApiKey, request, deadline_s)
+        return NewApiKey(key=convert.from_api_key(answer.api_key), text=answer.text)
+
+    def list(self, *, page_size: int = 0, deadline_s: float | None = None) -> Iterator[ApiKey]:
+        """All keys, expired ones too, ordered by id; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = customer_pb2.ListApiKeysRequest(
+                parent=names.customer(self._customer), page_size=page_size, page_token=token
+            )
+            answer = self._transport.unary(self._stub.ListApiKeys, request, deadline_s)
+            for each in answer.api_keys:
+                yield convert.from_api_key(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def revoke(self, key: str, *, deadline_s: float | None = None) -> None:
+        """End a key for good: it is refused everywhere within 10 seconds. Raises NotFound."""
+        request = customer_pb2.RevokeApiKeyRequest(name=names.key(self._customer, key))
+        self._transport.unary(self._stub.RevokeApiKey, request, deadline_s)
 
 
 def _archive_messages(

@@ -37,6 +37,7 @@ REPEATABLE = {
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),
     ),
     "ImageService": ("GetImage", "ListImages"),
+    "CustomerService": ("CreateApiKey", "ListApiKeys"),
     "ClusterService": ("GetCluster",),
 }
 """Methods that may be called again when an answer is lost: they change nothing, or do the same
@@ -83,6 +84,11 @@ def _options() -> list[tuple[str, Any]]:
 def _credentials(target: Target) -> grpc.ChannelCredentials:
     authority = Path(target.ca_file).read_bytes() if target.ca_file else None
     return grpc.ssl_channel_credentials(root_certificates=authority)
+
+
+def _metadata(target: Target) -> tuple[tuple[str, str], ...]:
+    """Sent with each call. Never to another machine in plain text: see target.resolve."""
+    return (("authorization", f"Bearer {target.api_key}"),) if target.api_key else ()
 
 
 def explain(error: grpc.RpcError, address: str, deadline_s: float) -> TickmeshError:
@@ -149,6 +155,7 @@ class AsyncTransport:
     def __init__(self, target: Target, deadline_s: float) -> None:
         self.target = target
         self.deadline_s = deadline_s
+        self._metadata = _metadata(target)
         if target.tls:
             self.channel = grpc.aio.secure_channel(
                 target.address, _credentials(target), options=_options()
@@ -169,7 +176,7 @@ class AsyncTransport:
         """One question, one answer. Raises TickmeshError."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
         try:
-            return await method(request, timeout=deadline_s)
+            return await method(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
 
@@ -180,7 +187,7 @@ class AsyncTransport:
         deadline_s: float,
     ) -> AsyncIterator[A]:
         """One question, many answers; leaving the loop ends the call. Raises TickmeshError."""
-        call = method(request, timeout=deadline_s)
+        call = method(request, timeout=deadline_s, metadata=self._metadata)
         try:
             async for answer in call:
                 yield answer
@@ -202,7 +209,7 @@ class AsyncTransport:
                 yield request
 
         try:
-            return await method(each(), timeout=deadline_s)
+            return await method(each(), timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
 
@@ -217,6 +224,7 @@ class Transport:
     def __init__(self, target: Target, deadline_s: float) -> None:
         self.target = target
         self.deadline_s = deadline_s
+        self._metadata = _metadata(target)
         if target.tls:
             self.channel = grpc.secure_channel(
                 target.address, _credentials(target), options=_options()
@@ -237,7 +245,7 @@ class Transport:
         """One question, one answer. Raises TickmeshError."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
         try:
-            return method(request, timeout=deadline_s)
+            return method(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
 
@@ -248,7 +256,7 @@ class Transport:
         deadline_s: float,
     ) -> Iterator[A]:
         """One question, many answers; leaving the loop ends the call. Raises TickmeshError."""
-        call = method(request, timeout=deadline_s)
+        call = method(request, timeout=deadline_s, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -264,7 +272,7 @@ class Transport:
     ) -> A:
         """Many messages, one answer."""
         try:
-            return method(requests, timeout=deadline_s)
+            return method(requests, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
 

@@ -579,6 +579,46 @@ class Cluster:
     executors: tuple[Executor, ...]
 
 
+class ApiScope(StrEnum):
+    """What an API key may do. Each stands for itself, except that ADMIN has the others too."""
+
+    READ = "READ"
+    """Get, list, preview, watch and read output."""
+    EXECUTE = "EXECUTE"
+    """Execute jobs, trigger and backfill schedules, cancel."""
+    ADMIN = "ADMIN"
+    """Everything, also creating and deleting, images and keys."""
+    UNKNOWN = "UNKNOWN"
+    """A scope that this version of the client does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key, without its secret."""
+
+    name: str
+    """customers/{customer}/keys/{key}"""
+    display_name: str
+    scopes: tuple[ApiScope, ...]
+    expire_time: datetime | None
+    """From when on it is refused; None: never."""
+    create_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewApiKey:
+    """A key that was just created."""
+
+    key: ApiKey
+    text: str = field(repr=False)
+    """What is shown with calls: nobody can tell it again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """One job of a batch. Its id; "" for one made by the server."""

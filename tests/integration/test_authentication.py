@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from tickmesh.proto.tickmesh.v1 import (
     job_pb2,
     schedule_pb2,
 )
+from tickmesh.sdk.cli.main import EXIT_DENIED, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -402,6 +404,32 @@ async def test_a_bad_key_is_not_made(
         "CustomerService/ListApiKeys", customer_pb2.ListApiKeysRequest(parent="customers/bad")
     )
     assert not customer_pb2.ListApiKeysResponse.FromString(data).api_keys
+
+
+async def test_the_command_line_makes_a_key_and_works_with_it(
+    bed: Bed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def tickmesh(*words: str) -> int:
+        return await asyncio.to_thread(run, ["--address", bed.mesh.address, *words])
+
+    operator, made = str(bed.mesh.operator_key_file), str(tmp_path / "cli.key")
+    create = ("key", "create", "--scope", "execute", "--scope", "read", "--file", made)
+    assert await tickmesh("--api-key-file", operator, "--customer", "cli", *create) == 0
+    bed.secrets.append(_read_own(tmp_path / "cli.key"))
+    assert await tickmesh("--api-key-file", made, "job", "list") == 0
+    assert await tickmesh("job", "list") == EXIT_DENIED
+    assert await tickmesh("--api-key-file", made, "job", "create", "j", "--image", "x") == 5
+    assert await tickmesh("--api-key-file", made, "cluster") == EXIT_DENIED
+    assert await tickmesh("--api-key-file", operator, "cluster") == 0
+    told = capfd.readouterr().err
+    assert "scope admin" in told and "carries no API key" in told
+    assert not any(text in told for text in bed.secrets)
+
+
+def _read_own(path: Path) -> str:
+    """What a file holds that its owner alone may read."""
+    assert path.stat().st_mode & 0o777 == 0o600
+    return path.read_text().strip()
 
 
 async def test_wrong_keys_are_refused_alike_and_then_slowly(bed: Bed) -> None:

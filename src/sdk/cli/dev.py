@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -76,6 +76,13 @@ SLOW_AFTER_S = 5.0
     is_flag=True,
     help="Give jobs the network that they ask for: public addresses, through this machine.",
 )
+@click.option(
+    "--authentication",
+    type=click.Choice(["none", "api_keys"]),
+    default="none",
+    show_default=True,
+    help="Whether callers must show an API key; the operator's is made in the data directory.",
+)
 def dev(
     replicas: str,
     executors: int,
@@ -84,6 +91,7 @@ def dev(
     runtime: str,
     registries: tuple[str, ...],
     egress: bool,
+    authentication: Literal["none", "api_keys"],
 ) -> int:
     """Run a whole mesh on this machine: gateway, scheduler and executor, as real processes.
 
@@ -108,6 +116,7 @@ def dev(
             port=_port(port, local.is_free),
             runtime=runtime,
             executor=tuple(executor.items()),
+            authentication=authentication,
         )
         asyncio.run(_run(data, options))
     except local.MeshFailed as error:
@@ -219,14 +228,27 @@ def _banner(mesh: LocalMesh, description: Path) -> None:
         f"tickmesh serves at {mesh.address}: {_count(options.replicas, 'scheduler replica')}, "
         f"{_count(options.executors, 'executor')} ({options.runtime})",
         f"data and logs are in {mesh.directory}; Ctrl-C ends it",
+        *_about_keys(mesh),
         "",
         "try, in another terminal:" if found else "try, in another terminal, after",
         *([] if found else [f"  export TICKMESH_ADDRESS={mesh.address}"]),
-        "  tickmesh cluster",
+        *(["  tickmesh cluster"] if options.authentication == "none" else []),
         f"  tickmesh job create hello --image docker.io/library/busybox:1.36 -- {says} hello",
         "  tickmesh run hello --follow",
     ]
     print("\n".join(lines), flush=True)
+
+
+def _about_keys(mesh: LocalMesh) -> list[str]:
+    """Where the operator's key is, and how a customer gets one."""
+    if mesh.options.authentication == "none":
+        return []
+    key = mesh.operator_key_file
+    return [
+        f"callers must show an API key; the operator's is in {key}",
+        f"  tickmesh --api-key-file {key} key create --scope admin --file default.key",
+        "  export TICKMESH_API_KEY=$(cat default.key)",
+    ]
 
 
 def _count(number: int, noun: str) -> str:

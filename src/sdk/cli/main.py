@@ -35,6 +35,7 @@ EXIT_CODES: tuple[tuple[type[errors.TickmeshError], int], ...] = (
     (errors.EtagMismatch, EXIT_CONFLICT),
     (errors.FailedPrecondition, EXIT_CONFLICT),
     (errors.PermissionDenied, EXIT_DENIED),
+    (errors.Unauthenticated, EXIT_DENIED),
     (errors.Unavailable, EXIT_UNAVAILABLE),
     (errors.DeadlineExceeded, EXIT_DEADLINE),
 )
@@ -51,6 +52,7 @@ COMMANDS = {
     "audit": ("audit:group", "Whether ledgers tell the truth: verify."),
     "logs": ("executions:logs", "Print what an execution wrote."),
     "image": ("images:group", "Images that are in no registry: import, list, delete."),
+    "key": ("keys:group", "API keys: create, list, revoke."),
     "cluster": ("cluster:cluster", "Show the mesh: shards, replicas, executors."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
 }
@@ -68,7 +70,10 @@ COMMANDS = {
     help="A gateway. Default: $TICKMESH_ADDRESS, else that of `tickmesh dev` in this directory, "
     "else 127.0.0.1:7300.",
 )
-@click.option("--customer", help='On whose behalf. Default: $TICKMESH_CUSTOMER, else "default".')
+@click.option(
+    "--customer",
+    help='On whose behalf. Default: $TICKMESH_CUSTOMER, else that of the key, else "default".',
+)
 @click.option(
     "--timeout",
     type=DURATION,
@@ -81,6 +86,11 @@ COMMANDS = {
     "--ca-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="PEM of the authority to trust. Default: $TICKMESH_CA_FILE, else the system's.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Holds the API key to show, where the mesh wants one. Default: $TICKMESH_API_KEY.",
 )
 @click.version_option(package_name="tickmesh", message="%(prog)s %(version)s")
 @click.pass_context

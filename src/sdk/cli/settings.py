@@ -22,6 +22,7 @@ class Settings:
     timeout: timedelta
     tls: bool | None
     ca_file: Path | None
+    api_key_file: Path | None
     _client: Client | None = None
 
     @property
@@ -35,9 +36,17 @@ class Settings:
                 self.customer,
                 tls=self.tls,
                 ca_file=self.ca_file,
+                api_key=None if self.api_key_file is None else self._api_key(),
                 deadline_s=self.timeout.total_seconds(),
             )
         return self._client
+
+    def _api_key(self) -> str:
+        assert self.api_key_file is not None
+        text = self.api_key_file.read_text(encoding="utf-8", errors="replace").strip()
+        if not text:
+            raise click.UsageError(f"--api-key-file {self.api_key_file} is empty")
+        return text
 
     def close(self) -> None:
         """Close the client, if there is one."""

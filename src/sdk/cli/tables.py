@@ -121,6 +121,15 @@ IMAGES: tuple[Column[types.Image], ...] = (
 )
 
 
+KEYS: tuple[Column[types.ApiKey], ...] = (
+    Column("KEY", lambda key: key.id),
+    Column("SCOPES", lambda key: ", ".join(key.scopes)),
+    Column("EXPIRES", lambda key: show_instant(key.expire_time)),
+    Column("CREATED", lambda key: show_instant(key.create_time)),
+    Column("NAME", lambda key: key.display_name),
+)
+
+
 def _row_about(row: types.LedgerRow) -> str:
     if row.definition is not None:
         return f"{row.definition.state} {describe(row.definition.recurrence)}"

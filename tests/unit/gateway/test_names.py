@@ -6,7 +6,7 @@ import pytest
 
 from tickmesh.gateway.images import to_name, to_reference
 from tickmesh.gateway.logs import Cursor, attempt_number, parse_cursor
-from tickmesh.gateway.server import is_loopback
+from tickmesh.mesh.addresses import is_loopback
 from tickmesh.mesh.errors import InvalidRequest
 
 

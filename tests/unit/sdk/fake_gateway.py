@@ -19,10 +19,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_status import rpc_status
 
-from tickmesh.mesh import errors
+from tickmesh.mesh import api_keys, errors
 from tickmesh.proto.tickmesh.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
+    customer_pb2,
+    customer_pb2_grpc,
     execution_pb2,
     execution_pb2_grpc,
     image_pb2,
@@ -52,6 +54,7 @@ class FakeGateway(
     schedule_pb2_grpc.ScheduleServiceServicer,
     execution_pb2_grpc.ExecutionServiceServicer,
     image_pb2_grpc.ImageServiceServicer,
+    customer_pb2_grpc.CustomerServiceServicer,
     cluster_pb2_grpc.ClusterServiceServicer,
 ):
     """See the module."""
@@ -63,6 +66,9 @@ class FakeGateway(
         self.payloads: dict[str, bytes] = {}
         self.backfills: dict[str, int] = {}
         self.images: dict[str, image_pb2.Image] = {}
+        self.keys: dict[str, customer_pb2.ApiKey] = {}
+        self.shown: list[str] = []
+        """Keys that calls of CustomerService showed; "" for none."""
         self.logs: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
         self.by_request_id: dict[str, Any] = {}
         self.history: list[execution_pb2.Execution] = []
@@ -163,6 +169,7 @@ class FakeGateway(
         schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(self, server)
         execution_pb2_grpc.add_ExecutionServiceServicer_to_server(self, server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(self, server)
+        customer_pb2_grpc.add_CustomerServiceServicer_to_server(self, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self, server)
         if credentials is None:
             port = server.add_insecure_port("127.0.0.1:0")
@@ -587,6 +594,37 @@ class FakeGateway(
     def DeleteImage(self, request: Any, context: Any) -> Any:
         self._found(self.images, request.name, context)
         del self.images[request.name]
+        return Empty()
+
+    # Keys -----------------------------------------------------------------------------------------
+
+    def _show(self, context: Any) -> None:
+        shown = dict(context.invocation_metadata()).get("authorization", "")
+        self.shown.append(shown.removeprefix("Bearer "))
+
+    def CreateApiKey(self, request: Any, context: Any) -> Any:
+        self._show(context)
+        customer = request.parent.removeprefix("customers/")
+        key_id = f"{len(self.keys) + 1:016d}"
+        key = customer_pb2.ApiKey()
+        key.CopyFrom(request.api_key)
+        key.name = f"{request.parent}/keys/{key_id}"
+        key.create_time.CopyFrom(stamp(NOW_MS))
+        self.keys[key.name] = key
+        text = api_keys.make(customer, key_id, bytes(32))
+        return customer_pb2.CreateApiKeyResponse(api_key=key, text=text)
+
+    def ListApiKeys(self, request: Any, context: Any) -> Any:
+        self._show(context)
+        found = [key for name, key in sorted(self.keys.items()) if name > request.page_token]
+        size = min(request.page_size or self.page_size_max, self.page_size_max)
+        more = found[size - 1].name if len(found) > size else ""
+        return customer_pb2.ListApiKeysResponse(api_keys=found[:size], next_page_token=more)
+
+    def RevokeApiKey(self, request: Any, context: Any) -> Any:
+        self._show(context)
+        self._found(self.keys, request.name, context)
+        del self.keys[request.name]
         return Empty()
 
     def GetCluster(self, request: Any, context: Any) -> Any:

@@ -11,7 +11,7 @@ import trustme
 
 from tests.unit.sdk.fake_gateway import FakeGateway
 from tickmesh import sdk
-from tickmesh.mesh import errors
+from tickmesh.mesh import api_keys, errors
 from tickmesh.proto.tickmesh.v1 import execution_pb2
 from tickmesh.sdk import AsyncClient, Client, types
 from tickmesh.sdk.convert import from_execution
@@ -42,6 +42,66 @@ def test_a_job_comes_back_as_it_was_given(client: Client) -> None:
     server_set = ("name", "uid", "revision", "create_time", "update_time", "etag")
     assert given == dataclasses.replace(made, **{name: getattr(given, name) for name in server_set})
     assert client.jobs.get("report") == client.jobs.get(made.name) == made
+
+
+def test_a_key_is_created_listed_and_revoked(client: Client, gateway: FakeGateway) -> None:
+    gateway.page_size_max = 1
+    ends = datetime(2030, 1, 1, tzinfo=UTC)
+    scopes = (sdk.ApiScope.READ, sdk.ApiScope.EXECUTE)
+    made = client.keys.create(scopes, display_name="ci", expire_time=ends)
+    other = client.keys.create([sdk.ApiScope.ADMIN])
+    assert made.key.scopes == scopes and made.key.expire_time == ends
+    assert list(client.keys.list()) == [made.key, other.key]
+    assert made.text not in repr(made)
+    client.keys.revoke(made.key.id)
+    client.keys.revoke(other.key.name)
+    with pytest.raises(sdk.NotFound):
+        client.keys.revoke(other.key.name)
+    assert set(gateway.shown) == {""}
+
+
+async def test_every_call_shows_the_key(address: str, gateway: FakeGateway) -> None:
+    key = api_keys.make("acme", "0" * 16, bytes(32))
+    with Client(address, api_key=key) as blocking:
+        assert blocking.customer == "acme", "the key says whose it is"
+        list(blocking.keys.list())
+    async with AsyncClient(address, api_key=key) as client:
+        assert [each async for each in client.keys.list()] == []
+    assert gateway.shown == [key, key]
+
+
+KEY = api_keys.make("acme", "0" * 16, bytes(32))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gateway.example:443", "192.0.2.1:7300", "127.example:7300", "localhost.example:1", "[::]:1"],
+)
+def test_a_key_never_leaves_this_machine_in_plain_text(address: str) -> None:
+    with pytest.raises(sdk.InvalidRequest, match="plain text") as refused:
+        Client(address, api_key=KEY)
+    assert KEY not in str(refused.value)
+    Client(address, api_key=KEY, tls=True).close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1"])
+def test_a_key_is_shown_to_this_machine(address: str) -> None:
+    Client(address, api_key=KEY).close()
+
+
+def test_a_key_is_of_its_customer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(sdk.InvalidRequest, match="of customer 'acme', not 'other'"):
+        Client("127.0.0.1:1", "other", api_key=KEY)
+    with pytest.raises(sdk.InvalidRequest, match="is not an API key") as refused:
+        Client("127.0.0.1:1", api_key="tmk_nonsense")
+    assert "nonsense" not in str(refused.value)
+    operator = api_keys.make_operator(bytes(32))
+    with Client("127.0.0.1:1", "other", api_key=operator) as client:
+        assert client.customer == "other"
+    monkeypatch.setenv("TICKMESH_API_KEY", KEY)
+    with Client("127.0.0.1:1") as client:
+        assert client.customer == "acme"
+        assert KEY not in repr(client._transport.target)
 
 
 def test_a_job_is_made_from_its_parts(client: Client) -> None:

@@ -9,12 +9,13 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
 from ..mesh.config import ShardMembers, Tls
+from ..mesh.objects import Objects
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
 from . import convert
@@ -22,7 +23,7 @@ from .attempts import Attempt
 from .clockwork import Clockwork
 from .convert import Order
 from .ledger import Entry, Ledger
-from .outputs import OutputKeeper
+from .outputs import Archiver, Keeping, OutputKeeper, archived_soon
 from .sandbox import ATTEMPT_ID, Runtime, Sandbox
 from .spares import Spares
 from .uplink import Shard, Stream
@@ -45,6 +46,9 @@ SHUTDOWN_END_S = 4.0
 """Until every attempt has ended."""
 SHUTDOWN_ACKNOWLEDGE_S = 2.0
 """Until the shards have every end; else the next process tells them."""
+
+SHUTDOWN_ARCHIVE_S = 2.0
+"""Until every output is archived; else the next process does it."""
 
 _INFRASTRUCTURE = execution_pb2.EXECUTION_REASON_INFRASTRUCTURE
 _SHUT_DOWN = "the executor was shut down"
@@ -75,8 +79,7 @@ class Limits:
     lease_s: float = 10.0
     spares_max: int = 8
     spares_memory_bytes: int = 2 * 1024**3
-    output_retention_s: int = 7 * 24 * 3600
-    output_bytes_max: int = 10 * 1024**3
+    keeping: Keeping = field(default_factory=Keeping)
 
 
 class Agent:
@@ -91,13 +94,14 @@ class Agent:
         ledger_path: Path,
         clock: Clock,
         limits: Limits,
+        archive: Objects | None = None,
     ) -> None:
+        """archive: where outputs go at the end; None: they stay."""
         self.runtime = runtime
         self.clock = clock
-        self.ledger = Ledger(ledger_path)
-        self._outputs = OutputKeeper(
-            runtime, self.ledger, clock, limits.output_retention_s, limits.output_bytes_max
-        )
+        self.ledger = Ledger(ledger_path, archives=archive is not None)
+        self._outputs = OutputKeeper(runtime, self.ledger, clock, limits.keeping)
+        self._archiver = Archiver(runtime, self.ledger, archive) if archive is not None else None
         self._held_max = identity.slot_count * HELD_FACTOR
         self._slot_count = identity.slot_count
         self.spares = Spares(
@@ -182,6 +186,8 @@ class Agent:
                 background = [group.create_task(stream.run()) for stream in self._streams]
                 background.append(group.create_task(self.ledger.run()))
                 background.append(group.create_task(self._outputs.run()))
+                if self._archiver is not None:
+                    background.append(group.create_task(self._archiver.run()))
                 background.append(group.create_task(self.spares.run()))
                 for attempt in self._resumed:
                     self._begin(attempt)
@@ -213,6 +219,8 @@ class Agent:
                     await self._told.wait()
         except TimeoutError:
             log.warning("ends that no shard has heard of are told by the next process")
+        if self._archiver is not None:
+            await archived_soon(self._archiver, SHUTDOWN_ARCHIVE_S)
 
     # -- attempts ------------------------------------------------------------------------------
 
@@ -254,6 +262,8 @@ class Agent:
     def changed(self, attempt: Attempt) -> None:
         """See Host."""
         self._shards[attempt.order.shard_id].change(attempt)
+        if attempt.end is not None and self._archiver is not None:
+            self._archiver.wake()
 
     # -- for streams: see Receiver -------------------------------------------------------------
 

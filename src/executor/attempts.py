@@ -155,7 +155,8 @@ class Attempt:
         phase = shard_pb2.ATTEMPT_PHASE_ENDED
         report = convert.report(self.id, phase, self.prepared_ns, self.started_ns, end)
         output = self._host.runtime.output_directory(self.id)
-        await self._host.ledger.end(self.id, report.SerializeToString(), end.ended_ns, output)
+        key = self.order.output_key if end.output_bytes != 0 else ""
+        await self._host.ledger.end(self.id, report.SerializeToString(), end.ended_ns, output, key)
         self._finish(end)
         self._host.changed(self)
 

@@ -5,6 +5,7 @@ import signal as signals
 from dataclasses import dataclass
 
 from ..mesh.limits import OUTPUT_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
+from ..mesh.output import object_key
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2, job_pb2
 from .errors import ExecutorError, ImageError, ImageReason, StartError, StartReason
@@ -34,6 +35,8 @@ class Order:
     """By the leader's clock."""
     grace_s: float
     """Between SIGTERM and SIGKILL."""
+    output_key: str = ""
+    """Of its archived output; "" from a shard that does not know of archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,10 @@ def order(message: shard_pb2.Work, shard_id: str) -> Order:
         revision=message.job_revision,
         network=NETWORK_EGRESS if message.network == job_pb2.NETWORK_EGRESS else NETWORK_NONE,
     )
-    return Order(work, shard_id, message.start_at_ns, message.grace_ms / _MS)
+    key = ""
+    if message.assign_ms:
+        key = object_key(message.execution, message.attempt_number, message.assign_ms)
+    return Order(work, shard_id, message.start_at_ns, message.grace_ms / _MS, key)
 
 
 def timestamp(instant_ns: int) -> str:

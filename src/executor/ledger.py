@@ -2,7 +2,8 @@
 
 One SQLite file, written by one thread, fsynced once for each batch of whatever came meanwhile. It
 holds bytes (a Work, an AttemptReport, as the shard's messages) and knows nothing of their meaning;
-and it remembers which outputs are kept, oldest first, so that they can be dropped in that order.
+and it remembers which outputs are kept, oldest first, so that they can be dropped in that order,
+and which of them are to be archived.
 """
 
 import asyncio
@@ -33,6 +34,10 @@ CREATE TABLE IF NOT EXISTS outputs (
   attempt_id TEXT PRIMARY KEY, ended_ns INTEGER NOT NULL, bytes INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outputs_by_end ON outputs (ended_ns);
+CREATE TABLE IF NOT EXISTS uploads (
+  attempt_id TEXT PRIMARY KEY, ended_ns INTEGER NOT NULL, key TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uploads_by_end ON uploads (ended_ns);
 """
 
 _Result = TypeVar("_Result")
@@ -57,6 +62,15 @@ class Output(NamedTuple):
     """On disk, with OUTPUT_OVERHEAD_BYTES."""
 
 
+class Upload(NamedTuple):
+    """An output that is to be archived."""
+
+    attempt_id: str
+    ended_ns: int
+    key: str
+    """Of the object."""
+
+
 class _Batch:
     """Writes of one transaction. An attempt is accepted, ends, is forgotten: so in that order."""
 
@@ -66,6 +80,8 @@ class _Batch:
         self.outputs: list[tuple[str, int, Path]] = []
         self.forgets: list[tuple[str]] = []
         self.forgotten_outputs: list[Output] = []
+        self.uploads: list[Upload] = []
+        self.uploaded: list[tuple[str]] = []
         self.done: list[asyncio.Future[None]] = []
         self.size = 0
 
@@ -73,8 +89,10 @@ class _Batch:
 class Ledger:
     """See the module. `run` must run for writes to be done."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, archives: bool = False) -> None:
+        """archives: outputs are archived."""
         self._path = path
+        self.archives = archives
         # One thread, and so one order of writes; SQLite lets go of the interpreter while it syncs.
         self._thread = ThreadPoolExecutor(1, "ledger")
         self._connection: sqlite3.Connection
@@ -94,6 +112,8 @@ class Ledger:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
+        if not self.archives:  # any more: what waited for it is kept as all others are
+            self._connection.execute("DELETE FROM uploads")
         self.output_bytes = self._connection.execute(
             "SELECT coalesce(sum(bytes), 0) FROM outputs"
         ).fetchone()[0]
@@ -148,6 +168,9 @@ class Ledger:
             self._rows("INSERT OR REPLACE INTO outputs VALUES {}", outputs)
             self._rows("DELETE FROM attempts WHERE attempt_id IN (VALUES {})", batch.forgets)
             self._rows("DELETE FROM outputs WHERE attempt_id IN (VALUES {})", gone)
+            self._rows("INSERT OR REPLACE INTO uploads VALUES {}", batch.uploads)
+            uploaded = batch.uploaded + gone
+            self._rows("DELETE FROM uploads WHERE attempt_id IN (VALUES {})", uploaded)
         self.output_bytes += sum(size or 0 for _, _, size in outputs)
         self.output_bytes -= sum(output.bytes for output in batch.forgotten_outputs)
 
@@ -196,13 +219,16 @@ class Ledger:
         return self._done(batch)
 
     def end(
-        self, attempt_id: str, report: bytes, ended_ns: int, output: Path
+        self, attempt_id: str, report: bytes, ended_ns: int, output: Path, key: str = ""
     ) -> asyncio.Future[None]:
-        """Remember an attempt's end, and its output. Done once it is on disk."""
+        """Remember an attempt's end, and its output, which is to be archived if it has a key. Done
+        once it is on disk."""
         batch = self._batch()
         batch.ends.append((attempt_id, report))
         if output.exists():
             batch.outputs.append((attempt_id, ended_ns, output))
+            if key and self.archives:
+                batch.uploads.append(Upload(attempt_id, ended_ns, key))
         return self._done(batch)
 
     def forget(self, attempt_id: str) -> None:
@@ -211,17 +237,38 @@ class Ledger:
 
     # -- outputs -------------------------------------------------------------------------------
 
-    async def oldest_outputs(self, count: int) -> list[Output]:
-        """The outputs that ended first."""
+    async def oldest_outputs(self, count: int, archived: bool = True) -> list[Output]:
+        """The outputs that ended first, of those that are not to be archived (any more); or of
+        those that are."""
 
         def read() -> list[Output]:
             rows = self._connection.execute(
-                "SELECT attempt_id, ended_ns, bytes FROM outputs ORDER BY ended_ns LIMIT ?",
+                "SELECT attempt_id, ended_ns, bytes FROM outputs WHERE "
+                f"{'NOT ' if archived else ''}EXISTS "
+                "(SELECT 1 FROM uploads WHERE uploads.attempt_id = outputs.attempt_id) "
+                "ORDER BY ended_ns LIMIT ?",
                 (count,),
             )
             return [Output(*row) for row in rows]
 
         return await self._in_thread(read)
+
+    async def oldest_uploads(self, count: int) -> list[Upload]:
+        """The outputs to be archived that ended first."""
+
+        def read() -> list[Upload]:
+            rows = self._connection.execute(
+                "SELECT attempt_id, ended_ns, key FROM uploads ORDER BY ended_ns LIMIT ?", (count,)
+            )
+            return [Upload(*row) for row in rows]
+
+        return await self._in_thread(read)
+
+    def uploaded(self, attempt_ids: list[str]) -> asyncio.Future[None]:
+        """These are archived. Done once that is on disk."""
+        batch = self._batch()
+        batch.uploaded += [(attempt_id,) for attempt_id in attempt_ids]
+        return self._done(batch)
 
     def forget_outputs(self, outputs: list[Output]) -> asyncio.Future[None]:
         """These have been removed."""

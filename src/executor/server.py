@@ -17,6 +17,7 @@ from ..mesh import process, telemetry, tls
 from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ExecutorConfig
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
+from ..mesh.objects import Objects
 from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
 from .agent import Agent, Identity, Limits
 from .containerd.client import ContainerdClient
@@ -24,6 +25,7 @@ from .containerd.daemon import which
 from .containerd.runtime import NAMESPACE, ContainerdRuntime
 from .errors import HostUnfit
 from .inprocess import InProcessRuntime
+from .outputs import Keeping
 from .sandbox import Runtime
 from .service import ExecutorService
 from .watch import Watcher
@@ -98,11 +100,20 @@ async def _serve(
         lease_s=settings.lease_ms / 1_000,
         spares_max=settings.spares_max,
         spares_memory_bytes=settings.spares_memory_bytes,
-        output_retention_s=settings.output_retention_s,
-        output_bytes_max=settings.output_bytes_max,
+        keeping=_keeping(settings),
     )
+    archive = None
+    if settings.archive is not None:
+        archive = Objects(settings.archive, "executor.archive")
     agent = Agent(
-        identity, settings.shards, settings.tls, runtime, directory / "ledger.db", clock, limits
+        identity,
+        settings.shards,
+        settings.tls,
+        runtime,
+        directory / "ledger.db",
+        clock,
+        limits,
+        archive,
     )
     await agent.start()
     watcher = Watcher()
@@ -129,6 +140,16 @@ async def _serve(
         await health.enter_graceful_shutdown()
         await server.stop(process.STOP_GRACE_S)
         watcher.close()
+
+
+def _keeping(settings: ExecutorConfig) -> Keeping:
+    """How long outputs stay here."""
+    archive = settings.archive
+    return Keeping(
+        settings.output_retention_s if archive is None else settings.output_archived_s,
+        settings.output_retention_s if archive is None else archive.retention_s,
+        settings.output_bytes_max,
+    )
 
 
 async def _until_ended(agent: Agent, runtime: Runtime, stop: asyncio.Event) -> None:

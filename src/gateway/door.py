@@ -31,6 +31,7 @@ from ..mesh.names import parse_key
 from ..proto.tickmesh.v1 import cluster_pb2
 from . import logs
 from .access import Principal, authorize
+from .archive import Archive
 from .authentication import Authentication
 from .executors import Executors
 from .images import Images, first_message_needed
@@ -59,11 +60,12 @@ class Door:
         shards: tuple[Shard, ...],
         executors: Executors,
         authentication: Authentication | None = None,
+        archive: Archive | None = None,
     ) -> None:
         """authentication: None: whoever calls is believed."""
         self._authentication = authentication
         self._shards = shards
-        self._executors = executors
+        self._outputs = logs.Sources(executors, archive)
         self._images = Images(executors)
         self._streams: set[asyncio.Task[Any]] = set()
         self._ending = False
@@ -272,7 +274,7 @@ class Door:
         self, method: Method, request: Any, _data: bytes, timeout_s: float
     ) -> AsyncIterator[bytes]:
         shard = self._shard(method.read_name(request))
-        return logs.stream(shard, self._executors, request, timeout_s)
+        return logs.stream(shard, self._outputs, request, timeout_s)
 
     def _import(
         self, method: Method

@@ -1,4 +1,7 @@
-"""StreamLogs: what an execution wrote, read from the executor that holds it.
+"""StreamLogs: what an execution wrote, read from the executor that holds it, or from the archive.
+
+The executor is asked first, as it has what is newest; the archive, when that is away or has dropped
+its copy, also in the middle of a stream: a cursor means the same in both.
 
 An execution may have no attempt yet, and may get another after the one that is read: with `follow`
 the stream waits for both, and ends when the execution is final. A cursor is "{attempt}.{where}",
@@ -13,15 +16,19 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
+from ..mesh import output
 from ..mesh.errors import (
     STATUS_METADATA_KEY,
     DeadlineExceeded,
     NoExecutor,
+    NotFound,
+    TickmeshError,
     from_rpc_error,
     invalid,
 )
 from ..proto.tickmesh.internal.v1 import executor_pb2, shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
+from .archive import Archive
 from .executors import Executors
 from .shards import Shard
 
@@ -60,11 +67,18 @@ def attempt_number(attempt_id: str) -> int:
     return int(attempt_id.rpartition("-")[2])
 
 
+class Sources(NamedTuple):
+    """Where output is."""
+
+    executors: Executors
+    archive: Archive | None
+
+
 async def stream(
-    shard: Shard, executors: Executors, request: Any, timeout_s: float
+    shard: Shard, sources: Sources, request: Any, timeout_s: float
 ) -> AsyncIterator[bytes]:
-    """Serialised StreamLogsResponses. Raises what the shard or the executor answers, NoExecutor or
-    DeadlineExceeded."""
+    """Serialised StreamLogsResponses. Raises what the shard, the executor or the archive answers,
+    NoExecutor or DeadlineExceeded."""
     loop = asyncio.get_running_loop()
     expires_s = loop.time() + timeout_s
     attempt, where = parse_cursor(request.cursor, request.attempt)
@@ -73,8 +87,10 @@ async def stream(
         if located is None:
             return
         number = attempt_number(located.attempt_id)
-        output = _output(executors, located, where, request.follow, expires_s - loop.time())
-        async for part in output:
+        parts = _output(
+            sources, request.name, located, where, request.follow, expires_s - loop.time()
+        )
+        async for part in parts:
             yield _response(number, part).SerializeToString()
         if not request.follow or request.attempt:
             return
@@ -125,6 +141,54 @@ async def _begun(shard: Shard, request: Any, attempt: int, timeout_s: float) -> 
 
 
 async def _output(
+    sources: Sources,
+    execution: str,
+    located: shard_pb2.LocateExecutionResponse,
+    where: str,
+    follow: bool,
+    timeout_s: float,
+) -> AsyncIterator[executor_pb2.StreamOutputResponse]:
+    """An attempt's output from wherever it is. Raises what the last one asked does."""
+    try:
+        async for part in _held(sources.executors, located, where, follow, timeout_s):
+            where = part.cursor
+            yield part
+        return
+    except (NoExecutor, NotFound) as error:
+        absent: TickmeshError = error
+    if located.silent:
+        return
+    if sources.archive is None or not located.assign_ms:
+        raise absent
+    number = attempt_number(located.attempt_id)
+    key = output.object_key(execution, number, located.assign_ms)
+    async for part in _archived(sources.archive, key, where, absent):
+        yield part
+
+
+async def _archived(
+    archive: Archive, key: str, where: str, absent: TickmeshError
+) -> AsyncIterator[executor_pb2.StreamOutputResponse]:
+    """An attempt's output from the archive; raises `absent` if it is not there either."""
+    async with archive.opened(key) as archived:
+        if archived is None:
+            raise absent
+        try:
+            chunks = output.archived_chunks(archived, where)
+        except ValueError as error:
+            raise invalid("cursor", str(error)) from error
+        for chunk in chunks:
+            yield executor_pb2.StreamOutputResponse(
+                data=chunk.data,
+                stream=chunk.stream,
+                cursor=chunk.cursor,
+                dropped_bytes=chunk.dropped_bytes,
+                time_offsets=[offset for offset, _ in chunk.times],
+                times_ns=[instant for _, instant in chunk.times],
+            )
+
+
+async def _held(
     executors: Executors,
     located: shard_pb2.LocateExecutionResponse,
     where: str,

@@ -12,10 +12,12 @@ from grpc_health.v1._async import HealthServicer
 
 from ..mesh import api_keys, process, tls
 from ..mesh.addresses import is_loopback
+from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError, GatewayConfig
 from ..mesh.limits import MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from . import reflection
+from .archive import Archive
 from .authentication import Authentication
 from .door import Door
 from .executors import Executors
@@ -52,7 +54,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     executors = Executors(credentials)
     shards = tuple(Shard(members, credentials) for members in settings.shards)
     authentication = _authentication(settings, shards)
-    door = Door(shards, executors, authentication)
+    archive = Archive(settings.archive, SystemClock()) if settings.archive is not None else None
+    door = Door(shards, executors, authentication, archive)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
     server.add_generic_rpc_handlers((*door.handlers(), *reflection.handlers()))
     health = HealthServicer()
@@ -63,6 +66,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         # A sender that ends by itself ends the process.
         async with asyncio.TaskGroup() as group:
             senders = [group.create_task(shard.run()) for shard in shards]
+            if archive is not None:
+                senders.append(group.create_task(archive.run()))
             process.settle()
             await process.serving(health, *SERVICES)
             process.announce(settings.ready_file, address)

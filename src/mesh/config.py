@@ -39,6 +39,31 @@ class ShardMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicas: tuple[Peer, ...]
 
 
+class ObjectStore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where objects are kept: a directory, or a bucket of an S3-compatible service."""
+
+    url: str
+    """An absolute path, or "s3://bucket/prefix"."""
+    endpoint: str = ""
+    """Of an S3-compatible service, as "https://objects.example:9000". Empty: AWS's own."""
+    region: str = ""
+    """Empty: AWS_REGION, or us-east-1."""
+    access_key_id: str = ""
+    """With its secret; both empty: from the environment (AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, ...) or the machine's role."""
+    secret_access_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(url={self.url!r})"
+
+
+class Archive(ObjectStore, frozen=True, forbid_unknown_fields=True):
+    """Where what executions wrote is kept once they have ended: the same for all processes."""
+
+    retention_s: int = 7 * 24 * 3600
+    """How long, from an attempt's end; to the day, and up to two days longer."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gateway: the public door."""
 
@@ -55,6 +80,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operator_key_hashes: tuple[str, ...] = ()
     """SHA-256, in hexadecimal, of the keys that operators show (mesh/api_keys.py has their form).
     More than one while one takes another's place."""
+    archive: Archive | None = None
+    """Where output is read that no executor has any more, and what is too old is deleted. None:
+    output is only on the executors."""
     ready_file: str = ""
     """Written (with the bound address) once the process serves. Empty: none."""
 
@@ -139,10 +167,15 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_ms: int = 10_000
     """Not having heard of a leader for so long, it starts nothing more. At most the scheduler's
     executor_lease_ms."""
+    archive: Archive | None = None
+    """Where an attempt's output goes at its end. None: it stays here."""
     output_retention_s: int = 7 * 24 * 3600
-    """How long an ended attempt's output is kept."""
+    """How long an ended attempt's output is kept here, if there is no archive."""
+    output_archived_s: int = 3600
+    """How long it is also kept here once it is archived: reading it here is quicker."""
     output_bytes_max: int = 10 * 1024**3
-    """What all kept outputs take on disk at most; the oldest are dropped."""
+    """What all outputs here take on disk at most; over it the oldest are dropped, those that are
+    archived first."""
     image_cache_bytes: int = 0
     """What pulled images may take on disk, compressed and unpacked; over it those go that were not
     asked for longest and that nothing runs from. 0: no limit."""

@@ -28,6 +28,7 @@
     │   ├── OutcomeUnknown                                 OUTCOME_UNKNOWN
     │   └── NoExecutor                                     NO_EXECUTOR
     ├── DeadlineExceeded              DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
+    ├── OutputCorrupt                 DATA_LOSS            OUTPUT_CORRUPT
     ├── NotBuilt                      UNIMPLEMENTED        NOT_BUILT
     └── InternalError                 INTERNAL             INTERNAL
 
@@ -241,6 +242,13 @@ class DeadlineExceeded(TickmeshError):
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
+
+
+class OutputCorrupt(TickmeshError):
+    """What was archived of an execution's output is damaged."""
+
+    code = grpc.StatusCode.DATA_LOSS
+    reason = "OUTPUT_CORRUPT"
 
 
 class NotBuilt(TickmeshError):

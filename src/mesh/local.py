@@ -10,6 +10,7 @@ ends. In the directory of a mesh:
     certificates/   new at each start
     config/ logs/ run/          one file a process
     shard-0-0/ executor-0/ ...  what each process stores
+    archive/                    what executions wrote, if it is archived there
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import msgspec
 from ..proto.tickmesh.v1 import cluster_pb2, cluster_pb2_grpc
 from . import api_keys, launch
 from .config import (
+    Archive,
     Config,
     ExecutorConfig,
     GatewayConfig,
@@ -103,6 +105,8 @@ class LocalOptions:
     """Further ExecutorConfig fields."""
     authentication: Literal["none", "api_keys"] = "none"
     """As in GatewayConfig; the operator's key is made at the first start."""
+    archive: Archive | None = None
+    """Of executors and gateways. A path that is not absolute is in the mesh's own directory."""
 
 
 class Child:
@@ -385,6 +389,9 @@ class LocalMesh:
         certificates = self.directory / "certificates"
         shutil.rmtree(certificates, ignore_errors=True)
         authority = DevelopmentAuthority(certificates)
+        archive = options.archive
+        if archive is not None and "://" not in archive.url:
+            archive = msgspec.structs.replace(archive, url=str(self.directory / archive.url))
         ports = free_ports(options.replicas + options.executors + options.gateways)
         names = [f"{SHARD_ID}-{number}" for number in range(options.replicas)]
         fresh = not self._shape.exists()
@@ -417,6 +424,7 @@ class LocalMesh:
                 data_directory=str(self.directory / name),
                 tls=authority.issue("executor", name),
                 runtime=options.runtime,
+                archive=archive,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
                 **{"memory_bytes": memory_bytes, **dict(options.executor)},
             )
@@ -433,6 +441,7 @@ class LocalMesh:
                 tls=authority.issue("gateway", name),
                 authentication=options.authentication,
                 operator_key_hashes=operators,
+                archive=archive,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
             )
             self.gateways.append(Child(name, "gateway", self.directory, Config(gateway=gateway)))

@@ -8,6 +8,7 @@ dropped, and wherever the output is read from: the executor's files, or the arch
 from __future__ import annotations
 
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ CURSOR_BEGIN = ""
 CHUNK_BYTES_MAX = 64 * 1024
 CHUNK_TIMES_MAX = 4_096
 """Times in one chunk: 64 KiB byte by byte would be a message of megabytes."""
+
+DAY = "%Y-%m-%d"
+
+PACKED_BYTES_MAX = 32 * 1024 * 1024
+"""Of an archived output as it is stored."""
 
 UNPACKED_BYTES_MAX = 64 * 1024 * 1024
 """Of an archived output: both streams, and 16 bytes for each time; far more than any plan keeps."""
@@ -125,6 +131,14 @@ def bound(start: int, end: int, offsets: list[int], instants: list[int]) -> tupl
             return offsets[index], tuple(times)
         times.append((max(0, offsets[index] - start), instants[index]))
     return end, tuple(times)
+
+
+def object_key(execution: str, attempt: int, assign_ms: int) -> str:
+    """Where an attempt's output is archived: by the day (UTC) on which it was assigned, which is
+    what its end deletes, then by its names. execution: the resource name."""
+    _, customer, _, job, _, execution_id = execution.split("/")
+    day = time.strftime(DAY, time.gmtime(assign_ms // 1_000))
+    return f"{day}/{customer}/{job}/{execution_id}/{attempt}"
 
 
 # -- archived --------------------------------------------------------------------------------------

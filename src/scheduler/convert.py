@@ -30,6 +30,7 @@ from .core.model import (
     Network,
     Overlap,
     Policy,
+    Reason,
     Retry,
     Schedule,
 )
@@ -534,6 +535,13 @@ def attempt_message(attempt: Attempt) -> execution_pb2.Attempt:
     return message
 
 
+def is_silent(attempt: Attempt) -> bool:
+    """Whether an attempt has ended, and surely wrote nothing."""
+    if not attempt.ended_ns or attempt.reason is Reason.EXECUTOR_LOST:
+        return False
+    return attempt.output_bytes == 0 or not attempt.started_ns
+
+
 def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
     """What an executor is told of an execution's last attempt."""
     attempt = execution.attempts[-1]
@@ -558,4 +566,5 @@ def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
         attempt_number=attempt.number,
         job_revision=execution.revision,
         network=spec.network,
+        assign_ms=attempt.assign_ms,
     )

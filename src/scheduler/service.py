@@ -332,6 +332,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 attempt = execution.attempts[number - 1]
                 response.attempt_id = attempt_id(execution.id, number)
                 response.executor_id = attempt.executor
+                response.assign_ms = attempt.assign_ms
+                response.silent = convert.is_silent(attempt)
                 leading = self._shard.leading
                 link = None if leading is None else leading.links.get(attempt.executor)
                 response.address = "" if link is None else link.address

@@ -100,7 +100,7 @@ def dev(
     """
     try:
         from ...mesh import local
-        from ...mesh.config import Egress
+        from ...mesh.config import Archive, Egress
     except ImportError as error:
         raise click.ClickException(
             f"the mesh itself is not installed ({error.name} is missing): "
@@ -117,6 +117,7 @@ def dev(
             runtime=runtime,
             executor=tuple(executor.items()),
             authentication=authentication,
+            archive=Archive(url="archive"),
         )
         asyncio.run(_run(data, options))
     except local.MeshFailed as error:

@@ -270,6 +270,8 @@ class LocateExecutionResponse(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    ASSIGN_MS_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """Attempt id, the executor's key for its output. Empty if there has been no attempt yet."""
     address: _builtins.str
@@ -278,6 +280,10 @@ class LocateExecutionResponse(_message.Message):
     """Whether the execution is final."""
     executor_id: _builtins.str
     """Executor id. Empty if there has been no attempt yet."""
+    assign_ms: _builtins.int
+    """When the attempt was committed, as in Work."""
+    silent: _builtins.bool
+    """It has ended and wrote nothing: there is nothing to look for."""
     def __init__(
         self,
         *,
@@ -285,10 +291,12 @@ class LocateExecutionResponse(_message.Message):
         address: _builtins.str = ...,
         final: _builtins.bool = ...,
         executor_id: _builtins.str = ...,
+        assign_ms: _builtins.int = ...,
+        silent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt_id", b"attempt_id", "executor_id", b"executor_id", "final", b"final"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "assign_ms", b"assign_ms", "attempt_id", b"attempt_id", "executor_id", b"executor_id", "final", b"final", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -718,6 +726,7 @@ class Work(_message.Message):
     DUE_NS_FIELD_NUMBER: _builtins.int
     JOB_REVISION_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    ASSIGN_MS_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """Unique for ever: "{execution uid}-{attempt number}", [a-z0-9-]."""
     start_at_ns: _builtins.int
@@ -744,6 +753,10 @@ class Work(_message.Message):
     """The job's revision: what is made ahead for one revision is not used for another."""
     network: _builtins.int
     """A tickmesh.v1.Network, never unspecified. 0 from an older replica: none."""
+    assign_ms: _builtins.int
+    """When it was committed, in milliseconds since 1970: part of the key of its archived output. 0
+    from an older replica: it is not archived.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -773,10 +786,11 @@ class Work(_message.Message):
         due_ns: _builtins.int = ...,
         job_revision: _builtins.int = ...,
         network: _builtins.int = ...,
+        assign_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "network", b"network", "payload", b"payload", "pids", b"pids", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "assign_ms", b"assign_ms", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "network", b"network", "payload", b"payload", "pids", b"pids", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

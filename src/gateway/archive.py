@@ -1,0 +1,101 @@
+"""The archive of what executions wrote: read from any gateway, swept by every one.
+
+Executors put the objects; what is older than its retention is deleted here, by the day. Gateways do
+that side by side and need not agree: what one has deleted, another does not find.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ..mesh import output, telemetry
+from ..mesh.clock import Clock
+from ..mesh.config import Archive as Settings
+from ..mesh.errors import OutputCorrupt, Overloaded, Unavailable
+from ..mesh.objects import Objects, ObjectsUnavailable
+
+READS_MAX = 100
+"""Archived outputs that are being streamed: each is in memory whole, 2 MiB as a rule."""
+
+RETRY_AFTER_MS = 1_000
+
+SWEEP_S = 3600.0
+"""Between sweeps: retention is to the day."""
+
+RUN_DAYS_MAX = 1
+"""From an attempt's assignment, whose day is in the key, to its end."""
+
+_DAY = datetime.timedelta(days=1)
+
+log = telemetry.logger(__name__)
+
+
+class Archive:
+    """See the module."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        """Raises ConfigError."""
+        self._objects = Objects(settings, "gateway.archive")
+        self._retention = datetime.timedelta(seconds=settings.retention_s)
+        self._clock = clock
+        self._reads = 0
+
+    @asynccontextmanager
+    async def opened(self, key: str) -> AsyncIterator[output.Archived | None]:
+        """An archived output, for as long as it is read; None if there is none. Raises Unavailable,
+        Overloaded, OutputCorrupt."""
+        if self._reads >= READS_MAX:
+            raise Overloaded(
+                f"{READS_MAX} archived outputs are being read here: try again",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        self._reads += 1
+        try:
+            yield await self._read(key)
+        finally:
+            self._reads -= 1
+
+    async def _read(self, key: str) -> output.Archived | None:
+        try:
+            data = await self._objects.get(key, output.PACKED_BYTES_MAX)
+            return None if data is None else await asyncio.to_thread(output.unpack, data, key)
+        except ObjectsUnavailable as error:
+            log.warning("the archive cannot be read", error=str(error))
+            raise Unavailable("the archive of outputs cannot be reached: try again later") from None
+        except ValueError as error:
+            log.error("an archived output is damaged", key=key, error=str(error))
+            raise OutputCorrupt(
+                "the archived output is damaged, and there is no other copy of it"
+            ) from error
+
+    async def run(self) -> None:
+        """Sweep, until cancelled."""
+        while True:
+            try:
+                deleted = await self.sweep()
+                if deleted:
+                    log.info("archived outputs deleted: their retention is over", count=deleted)
+            except ObjectsUnavailable as error:
+                log.warning("the archive cannot be swept", error=str(error))
+            # Not all gateways at one time.
+            await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))
+
+    async def sweep(self) -> int:
+        """Delete every day whose retention is over; how many objects. Raises ObjectsUnavailable."""
+        now = datetime.datetime.fromtimestamp(self._clock.now_ns() / 1e9, datetime.UTC)
+        deleted = 0
+        for name in await self._objects.children(""):
+            try:
+                day = datetime.datetime.strptime(name, output.DAY).replace(tzinfo=datetime.UTC)
+            except ValueError:
+                continue  # somebody else's, in the same bucket
+            if day + (1 + RUN_DAYS_MAX) * _DAY + self._retention > now:
+                continue
+            async for keys in self._objects.keys(name):
+                await self._objects.delete(keys)
+                deleted += len(keys)
+        return deleted

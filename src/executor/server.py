@@ -67,6 +67,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             settings.egress,
             settings.user_namespaces,
             settings.image_cache_bytes,
+            settings.containerd_runtime,
+            settings.gate,
         )
     try:
         await runtime.start()

@@ -80,6 +80,8 @@ class SandboxSpec:
     sandbox's ids are the host's."""
     network_namespace: str = ""
     """Path of a namespace that is wired; "": one of its own, with nothing in it."""
+    command: tuple[str, ...] = (gate.PROGRAM,)
+    """The first process."""
     swap_accounting: bool = True
     """Whether the kernel counts swap; without it, swappiness 0 is the next best."""
 
@@ -129,7 +131,7 @@ def _process(sandbox: SandboxSpec) -> dict[str, Any]:
     return {
         "terminal": False,
         "user": {"uid": sandbox.uid, "gid": sandbox.gid},
-        "args": [gate.PROGRAM],
+        "args": list(sandbox.command),
         "env": [],
         "cwd": "/",
         "noNewPrivileges": True,

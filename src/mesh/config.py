@@ -150,8 +150,15 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Role executor."""
     runtime: str = "containerd"
     """"containerd", or "inprocess": no-op work, for measuring the mesh without containers."""
+    containerd_runtime: str = "io.containerd.runc.v2"
+    """containerd's name of what runs sandboxes: "io.containerd.runsc.v1" is gVisor, "io.containerd.
+    kata.v2" Kata Containers. Its shim must be where containerd finds it. All but the default start
+    without a gate: created ahead, started when due."""
     runtime_binary: str = "auto"
-    """"runc", "crun", or "auto": crun where it works."""
+    """Of io.containerd.runc.v2: "runc", "crun", "auto" (crun where it works), or the path of
+    another OCI runtime, as gVisor's runsc; such a one starts without a gate too."""
+    gate: str = "auto"
+    """"off": sandboxes are created ahead, and started when due, with every runtime."""
     user_namespaces: str = "auto"
     """"required"; "off"; or "auto": where the host can, and the log says so where it cannot."""
     containerd_socket: str = ""

@@ -7,11 +7,13 @@ program in a real image (words.py) follows it.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tickmesh.executor.errors import (
     StartError,
     StartReason,
 )
+from tickmesh.executor.gate import EXIT_NOT_STARTED
 from tickmesh.executor.inprocess import InProcessRuntime
 from tickmesh.executor.sandbox import Exit, Runtime, Sandbox, Work, mould
 from tickmesh.executor.watch import Watcher
@@ -92,22 +95,49 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
             runner.run(daemon.close())
 
 
-@pytest.fixture(params=["inprocess", pytest.param("containerd", marks=pytest.mark.integration)])
-def place(request: pytest.FixtureRequest) -> tuple[str, Path] | None:
+@pytest.fixture(
+    params=[
+        "inprocess",
+        pytest.param("containerd", marks=pytest.mark.integration),
+        pytest.param("containerd, started when due", marks=pytest.mark.integration),
+        pytest.param("gvisor, started when due", marks=pytest.mark.integration),
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(kind: str, request: pytest.FixtureRequest) -> tuple[str, Path] | None:
     """Where the containerd is, for the runtime that needs one."""
-    return None if request.param == "inprocess" else request.getfixturevalue("containerd")
+    return None if kind == "inprocess" else request.getfixturevalue("containerd")
+
+
+def _runsc(directory: Path) -> Path:
+    """gVisor, as Debian has it: that one cannot tell a sandbox's network from the host's on a newer
+    kernel, and needs to be told that there is none."""
+    path = directory / "runsc"
+    path.write_text('#!/bin/sh\nexec runsc --network=none "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture
 async def bed(
-    place: tuple[str, Path] | None, tmp_path: Path, words_archive: Path
+    kind: str, place: tuple[str, Path] | None, tmp_path: Path, words_archive: Path
 ) -> AsyncIterator[Bed]:
     runtime: Runtime
     prefix: tuple[str, ...] = ()
     if place is None:
         runtime = InProcessRuntime(tmp_path / "runtime", SystemClock(), any_image=False)
     else:
-        runtime = ContainerdRuntime("conformance", place[1], place[0])
+        more = {"gate": "off"} if "started when due" in kind else {}
+        # A directory of each kind's own: it remembers there which mode the host can.
+        directory = place[1] / kind.partition(",")[0]
+        directory.mkdir(exist_ok=True)
+        if "gvisor" in kind:
+            more |= {"runtime_binary": str(_runsc(directory)), "user_namespaces": "off"}
+        runtime = ContainerdRuntime(f"conformance-{os.getpid()}", directory, place[0], **more)
         prefix = ("python3", "/words.py")
     await runtime.start()
     watcher = Watcher()
@@ -135,13 +165,14 @@ async def test_nothing_runs_before_its_start_and_the_start_says_when(bed: Bed) -
     assert await sandbox.wait() == exit
 
 
-async def test_exits_signals_and_want_of_memory_are_told_apart(bed: Bed) -> None:
+async def test_exits_signals_and_want_of_memory_are_told_apart(bed: Bed, kind: str) -> None:
     exit, _, _ = await bed.run("print", "x", ";", "exit", "3")
     assert (exit.exit_code, exit.signal, exit.oom) == (3, 0, False)
     exit, _, _ = await bed.run("print", "x", ";", "signal", "11")
     assert (exit.exit_code, exit.signal, exit.oom) == (139, 11, False)
     exit, _, _ = await bed.run("print", "x", ";", "exit", "139")
-    assert (exit.exit_code, exit.signal, exit.oom) == (139, 0, False)
+    taken_for = 11 if "started when due" in kind else 0  # there, nobody tells one from the other
+    assert (exit.exit_code, exit.signal, exit.oom) == (139, taken_for, False)
     exit, _, _ = await bed.run("print", "x", ";", "oom", memory_bytes=32 * limits.MIB)
     assert (exit.exit_code, exit.signal, exit.oom) == (137, 9, True)
 
@@ -174,8 +205,13 @@ async def test_output_over_the_limit_is_cut_and_counted(bed: Bed) -> None:
     assert dropped == 6
 
 
-async def test_a_command_that_is_not_there_cannot_be_started(bed: Bed) -> None:
+async def test_a_command_that_is_not_there_cannot_be_started(bed: Bed, kind: str) -> None:
     sandbox = await bed.prepare("nothing-here")
+    if "started when due" in kind:  # nobody waits for its exec: it ends at once, and says why
+        await sandbox.start()
+        assert (await sandbox.wait()).exit_code == EXIT_NOT_STARTED
+        assert await bed.output(sandbox.attempt_id) == ("", f"tickmesh gate: x {ENOENT:03}\n")
+        return
     with pytest.raises(StartError) as caught:
         await sandbox.start()
     assert caught.value.reason is StartReason.COMMAND_NOT_FOUND

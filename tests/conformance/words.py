@@ -9,9 +9,9 @@ import time
 def run(word: str, argument: str) -> None:
     match word:
         case "print":
-            print(argument, flush=True)
+            print(argument + "\n", end="", flush=True)  # unbuffered: two writes would be two chunks
         case "error":
-            print(argument, file=sys.stderr, flush=True)
+            print(argument + "\n", end="", file=sys.stderr, flush=True)
         case "env":
             print(os.environ.get(argument, ""), flush=True)
         case "payload":

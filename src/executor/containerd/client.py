@@ -49,6 +49,8 @@ SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
 RUNTIME = "io.containerd.runc.v2"
 RUNTIME_ROOT = "/run/containerd/runc"  # where that runtime lets runc or crun keep their state
+BINARIES = ("crun", "runc")
+"""Of RUNTIME; the faster first."""
 
 Result = TypeVar("Result")
 Metadata = tuple[tuple[str, str], ...]
@@ -77,7 +79,8 @@ def runc_options(binary: str, root: str = "") -> any_pb2.Any:
 
     `root`: where it keeps its state; empty: where containerd lets it.
     """
-    options = runc_options_pb2.Options(binary_name=binary, root=root, no_new_keyring=True)
+    options = runc_options_pb2.Options(binary_name=binary, root=root)
+    options.no_new_keyring = binary in BINARIES  # others do not know of it
     return any_pb2.Any(type_url=RUNC_OPTIONS_TYPE, value=options.SerializeToString())
 
 

@@ -23,7 +23,7 @@ import structlog
 
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress
-from ...proto.containerd import containers_pb2
+from ...proto.containerd import containers_pb2, task_types_pb2
 from .. import accounting, archive, gate, limits, registry, users
 from ..errors import (
     ContainerdError,
@@ -40,8 +40,10 @@ from ..gate.exchange import STATUS, Exchange
 from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
-from .client import RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
+from .client import BINARIES, RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
 from .daemon import Daemon, which
+from .direct import COMMAND as DIRECT_COMMAND
+from .direct import DirectExchange
 from .images import LABEL_PULLED, Image, ImageSource, ImageStore
 from .sandbox import ContainerdSandbox, Paths, Record
 
@@ -54,7 +56,7 @@ SPARE_PREFIX = "spare-"  # of ids; an attempt's begin with a hexadecimal number
 PROBE_IMAGE = "tickmesh.internal/probe"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROBE_DEADLINE_S = 30.0
-BINARIES = ("crun", "runc")  # the faster first
+GATES = ("auto", "off")
 # What is tried in turn for each setting: the host's id of a sandbox's root, 0 for no namespace.
 USER_NAMESPACES = {"required": (limits.ID_BASE,), "auto": (limits.ID_BASE, 0), "off": (0,)}
 
@@ -86,15 +88,26 @@ class ContainerdRuntime:
         egress: Egress | None = None,
         user_namespaces: str = "auto",
         image_cache_bytes: int = 0,
+        containerd_runtime: str = RUNTIME,
+        gate: str = "auto",
     ) -> None:
         """`owner`: the executor's id; what it makes carries it, and it touches nothing else.
 
         `user_namespaces`: one of USER_NAMESPACES. `image_cache_bytes`: see ImageStore.trim.
+        `containerd_runtime`: containerd's name of what runs sandboxes. `gate`: one of GATES.
         """
         self._owner = owner
         self._data_directory = data_directory.absolute()
         self._socket = containerd_socket
         self._runtime_binary = runtime_binary
+        self._containerd_runtime = containerd_runtime
+        self._gate = gate
+        # Only those that we know are known to share the host's FIFOs with their sandboxes.
+        self._direct = (
+            gate == "off"
+            or containerd_runtime != RUNTIME
+            or runtime_binary not in ("auto", *BINARIES)
+        )
         self._user_namespaces = user_namespaces
         self._image_cache_bytes = image_cache_bytes
         self._insecure_registries = frozenset(insecure_registries)
@@ -127,8 +140,14 @@ class ContainerdRuntime:
 
     async def start(self) -> None:
         """See sandbox.Runtime. Sandboxes of an earlier process stay until `adopt` or `sweep`."""
-        if self._runtime_binary not in ("auto", *BINARIES):
-            raise HostUnfit([f"runtime_binary is {self._runtime_binary!r}, not auto, crun or runc"])
+        if self._runtime_binary not in ("auto", *BINARIES) and not self._runtime_binary.startswith(
+            "/"
+        ):
+            raise HostUnfit(
+                [f"runtime_binary is {self._runtime_binary!r}, not auto, crun, runc or a path"]
+            )
+        if self._gate not in GATES:
+            raise HostUnfit([f"gate is {self._gate!r}, not {' or '.join(GATES)}"])
         if self._user_namespaces not in USER_NAMESPACES:
             raise HostUnfit(
                 [f"user_namespaces is {self._user_namespaces!r}, not {', '.join(USER_NAMESPACES)}"]
@@ -197,7 +216,9 @@ class ContainerdRuntime:
     async def _choose_binary(self) -> None:
         """Takes the first of crun and runc that really runs a sandbox, and remembers it."""
         memory = self._data_directory / "runtime.json"
-        candidates = BINARIES if self._runtime_binary == "auto" else (self._runtime_binary,)
+        candidates: tuple[str, ...] = (self._containerd_runtime,)  # which needs no other program
+        if self._containerd_runtime == RUNTIME:
+            candidates = BINARIES if self._runtime_binary == "auto" else (self._runtime_binary,)
         modes = [
             (binary, id_base)
             for id_base in USER_NAMESPACES[self._user_namespaces]
@@ -383,7 +404,11 @@ class ContainerdRuntime:
             cgroup_path=f"{self._cgroup_parent}/{work.attempt_id}",
             created_ns=self._clock.now_ns(),
         )
-        exchange = Exchange(paths.exchange, self._clock)
+        exchange = (
+            DirectExchange(paths.exchange, self._clock, self._client, record.container_id)
+            if self._direct
+            else Exchange(paths.exchange, self._clock)
+        )
         sandbox = ContainerdSandbox(
             self._client,
             self._watcher,
@@ -434,7 +459,7 @@ class ContainerdRuntime:
         work: Work,
         image: Image,
         container: containers_pb2.Container,
-        exchange: Exchange,
+        exchange: Exchange | DirectExchange,
         paths: Paths,
         record: Record,
     ) -> None:
@@ -456,7 +481,8 @@ class ContainerdRuntime:
             self._output_uri(paths.output, work.output_bytes_max),
             container.runtime.options,
         )
-        await self._client.start_task(work.attempt_id)
+        if not self._direct:
+            await self._client.start_task(work.attempt_id)
 
     async def _undo(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
         """Removes a sandbox that was not made whole; goes on by itself when that takes long."""
@@ -502,21 +528,26 @@ class ContainerdRuntime:
                 open_files_max=self._open_files_max,
                 id_base=self.id_base,
                 swap_accounting=self._swap_accounting,
+                command=DIRECT_COMMAND if self._direct else (gate.PROGRAM,),
             )
         )
         container = containers_pb2.Container(
             id=work.attempt_id,
             labels={LABEL_OWNER: self._owner, LABEL_CUSTOMER: work.customer},
             image=image.reference,
-            runtime=containers_pb2.Container.Runtime(
-                name=RUNTIME, options=runc_options(self.binary, self._state_root)
-            ),
+            runtime=self._container_runtime(),
             snapshotter=self._client.snapshotter,
             snapshot_key=image.view,
         )
         container.spec.type_url = SPEC_TYPE
         container.spec.value = document
         return container
+
+    def _container_runtime(self) -> containers_pb2.Container.Runtime:
+        if self._containerd_runtime != RUNTIME:
+            return containers_pb2.Container.Runtime(name=self._containerd_runtime)
+        options = runc_options(self.binary, self._state_root)
+        return containers_pb2.Container.Runtime(name=RUNTIME, options=options)
 
     async def _user(self, work: Work, image: Image) -> tuple[int, int]:
         user = work.user or image.config.user
@@ -537,11 +568,13 @@ class ContainerdRuntime:
             )
             # Empty: never opened, so its gate has exited by itself.
             started_ns = int(await asyncio.to_thread(paths.opened.read_text))
-            await self._client.get_task(record.container_id)
+            task = await self._client.get_task(record.container_id)
         except (OSError, ValueError, msgspec.DecodeError, ContainerdNotFound):
             return None
         except ContainerdError as error:
             raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
+        if task.status == task_types_pb2.CREATED:
+            return None  # we ended between saying that it starts, and starting it
         return ContainerdSandbox(
             self._client,
             self._watcher,
@@ -693,7 +726,11 @@ def _claim(paths: Paths) -> None:
 
 
 def _make_files(
-    paths: Paths, exchange: Exchange, record: Record, payload: bytes, resolv_conf: bytes
+    paths: Paths,
+    exchange: Exchange | DirectExchange,
+    record: Record,
+    payload: bytes,
+    resolv_conf: bytes,
 ) -> None:
     exchange.make(payload)
     (paths.output / STATUS).symlink_to(paths.exchange / STATUS)  # the recorder follows it

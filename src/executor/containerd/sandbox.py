@@ -27,6 +27,7 @@ from ..sandbox import Exit
 from ..watch import Watcher
 from . import shims
 from .client import ContainerdClient
+from .direct import DirectExchange
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +81,7 @@ class ContainerdSandbox:
         deletes: asyncio.Semaphore,
         paths: Paths,
         record: Record,
-        exchange: Exchange | None,
+        exchange: Exchange | DirectExchange | None,
         message: bytes,
         started_ns: int = 0,
     ) -> None:
@@ -170,6 +171,8 @@ class ContainerdSandbox:
     async def kill(self, signal: int) -> None:
         """See sandbox.Sandbox. The gate, process 1, passes a signal on to all others; SIGKILL ends
         it, and the kernel everything in its pid namespace."""
+        if self._exit is not None:
+            return  # it has ended
         try:
             await self._retried(self._client.kill_task, self._record.container_id, signal)
         except ContainerdNotFound:

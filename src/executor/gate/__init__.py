@@ -18,6 +18,8 @@ EXCHANGE = f"{DIRECTORY}/io"
 PAYLOAD = f"{EXCHANGE}/payload"
 
 EXIT_CLOSED = 125
+EXIT_NOT_STARTED = 127
+"""Of a gate that was started directly, whose command cannot be; a line in its output says why."""
 
 _ERRORS = {
     "m": (StartReason.MESSAGE_INVALID, "the gate refused its message"),

@@ -57,9 +57,10 @@ def say(text: str) -> None:
 
 
 class Api:
-    """The public API over one channel."""
+    """The public API over one channel, on behalf of one customer."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, customer: str = CUSTOMER) -> None:
+        self.customer = customer
         self.channel = grpc.aio.insecure_channel(address)
         self.jobs = job_pb2_grpc.JobServiceStub(self.channel)
         self.schedules = schedule_pb2_grpc.ScheduleServiceStub(self.channel)
@@ -84,7 +85,7 @@ class Api:
         """Import an OCI archive."""
 
         async def parts() -> AsyncIterator[image_pb2.ImportImageRequest]:
-            yield image_pb2.ImportImageRequest(name=f"{CUSTOMER}/images/{name}")
+            yield image_pb2.ImportImageRequest(name=f"{self.customer}/images/{name}")
             with archive.open("rb") as file:
                 while data := file.read(IMPORT_CHUNK_BYTES):
                     yield image_pb2.ImportImageRequest(data=data)
@@ -97,7 +98,7 @@ class Api:
             container=job_pb2.Container(image=image, **container),
             resources=job_pb2.Resources(memory_bytes=64 << 20),
         )
-        request = job_pb2.CreateJobRequest(parent=CUSTOMER, job_id=job_id, job=job)
+        request = job_pb2.CreateJobRequest(parent=self.customer, job_id=job_id, job=job)
         return (await self.jobs.CreateJob(request, timeout=CALL_DEADLINE_S)).name
 
     async def create_idle(self, job: str, count: int) -> float:

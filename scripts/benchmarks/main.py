@@ -14,6 +14,7 @@ import burst
 import containers
 import execute
 import failover
+import fairness
 import fire
 import recurrence
 import registered
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, A
     "adopt": (adopt.run, "an executor killed with 50 containers running, and started again"),
     "containers": (containers.run, "containers a second, beside `ctr run` and `podman run`"),
     "execute": (execute.run, "a client's Execute to the first instruction, cold and warm"),
+    "fairness": (fairness.run, "one execution beside another customer's queue of 2,000"),
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),
     "registered": (registered.run, "a replica with millions of schedules: memory, opening, calls"),
     "recurrence": (recurrence.run, "next fires of a million schedules over 2,000 expressions"),

@@ -5,6 +5,7 @@ and every end is told until the shard has it.
 """
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections import OrderedDict
@@ -22,10 +23,14 @@ from . import convert
 from .attempts import Attempt
 from .clockwork import Clockwork
 from .convert import Order
+from .drain import DrainFile, State
+from .errors import ExecutorError
 from .ledger import Entry, Ledger
 from .outputs import Archiver, Keeping, OutputKeeper, archived_soon
+from .room import Capacity, Room
 from .sandbox import ATTEMPT_ID, Runtime, Sandbox
 from .spares import Spares
+from .turns import Turns
 from .uplink import Shard, Stream
 
 ACKNOWLEDGED_MAX = 50_000
@@ -40,6 +45,22 @@ CROWDED_SHARE = 3, 4
 HELD_FACTOR = 4
 """Attempts held for each slot at most, ended ones included: a shard that sends more is wrong."""
 
+HAND_BACK_NS = 1_000_000_000
+"""A drained executor gives back what is due later than this: time to commit that, to assign it to
+another one, and for that to make a sandbox."""
+
+HOLDINGS_LOOK_S = 1.0
+"""Between looks at what shards prefer an executor for: its spares, and less often its images."""
+
+IMAGES_LOOKS = 5
+"""Looks of which one is at the images: containerd lists them in some milliseconds."""
+
+HOLDINGS_MAX = 4_096
+"""Images told of, and jobs: 32 KiB each."""
+
+DRAIN_FILE = "drain.json"
+"""Beside the ledger."""
+
 SHUTDOWN_GRACE_S = 2.0
 """Between SIGTERM and SIGKILL when the executor itself ends: less than what ends it allows."""
 SHUTDOWN_END_S = 4.0
@@ -51,6 +72,7 @@ SHUTDOWN_ARCHIVE_S = 2.0
 """Until every output is archived; else the next process does it."""
 
 _INFRASTRUCTURE = execution_pb2.EXECUTION_REASON_INFRASTRUCTURE
+_RETURNED = execution_pb2.EXECUTION_REASON_RETURNED
 _SHUT_DOWN = "the executor was shut down"
 _REASONS: dict[int, str] = {
     execution_pb2.EXECUTION_REASON_CANCELLED: "it was cancelled",
@@ -68,15 +90,18 @@ class Identity:
     executor_id: str
     address: str
     runtime: str
-    slot_count: int
-    memory_bytes: int
+    capacity: Capacity
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the configuration limits."""
 
-    lease_s: float = 10.0
+    making_at_once: int = 0
+    """Sandboxes made at one time: see turns.py. 0: making one costs nothing."""
+    newcomers_max: int = 0
+    """Beyond those, of customers that have none in the making."""
     spares_max: int = 8
     spares_memory_bytes: int = 2 * 1024**3
     keeping: Keeping = field(default_factory=Keeping)
@@ -102,27 +127,43 @@ class Agent:
         self.ledger = Ledger(ledger_path, archives=archive is not None)
         self._outputs = OutputKeeper(runtime, self.ledger, clock, limits.keeping)
         self._archiver = Archiver(runtime, self.ledger, archive) if archive is not None else None
-        self._held_max = identity.slot_count * HELD_FACTOR
-        self._slot_count = identity.slot_count
+        self._held_max = identity.capacity.slot_count * HELD_FACTOR
+        self._room = Room(identity.capacity)
         self.spares = Spares(
-            runtime, clock, limits.spares_max, limits.spares_memory_bytes, self._crowded
+            runtime,
+            clock,
+            limits.spares_max,
+            limits.spares_memory_bytes,
+            self._crowded,
+            lambda: self._room.memory_left,
         )
+        self._turns = None
+        if limits.making_at_once:
+            self._turns = Turns(limits.making_at_once, limits.newcomers_max)
+        self._making: set[str] = set()
+        """Attempts whose sandbox is being made."""
+        self._drain_file = DrainFile(ledger_path.with_name(DRAIN_FILE))
+        self._drain = State()
+        self._drain_changed = asyncio.Event()
         self._clockwork = Clockwork(clock)
         self._shards: dict[str, Shard] = {}
         self._streams: list[Stream] = []
-        hello = shard_pb2.Hello(
+        self._hello = shard_pb2.Hello(
             executor_id=identity.executor_id,
             address=identity.address,
-            slot_count=identity.slot_count,
-            memory_bytes=identity.memory_bytes,
+            slot_count=identity.capacity.slot_count,
+            memory_bytes=identity.capacity.memory_bytes,
+            cpu_millis=identity.capacity.cpu_millis,
+            egress=identity.capacity.egress,
+            labels=identity.labels,
             runtime=identity.runtime,
             incarnation=uuid.uuid4().hex,
         )
         for members in shards:
-            shard = Shard(members.shard_id, self, clock, self._clockwork, limits.lease_s)
+            shard = Shard(members.shard_id, self, clock, self._clockwork)
             self._shards[members.shard_id] = shard
             for peer in members.replicas:
-                self._streams.append(Stream(shard, peer.replica_id, peer.address, tls, hello))
+                self._streams.append(Stream(shard, peer.replica_id, peer.address, tls, self._hello))
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         self._resumed: list[Attempt] = []
         self._lives: set[asyncio.Task[None]] = set()
@@ -135,6 +176,8 @@ class Agent:
 
     async def start(self) -> None:
         """Find again what an earlier process held. The runtime must have been started."""
+        self._drain = await asyncio.to_thread(self._drain_file.read)
+        self._hello.offer.draining = self._drain.draining
         entries = await self.ledger.open()
         known = [entry for entry in entries if entry.shard_id in self._shards]
         for entry in entries:
@@ -156,12 +199,14 @@ class Agent:
                 self._hold(Attempt.ended(self, order, report))
             elif attempt is not None:
                 self._hold(attempt)
+                self._room.take(order.work)
                 self._resumed.append(attempt)
             elif order.start_at_ns > now_ns:
                 # Not due yet, and nothing is started before it is due: so it has not run.
                 await self.runtime.discard_output(entry.attempt_id)
                 again = Attempt(self, order)
                 self._hold(again)
+                self._room.take(order.work)
                 self._resumed.append(again)
             else:
                 lost = Attempt(self, order)
@@ -189,6 +234,8 @@ class Agent:
                 if self._archiver is not None:
                     background.append(group.create_task(self._archiver.run()))
                 background.append(group.create_task(self.spares.run()))
+                background.append(group.create_task(self._tell_holdings()))
+                background.append(group.create_task(self._follow_drain()))
                 for attempt in self._resumed:
                     self._begin(attempt)
                 self._resumed.clear()
@@ -202,9 +249,11 @@ class Agent:
 
     async def _shut_down(self) -> None:
         self._shutting_down = True
+        self._hello.offer.draining = True  # what comes after this process says what it was told
+        self._tell_offer()
         for attempt in list(self._attempts()):
-            when = "while it ran" if attempt.started_ns else "before it started"
-            attempt.stop(_INFRASTRUCTURE, f"{_SHUT_DOWN} {when}", SHUTDOWN_GRACE_S)
+            attempt.stop(_RETURNED, f"{_SHUT_DOWN} before it started")  # nothing, if it has
+            attempt.stop(_INFRASTRUCTURE, f"{_SHUT_DOWN} while it ran", SHUTDOWN_GRACE_S)
         if self._lives:
             await asyncio.wait(self._lives, timeout=SHUTDOWN_END_S)
         for task in self._lives:
@@ -222,6 +271,67 @@ class Agent:
         if self._archiver is not None:
             await archived_soon(self._archiver, SHUTDOWN_ARCHIVE_S)
 
+    # -- what it offers ------------------------------------------------------------------------
+
+    async def drain(self, state: State) -> int:
+        """Take nothing new, or take it again, from now on. Answers how many attempts are held.
+
+        On disk when it returns. Raises OSError; then nothing has changed.
+        """
+        await asyncio.to_thread(self._drain_file.write, state)
+        self._drain = state
+        self._drain_changed.set()
+        self._hello.offer.draining = state.draining
+        self._tell_offer()
+        if state.draining:
+            self._hand_back()
+        return sum(len(shard.attempts) for shard in self._shards.values())
+
+    def _hand_back(self) -> None:
+        """What another executor can still start on time, and what nothing was done for yet."""
+        after_ns = self.clock.now_ns() + HAND_BACK_NS
+        for attempt in self._attempts():
+            untouched = not attempt.prepared_ns and attempt.id not in self._making
+            if attempt.order.start_at_ns > after_ns or untouched:
+                attempt.stop(_RETURNED, "its executor is being drained")
+
+    async def _follow_drain(self) -> None:
+        """End what still runs when a drain's time is over."""
+        while True:
+            self._drain_changed.clear()
+            left_s = None
+            if self._drain.end_ns:
+                left_s = max(0.0, (self._drain.end_ns - self.clock.now_ns()) / 1_000_000_000)
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._drain_changed.wait()
+            except TimeoutError:
+                for attempt in list(self._attempts()):
+                    attempt.stop(_INFRASTRUCTURE, "its executor was drained, and the time is over")
+                await self._drain_changed.wait()
+
+    def _tell_offer(self) -> None:
+        for stream in self._streams:
+            stream.offer()
+
+    async def _tell_holdings(self) -> None:
+        """Tell which images and spares are here, whenever they are others."""
+        offer = self._hello.offer
+        looks = 0
+        while True:
+            jobs = _hashes(self.spares.jobs)
+            images = list(offer.images)
+            if looks % IMAGES_LOOKS == 0:
+                try:
+                    images = _hashes(await self.runtime.list_images())
+                except ExecutorError as error:
+                    log.warning("images cannot be listed", error=str(error))
+            if jobs != list(offer.jobs) or images != list(offer.images):
+                offer.jobs[:], offer.images[:] = jobs, images
+                self._tell_offer()
+            looks += 1
+            await asyncio.sleep(HOLDINGS_LOOK_S)
+
     # -- attempts ------------------------------------------------------------------------------
 
     def find(self, attempt_id: str) -> Attempt | None:
@@ -236,9 +346,8 @@ class Agent:
             yield from shard.attempts.values()
 
     def _crowded(self) -> bool:
-        taken = sum(attempt.end is None for attempt in self._attempts())
         numerator, denominator = CROWDED_SHARE
-        return taken * denominator > self._slot_count * numerator
+        return len(self._room) * denominator > self._room.capacity.slot_count * numerator
 
     def _hold(self, attempt: Attempt) -> None:
         self._shards[attempt.order.shard_id].attempts[attempt.id] = attempt
@@ -253,7 +362,19 @@ class Agent:
     async def sandbox(self, order: Order) -> Sandbox:
         """See Host."""
         executed = order.start_at_ns < self.clock.now_ns() + EXECUTED_NS
-        return await self.spares.sandbox(order.work, executed)
+        return await self.spares.sandbox(order.work, executed, lambda: self._make(order))
+
+    async def _make(self, order: Order) -> Sandbox:
+        if self._turns is None:
+            return await self.runtime.prepare(order.work)
+        # Before its turn: a pull takes long, and is limited by itself.
+        await self.runtime.ensure_image(order.work.image)
+        async with self._turns.turn(order.work.customer, order.start_at_ns):
+            self._making.add(order.work.attempt_id)
+            try:
+                return await self.runtime.prepare(order.work)
+            finally:
+                self._making.discard(order.work.attempt_id)
 
     async def due(self, order: Order) -> None:
         """See Host."""
@@ -261,6 +382,8 @@ class Agent:
 
     def changed(self, attempt: Attempt) -> None:
         """See Host."""
+        if attempt.end is not None:
+            self._room.give(attempt.id)
         self._shards[attempt.order.shard_id].change(attempt)
         if attempt.end is not None and self._archiver is not None:
             self._archiver.wake()
@@ -282,15 +405,25 @@ class Agent:
                     shard.change(known)  # it seems not to have been heard
                 continue
             recorded = self.ledger.accept(attempt_id, shard.shard_id, message.SerializeToString())
-            attempt = Attempt(self, convert.order(message, shard.shard_id), recorded)
-            if self._shutting_down:
-                attempt.stop(_INFRASTRUCTURE, f"{_SHUT_DOWN} before it started")
-            elif len(shard.attempts) >= self._held_max:
-                attempt.stop(
-                    _INFRASTRUCTURE, f"the executor holds {len(shard.attempts)} attempts already"
-                )
+            order = convert.order(message, shard.shard_id)
+            attempt = Attempt(self, order, recorded)
+            if refusal := self._refusal(shard, order):
+                attempt.stop(_RETURNED, f"the executor did not take it: {refusal}")
+            else:
+                self._room.take(order.work)
+                self.spares.look()
             self._hold(attempt)
             self._begin(attempt)
+
+    def _refusal(self, shard: Shard, order: Order) -> str:
+        """Why an attempt is not taken; "" if it is."""
+        if self._shutting_down:
+            return "it is being shut down"
+        if self._drain.draining:
+            return "it is being drained"
+        if len(shard.attempts) >= self._held_max:
+            return f"it holds {len(shard.attempts)} attempts already"
+        return self._room.refusal(order.work)
 
     def stop_attempt(self, stop: shard_pb2.Stop) -> None:
         """See Receiver."""
@@ -316,6 +449,12 @@ class Agent:
                 self._acknowledged.popitem(last=False)
             self.ledger.forget(attempt_id)
         self._told.set()
+
+
+def _hashes(names: Iterable[str]) -> list[int]:
+    """As in Offer: sorted, and not more than HOLDINGS_MAX."""
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return sorted(int.from_bytes(digest, "big") for digest in digests)[:HOLDINGS_MAX]
 
 
 def _order(entry: Entry) -> Order:

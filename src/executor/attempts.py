@@ -4,8 +4,8 @@
         └────────────┴── never started ──┘
 
 It is written down before its gate is opened, and its end before that is told. What ends it early:
-a stop (cancelled: at any time; revoked: only before its start; the executor's own shutdown), or its
-timeout. Whoever stops an attempt whose gate is opening waits until it runs.
+a stop (cancelled: at any time; revoked or returned: only before its start; the executor's own
+shutdown), or its timeout. Whoever stops an attempt whose gate is opening waits until it runs.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
 from . import convert
 from .convert import End, Order
-from .errors import ExecutorError
+from .errors import ExecutorError, GateGone
 from .ledger import Ledger
 from .sandbox import Exit, Runtime, Sandbox
 
@@ -27,7 +27,10 @@ KILL_DEADLINE_S = 15.0
 """From SIGKILL to the end's news: the runtime's own retries of a containerd that is restarting."""
 
 _NS = 1_000_000_000
-_REVOKED = execution_pb2.EXECUTION_REASON_REVOKED
+BEFORE_START = frozenset(
+    {execution_pb2.EXECUTION_REASON_REVOKED, execution_pb2.EXECUTION_REASON_RETURNED}
+)
+"""Stops of what has not started; what has goes on."""
 
 log = telemetry.logger(__name__)
 
@@ -106,8 +109,8 @@ class Attempt:
         return convert.report(self.id, phase, self.prepared_ns, self.started_ns, self.end)
 
     def stop(self, reason: int, message: str, grace_s: float | None = None) -> None:
-        """End it, for a tickmesh.v1.ExecutionReason. REVOKED never ends what has started."""
-        if self.over.is_set() or (self._opening and reason == _REVOKED):
+        """End it, for a tickmesh.v1.ExecutionReason. BEFORE_START never ends what has started."""
+        if self.over.is_set() or (self._opening and reason in BEFORE_START):
             return
         if grace_s is not None:
             self._grace_s = min(self._grace_s, grace_s)
@@ -167,20 +170,41 @@ class Attempt:
 
     async def _live(self) -> End:
         if self._sandbox is None:
-            self._sandbox = sandbox = await self._host.sandbox(self.order)
-            self.prepared_ns = self._host.clock.now_ns()
-            self.ready.set()
-            self._host.changed(self)
-            if self._recorded is not None:
-                await self._recorded
-            await self._host.due(self.order)
-            self._opening = True
-            self.started_ns = await sandbox.start()
+            try:
+                await self._start()
+            except GateGone as error:
+                # Nothing ran, so another sandbox may: one more, as what ends two may end all.
+                log.warning("a gate is gone", attempt=self.id, error=str(error))
+                await self._discard()
+                if self._stop:  # it came while the gate was opening
+                    return self._never_started()
+                await self._start()
             # Whatever else is due now starts first; what follows from a start can wait.
             await asyncio.sleep(0)
             self._host.changed(self)
         self.ready.set()
+        assert self._sandbox is not None
         return await self._follow(self._sandbox)
+
+    async def _start(self) -> None:
+        """Have a sandbox, and open its gate when it is due. Raises GateGone if nothing ran."""
+        self._sandbox = sandbox = await self._host.sandbox(self.order)
+        self.prepared_ns = self._host.clock.now_ns()
+        self.ready.set()
+        self._host.changed(self)
+        if self._recorded is not None:
+            await self._recorded
+        await self._host.due(self.order)
+        self._opening = True
+        self.started_ns = await sandbox.start()
+
+    async def _discard(self) -> None:
+        """Remove a sandbox that never ran, so that another may have its name."""
+        assert self._sandbox is not None
+        self._opening = False
+        await self._sandbox.delete()
+        await self._host.runtime.discard_output(self.id)
+        self._sandbox = None
 
     async def _follow(self, sandbox: Sandbox) -> End:
         """Wait for the command's end, and see to it that it comes."""

@@ -8,6 +8,7 @@ ExecutorError
 │   └── ContainerdUnavailable   stopped, restarting, or over its deadline: the call may be repeated
 ├── ImageError           this image cannot be used; `reason` is stable
 ├── StartError           the sandbox is there, its command could not be started
+│   └── GateGone         its gate ended before it was opened: nothing ran, another sandbox may
 └── SandboxError         the sandbox could not be made; the executor's fault, another may try
     └── SpareUnfit       this spare cannot be what the attempt needs: make a sandbox for it instead
 """
@@ -83,6 +84,13 @@ class StartError(ExecutorError):
         self.reason = reason
         self.errno = errno
         super().__init__(f"{message}: {os.strerror(errno)}" if errno else message)
+
+
+class GateGone(StartError):
+    """A gate ended before it was opened: nothing of the command has run, nor ever will here."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(StartReason.GATE_LOST, errno, message)
 
 
 class SandboxError(ExecutorError):

@@ -32,7 +32,15 @@ from pathlib import Path
 
 from ..mesh.clock import Clock
 from . import archive, logs
-from .errors import ImageError, ImageReason, SandboxError, SpareUnfit, StartError, StartReason
+from .errors import (
+    GateGone,
+    ImageError,
+    ImageReason,
+    SandboxError,
+    SpareUnfit,
+    StartError,
+    StartReason,
+)
 from .sandbox import ATTEMPT_ID, Exit, Work, mould
 
 WORDS = frozenset(
@@ -230,7 +238,7 @@ class InProcessSandbox:
         """See sandbox.Sandbox."""
         assert not self._started_ns, "a sandbox is started once"
         if self._exit.done():
-            raise StartError(StartReason.GATE_LOST, 0, "the sandbox ended before its start")
+            raise GateGone("the sandbox ended before its start")
         if self._steps and self._steps[0][0] not in WORDS:
             raise StartError(
                 StartReason.COMMAND_NOT_FOUND, errno.ENOENT, "the command cannot be executed"

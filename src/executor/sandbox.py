@@ -109,7 +109,8 @@ class Sandbox(Protocol):
     async def start(self) -> int:
         """Opens the gate. Answers when the command was executed, in nanoseconds since 1970.
 
-        Raises StartError when it could not be; the sandbox is of no more use then.
+        Raises StartError when it could not be, GateGone when nothing of it can have run; the
+        sandbox is of no more use then.
         """
         ...
 

@@ -15,7 +15,7 @@ from grpc_health.v1._async import HealthServicer
 
 from ..mesh import process, telemetry, tls
 from ..mesh.clock import SystemClock
-from ..mesh.config import Config, ExecutorConfig
+from ..mesh.config import Config, ConfigError, ExecutorConfig
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..mesh.objects import Objects
 from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
@@ -25,7 +25,9 @@ from .containerd.daemon import which
 from .containerd.runtime import NAMESPACE, ContainerdRuntime
 from .errors import HostUnfit
 from .inprocess import InProcessRuntime
+from .limits import CREATES_AT_ONCE_MAX
 from .outputs import Keeping
+from .room import Capacity
 from .sandbox import Runtime
 from .service import ExecutorService
 from .watch import Watcher
@@ -35,6 +37,15 @@ EXIT_UNFIT = 2
 
 MEMORY_SHARE = 3, 4
 """Of the host's memory, for attempts."""
+
+CPU_SHARE = 32
+"""Times the host's processors, for attempts: most wait for something most of the time, and what a
+job may use at most is nothing that it is promised."""
+
+LABELS_MAX = 32
+LABEL_KEY_CHARACTERS_MAX = 63
+LABEL_VALUE_CHARACTERS_MAX = 255
+"""As of a job's labels."""
 
 VERSION_TIMEOUT_S = 10.0
 
@@ -49,6 +60,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises what made the executor fail."""
     settings = config.executor
     assert settings is not None
+    check(settings)
     directory = Path(settings.data_directory)
     spool = directory / "spool"
     await asyncio.to_thread(_empty, spool)
@@ -95,11 +107,16 @@ async def _serve(
         executor_id=settings.executor_id,
         address=settings.listen,
         runtime=await _describe(runtime, settings),
-        slot_count=settings.slot_count,
-        memory_bytes=settings.memory_bytes or _memory_share(),
+        capacity=_capacity(settings),
+        labels=dict(settings.labels),
     )
+    processors = os.cpu_count() or 1
+    # More at once than processors only makes each later, and one alone leaves gaps.
+    at_once = min(max(2, processors), CREATES_AT_ONCE_MAX - 1)
+    real = isinstance(runtime, ContainerdRuntime)
     limits = Limits(
-        lease_s=settings.lease_ms / 1_000,
+        making_at_once=at_once if real else 0,
+        newcomers_max=CREATES_AT_ONCE_MAX - at_once,
         spares_max=settings.spares_max,
         spares_memory_bytes=settings.spares_memory_bytes,
         keeping=_keeping(settings),
@@ -209,6 +226,36 @@ def _empty(directory: Path) -> None:
     """Make a directory, without what an earlier process left in it."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+
+
+def check(settings: ExecutorConfig) -> None:
+    """What a schema cannot say of a configuration. Raises ConfigError."""
+    if settings.slot_count < 1 or settings.memory_bytes < 0 or settings.cpu_millis < 0:
+        raise ConfigError(
+            "executor.slot_count is at least 1, memory_bytes and cpu_millis at least 0"
+        )
+    if len(settings.labels) > LABELS_MAX:
+        raise ConfigError(
+            f"executor.labels has {len(settings.labels)} labels; at most {LABELS_MAX}"
+        )
+    for key, value in settings.labels.items():
+        if not 0 < len(key) <= LABEL_KEY_CHARACTERS_MAX or len(value) > LABEL_VALUE_CHARACTERS_MAX:
+            raise ConfigError(
+                f"executor.labels: {key!r}: a key has 1 to {LABEL_KEY_CHARACTERS_MAX} characters, "
+                f"a value at most {LABEL_VALUE_CHARACTERS_MAX}"
+            )
+
+
+def _capacity(settings: ExecutorConfig) -> Capacity:
+    """What there is for attempts. Work without containers takes neither memory nor a processor."""
+    if settings.runtime == "inprocess":
+        return Capacity(settings.slot_count, settings.memory_bytes, settings.cpu_millis, True)
+    return Capacity(
+        settings.slot_count,
+        settings.memory_bytes or _memory_share(),
+        settings.cpu_millis or (os.cpu_count() or 1) * 1_000 * CPU_SHARE,
+        settings.egress is not None,
+    )
 
 
 def _memory_share() -> int:

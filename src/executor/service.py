@@ -28,6 +28,7 @@ from ..proto.tickmesh.internal.v1 import executor_pb2, executor_pb2_grpc
 from . import logs
 from .agent import Agent
 from .attempts import Attempt
+from .drain import State
 from .errors import ContainerdUnavailable, ExecutorError, ImageError, ImageReason
 from .sandbox import ATTEMPT_ID, Runtime
 from .watch import Watcher
@@ -227,6 +228,26 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         except Exception as error:
             await refuse(context, explain(error))
         return executor_pb2.DeleteArchiveResponse()
+
+    # -- operators -----------------------------------------------------------------------------
+
+    async def Drain(
+        self, request: executor_pb2.DrainRequest, context: Context
+    ) -> executor_pb2.DrainResponse:
+        """See executor.proto."""
+        await self._admit(context)
+        response = executor_pb2.DrainResponse()
+        end_ns = 0
+        if request.end_after_ms and not request.undo:
+            end_ns = self._agent.clock.now_ns() + request.end_after_ms * 1_000_000
+        try:
+            state = State(draining=not request.undo, end_ns=end_ns)
+            response.held_count = await self._agent.drain(state)
+        except OSError as error:
+            await refuse(context, Unavailable(f"the drain cannot be written down: {error}"))
+        except Exception as error:
+            await refuse(context, explain(error))
+        return response
 
 
 async def _receive(messages: AsyncIterator[executor_pb2.ImportArchiveRequest], path: Path) -> str:

@@ -6,14 +6,14 @@ many spares and who gets one; how a spare is made is the runtime's (see sandbox.
 
 A job has spares while it was executed OFTEN times lately, as many as came in its liveliest second,
 within a budget of count and memory that goes round by how often each job is executed. They are
-given up when the job has a new revision, when nobody executed it for KEEP_S, and while the
-executor is short of slots or its host of memory.
+given up when the job has a new revision, when nobody executed it for KEEP_S, when attempts need the
+memory that they would use, and while the executor is short of slots or its host of memory.
 """
 
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,13 +141,16 @@ class Spares:
         count_max: int,
         memory_bytes_max: int,
         crowded: Callable[[], bool],
+        memory_left: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """crowded: whether slots are short."""
+        """crowded: whether slots are short. memory_left: of what the executor has for attempts, in
+        bytes; None: it does not count it."""
         self._runtime = runtime
         self._clock = clock
         self._count_max = count_max
         self._memory_bytes_max = memory_bytes_max
         self._crowded = crowded
+        self._memory_left = memory_left
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         """By job; executed last comes last."""
         self._closing: deque[tuple[Spare, int]] = deque()
@@ -156,10 +159,21 @@ class Spares:
         self._taken_ns = 0
         self._wake = asyncio.Event()
 
-    async def sandbox(self, work: Work, executed: bool) -> Sandbox:
+    @property
+    def jobs(self) -> list[str]:
+        """The jobs that have a spare."""
+        return [job for job, pool in self._pools.items() if pool.ready]
+
+    def look(self) -> None:
+        """There may be less room for spares than before."""
+        self._wake.set()
+
+    async def sandbox(
+        self, work: Work, executed: bool, prepare: Callable[[], Awaitable[Sandbox]] | None = None
+    ) -> Sandbox:
         """A sandbox for an attempt, at its gate. Raises what Runtime.prepare does.
 
-        executed: it may start at once; else there is time to make one.
+        executed: it may start at once; else there is time to make one. prepare: makes one.
         """
         if executed and work.job and self._count_max:
             pool = self._noted(work)
@@ -176,7 +190,7 @@ class Spares:
                     log.info("a spare is of no use", job=work.job, error=str(error))
         self._preparing += 1
         try:
-            return await self._runtime.prepare(work)
+            return await (self._runtime.prepare(work) if prepare is None else prepare())
         finally:
             self._preparing -= 1
             self._wake.set()
@@ -278,7 +292,9 @@ class Spares:
                 wishes.append(Wish(job, wanted, pool.mould.memory_bytes, executes, held))
         if not wishes or self._crowded() or _memory_is_short():
             return {}
-        return allot(wishes, self._count_max, self._memory_bytes_max)
+        left = self._memory_left()
+        memory_bytes_max = self._memory_bytes_max if left is None else left
+        return allot(wishes, self._count_max, min(memory_bytes_max, self._memory_bytes_max))
 
     async def _make(self, job: str) -> None:
         pool = self._pools[job]

@@ -4,10 +4,10 @@ The executor attaches to every replica and works for the one that says it leads 
 term; what another one sends is refused. Whoever takes the lead is sent the whole inventory first,
 then changes. What changed while a message was under way goes into the next one.
 
-The lease: a leader gives an executor up when it has not heard of it for two leases, so an executor
-that has not heard of a leader for one lease starts nothing more until it has. Heard of a leader is
-an executor whose heartbeat was answered after its inventory: by then every stop that the leader had
-for it has arrived too, because a stream keeps its order.
+The lease, which the leader tells: it gives an executor up when it has not heard of it for two
+leases, so an executor that has not heard of a leader for one starts nothing more until it has.
+Heard of a leader is an executor whose heartbeat was answered after its inventory: by then every
+stop that the leader had for it has arrived too, because a stream keeps its order.
 """
 
 import asyncio
@@ -29,6 +29,9 @@ from .clockwork import ClockOffset, Clockwork
 HEARTBEAT_S = 1.0
 SILENCE_S = 3.0
 """Without a word from a replica, which answers every heartbeat: then the stream is dead."""
+
+LEASE_S_DEFAULT = 10.0
+"""Of a leader that does not tell it: one of an older version."""
 
 REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
@@ -78,13 +81,12 @@ class Shard:
         receiver: Receiver,
         clock: Clock,
         clockwork: Clockwork,
-        lease_s: float,
     ) -> None:
         self.shard_id = shard_id
         self.receiver = receiver
         self.clock = clock
         self._clockwork = clockwork
-        self._lease_ns = int(lease_s * 1_000_000_000)
+        self._lease_ns = int(LEASE_S_DEFAULT * 1_000_000_000)
         self.attempts: dict[str, Attempt] = {}
         """Held for this shard, until their ends are acknowledged."""
         self._changed: dict[str, Attempt] = {}
@@ -112,12 +114,14 @@ class Shard:
         reports = [attempt.report() for attempt in self.attempts.values()]
         return shard_pb2.Inventory(attempts=reports, term=self.term)
 
-    def led_by(self, stream: "Stream", term: int) -> bool:
+    def led_by(self, stream: "Stream", term: int, lease_ms: int) -> bool:
         """A replica says that it leads. Whether it is believed."""
         if term < self.term:
             log.warning("an outdated leader", shard=self.shard_id, term=term, highest=self.term)
             return False
         self.term, self.leading = term, stream
+        if lease_ms:
+            self._lease_ns = lease_ms * 1_000_000
         return True
 
     def left_by(self, stream: "Stream") -> None:
@@ -172,12 +176,18 @@ class Stream:
         self._wake = asyncio.Event()
         self._owes_inventory = False
         self._owes_heartbeat = False
+        self._owes_offer = False
         self._confirms_ns: int | None = None
         """A heartbeat of this instant or later follows the inventory."""
         self._last_word_ns = 0
 
     def wake(self) -> None:
         """There is something to send."""
+        self._wake.set()
+
+    def offer(self) -> None:
+        """The hello's offer is another now. Every replica is told: any of them may lead next."""
+        self._owes_offer = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -239,9 +249,13 @@ class Stream:
                 raise StreamSilent
 
     async def _speak(self, call: _Call) -> None:
+        self._owes_offer = False
         await call.write(shard_pb2.ExecutorMessage(hello=self._hello))
         while True:
             self._wake.clear()
+            if self._owes_offer:
+                self._owes_offer = False
+                await call.write(shard_pb2.ExecutorMessage(offer=self._hello.offer))
             if self._owes_heartbeat:
                 self._owes_heartbeat = False
                 await self._write_heartbeat(call)
@@ -306,7 +320,7 @@ class Stream:
                 expected=self._shard.shard_id,
                 found=leadership.shard_id,
             )
-        elif leadership.leader and self._shard.led_by(self, leadership.term):
+        elif leadership.leader and self._shard.led_by(self, leadership.term, leadership.lease_ms):
             self._confirms_ns = None
             self._owes_inventory = True
             self._wake.set()

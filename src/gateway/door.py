@@ -33,6 +33,7 @@ from . import logs
 from .access import Principal, authorize
 from .archive import Archive
 from .authentication import Authentication
+from .drains import drain, together
 from .executors import Executors
 from .images import Images, first_message_needed
 from .methods import METHODS, REQUEST_ID_CHARACTERS, SERVICES, Kind, Method
@@ -65,6 +66,7 @@ class Door:
         """authentication: None: whoever calls is believed."""
         self._authentication = authentication
         self._shards = shards
+        self._executors = executors
         self._outputs = logs.Sources(executors, archive)
         self._images = Images(executors)
         self._streams: set[asyncio.Task[Any]] = set()
@@ -106,6 +108,8 @@ class Door:
                 make = self._image
             case Kind.CLUSTER:
                 make = self._cluster
+            case Kind.EXECUTOR:
+                make = self._drain
             case Kind.OPERATION:
                 make = self._operate
             case Kind.NOT_BUILT:
@@ -196,9 +200,19 @@ class Door:
         executors: dict[str, cluster_pb2.Executor] = {}
         for shard, views in await asyncio.gather(*(shard.views() for shard in self._shards)):
             cluster.shards.append(shard)
-            executors.update((each.executor_id, each) for view in views for each in view.executors)
+            seen = {each.executor_id: each for view in views for each in view.executors}
+            for name, each in seen.items():
+                known = executors.get(name)
+                executors[name] = each if known is None else together(known, each)
         cluster.executors.extend(executors[name] for name in sorted(executors))
         return cluster.SerializeToString()
+
+    async def _drain(
+        self, _method: Method, request: Any, _data: bytes, timeout_s: float, _context: Context
+    ) -> bytes:
+        """The executor that is named answers."""
+        worker = await drain(self._shards, self._executors, request, timeout_s)
+        return worker.SerializeToString()
 
     async def _operate(
         self, method: Method, request: Any, data: bytes, timeout_s: float, context: Context

@@ -152,7 +152,7 @@ class Images:
             try:
                 return await ask(await self._executors.at(worker.address))
             except grpc.aio.AioRpcError as error:
-                raise _explained(worker, error) from error
+                raise explained(worker, error) from error
 
         workers = await self._attached(shard, timeout_s)
         return list(await asyncio.gather(*map(one, workers)))
@@ -176,11 +176,11 @@ async def _answer(worker: cluster_pb2.Executor, call: Any) -> executor_pb2.Impor
     try:
         answer: executor_pb2.ImportArchiveResponse = await call
     except grpc.aio.AioRpcError as error:
-        raise _explained(worker, error) from error
+        raise explained(worker, error) from error
     return answer
 
 
-def _explained(worker: cluster_pb2.Executor, error: grpc.aio.AioRpcError) -> TickmeshError:
+def explained(worker: cluster_pb2.Executor, error: grpc.aio.AioRpcError) -> TickmeshError:
     """What an executor answered, or that it could not be reached."""
     if STATUS_METADATA_KEY in (error.trailing_metadata() or ()):
         return from_rpc_error(error)

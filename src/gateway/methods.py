@@ -39,6 +39,8 @@ class Kind(enum.Enum):
     """The executors, from what they hold."""
     CLUSTER = "cluster"
     """The gateway, from what the replicas tell."""
+    EXECUTOR = "executor"
+    """The executor that the request names."""
     OPERATION = "operation"
     """The leader of the shard that the request names."""
     NOT_BUILT = "not built"
@@ -126,7 +128,7 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "CustomerService/ListApiKeys": (Kind.SHARD, "parent", _S, _LARGE),
     "CustomerService/RevokeApiKey": (Kind.SHARD, "name", _N, _SMALL),
     "ClusterService/GetCluster": (Kind.CLUSTER, "", _S, _SMALL),
-    "ClusterService/DrainExecutor": (Kind.NOT_BUILT, "", _N, _SMALL),
+    "ClusterService/DrainExecutor": (Kind.EXECUTOR, "", _S, _SMALL),
     "ClusterService/AddReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/RemoveReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/TransferLeadership": (Kind.OPERATION, "", _N, _SMALL),

@@ -112,7 +112,10 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clock_skew_max_ms: int = 250
     """A leader whose wall clock is further than this from a majority's hands leadership over."""
     executor_lease_ms: int = 10_000
-    """An executor not heard of for so long is lost, and what it ran with it."""
+    """An executor that has not heard of the leader for so long starts nothing more; not heard of
+    for twice as long it is lost, and what it ran with it. Executors are told."""
+    customer_weights: dict[str, int] = {}
+    """Turns that a customer gets where others get one, while executions wait: 1 to 100."""
     ready_file: str = ""
 
 
@@ -166,14 +169,16 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot_count: int = 64
     """Attempts held at one time, running or waiting for their due time."""
     memory_bytes: int = 0
-    """Memory given to attempts. 0: three quarters of the host's."""
+    """Memory given to attempts, each with its job's limit. 0: three quarters of the host's."""
+    cpu_millis: int = 0
+    """Processor time given to attempts, in thousandths of a core, each with its job's limit. That
+    is a limit and no reservation: 0 is 32 times what the host has."""
+    labels: dict[str, str] = {}
+    """For jobs that select executors by their labels, as { region = "eu" }. At most 32."""
     spares_max: int = 8
     """Sandboxes made ahead for jobs that are executed often. 0: none."""
     spares_memory_bytes: int = 2 * 1024**3
     """What those may use together once they run; waiting, one takes a few MiB."""
-    lease_ms: int = 10_000
-    """Not having heard of a leader for so long, it starts nothing more. At most the scheduler's
-    executor_lease_ms."""
     archive: Archive | None = None
     """Where an attempt's output goes at its end. None: it stays here."""
     output_retention_s: int = 7 * 24 * 3600

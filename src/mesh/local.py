@@ -414,7 +414,9 @@ class LocalMesh:
         operators: tuple[str, ...] = ()
         if options.authentication == "api_keys":
             operators = (api_keys.digest(_operator_key(self.operator_key_file)).hex(),)
-        memory_bytes = _memory_share(options.executors)
+        # Work without containers takes none.
+        real = options.runtime != "inprocess"
+        memory_bytes = _memory_share(options.executors) if real else 0
         for number in range(options.executors):
             name = f"executor-{number}"
             executor = ExecutorConfig(

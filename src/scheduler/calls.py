@@ -20,10 +20,12 @@ from ..mesh import names
 from ..mesh.errors import (
     AlreadyExists,
     EtagMismatch,
+    FailedPrecondition,
     InvalidRequest,
     JobHasSchedules,
     NotFound,
     NotPaused,
+    Overloaded,
     TickmeshError,
     TooManyKeys,
     invalid,
@@ -252,7 +254,12 @@ class Calls:
                 raise refusal(outcome, field.replace("[]", f"[{outcome.index}]"))
             return respond(outcome)
 
-        return Write(self._shard.proposals.submit(command, weight), answered, placements or [])
+        try:
+            submitted = self._shard.proposals.submit(command, weight)
+        except Overloaded:
+            self._shard.release(placements or [])
+            raise
+        return Write(submitted, answered, placements or [])
 
     async def _do(self, command: commands.AnyCommand, weight: int = 1, field: str = "") -> Any:
         outcome = await self._shard.proposals.submit(command, weight)
@@ -319,6 +326,7 @@ class Calls:
         field: str,
     ) -> commands.NewJob:
         drawn = self._draw(UID_BYTES)
+        self._check_labels(job, field)
         return commands.NewJob(
             job_id=job_id or made_id("job", request_uid(hashed, index) if hashed else drawn),
             uid=drawn,
@@ -326,6 +334,14 @@ class Calls:
             labels=labels(job),
             spec=convert.job_spec(job, customer, field),
         )
+
+    def _check_labels(self, job: job_pb2.Job, field: str) -> None:
+        """An older replica would forget them, and give the job to any executor."""
+        if job.executor_labels and self._shard.proposals.version < commands.PLACEMENT_SINCE:
+            raise FailedPrecondition(
+                f"{field}.executor_labels needs a newer version of the scheduler on every replica "
+                "of the shard: upgrade those that run an older one"
+            )
 
     def get_job(self, request: job_pb2.GetJobRequest) -> Message:
         """See the proto."""
@@ -353,6 +369,7 @@ class Calls:
             message = convert.job_message(job)
             merge(request.job, message, request.update_mask, JOB_FIELDS)
             spec = convert.job_spec(message, customer, "job")
+            self._check_labels(message, "job")
             if request.validate_only:
                 return message
             command = commands.UpdateJob(
@@ -527,7 +544,7 @@ class Calls:
     def trigger_schedule(self, request: schedule_pb2.TriggerScheduleRequest) -> Write:
         """See the proto."""
         parts = names.parse_schedule(request.name)
-        placement = self._shard.place()
+        placement = self._shard.place(self._shard.queries.job(parts.customer, parts.job))
         command = commands.TriggerSchedule(
             *parts, self._draw(UID_BYTES), placement, self._request_of("trigger", request)
         )
@@ -607,7 +624,7 @@ class Calls:
         if request.validate_only:
             self._job(customer, job_id)
             return self._checked(execution_pb2.Execution())
-        placement = self._shard.place()
+        placement = self._shard.place(self._shard.queries.job(customer, job_id))
         new = commands.NewExecution(
             job_id,
             self._draw(UID_BYTES),
@@ -624,21 +641,24 @@ class Calls:
     def batch_execute_jobs(self, request: execution_pb2.BatchExecuteJobsRequest) -> Write:
         """See the proto."""
         customer = names.parse_customer(request.parent)
-        new = []
+        job_ids = []
         for index, item in enumerate(request.executions):
             field = f"executions[{index}].name"
             parts = names.parse_job(item.name, field)
             if parts.customer != customer:
                 raise invalid(field, f"is not a job of {request.parent}")
-            new.append(
-                commands.NewExecution(
-                    parts.job,
-                    self._draw(UID_BYTES),
-                    item.payload,
-                    self._shard.place(),
-                    item.active_key.encode(),
-                )
+            job_ids.append(parts.job)
+        jobs = {job_id: self._shard.queries.job(customer, job_id) for job_id in set(job_ids)}
+        new = [
+            commands.NewExecution(
+                job_id,
+                self._draw(UID_BYTES),
+                item.payload,
+                self._shard.place(jobs[job_id]),
+                item.active_key.encode(),
             )
+            for job_id, item in zip(job_ids, request.executions, strict=True)
+        ]
         return self._submit(
             commands.ExecuteJobs(customer, new, request_hash(request.request_id)),
             lambda made: execution_pb2.BatchExecuteJobsResponse(
@@ -649,7 +669,9 @@ class Calls:
         )
 
     def _one(self, execution: Execution) -> execution_pb2.Execution:
-        return convert.execution_message(execution, self._shard.soft(execution))
+        return convert.execution_message(
+            execution, self._shard.soft(execution), self._shard.pending_reason(execution)
+        )
 
     def execution(self, name: str) -> Execution:
         """The execution of a name. Raises NotFound."""
@@ -726,7 +748,7 @@ class Calls:
 JOB_FIELDS = frozenset(
     {
         *("display_name", "labels", "container", "resources", "timeout", "grace_period"),
-        *("retry_policy", "at_most_once", "total_timeout"),
+        *("retry_policy", "at_most_once", "total_timeout", "executor_labels"),
     }
 )
 SCHEDULE_FIELDS = frozenset(

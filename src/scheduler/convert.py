@@ -149,6 +149,7 @@ def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
         retry=_retry(job.retry_policy, f"{field}.retry_policy"),
         total_timeout_ms=total_timeout_ms,
         network=Network(container.network or Network.NONE),
+        executor_labels=tuple(sorted(job.executor_labels.items())),
     )
 
 
@@ -191,6 +192,7 @@ def job_message(job: Job) -> job_pb2.Job:
             pids=spec.pids,
         ),
         at_most_once=spec.at_most_once,
+        executor_labels=dict(spec.executor_labels),
         revision=job.revision,
         create_time=from_ms(job.create_ms),
         update_time=from_ms(job.update_ms),
@@ -448,7 +450,7 @@ def _fill_definition(message: schedule_pb2.Schedule, schedule: Schedule, row: Ro
 
 
 def execution_message(
-    execution: Execution, soft: shard_pb2.AttemptReport | None
+    execution: Execution, soft: shard_pb2.AttemptReport | None, pending_reason: str = ""
 ) -> execution_pb2.Execution:
     """The public message of an execution; `soft`: what its executor says of its last attempt."""
     message = execution_pb2.Execution(
@@ -462,6 +464,7 @@ def execution_message(
         missed_fires=execution.missed,
         job_uid=spell(execution.job_uid),
         active_key=execution.active_key.decode(),
+        pending_reason=pending_reason,
     )
     if execution.nominal_ms:
         message.schedule_time.CopyFrom(from_ms(execution.nominal_ms))
@@ -492,15 +495,22 @@ def _fill_ends(message: execution_pb2.Execution, execution: Execution) -> None:
             message.start_time.CopyFrom(last.start_time)
         if last.HasField("exit_code"):
             message.exit_code = last.exit_code
-        first = message.attempts[0].start_time
-        if message.attempts[0].HasField("start_time"):
-            started_ns = first.seconds * 1_000_000_000 + first.nanos
+        first = message.attempts[first_try(execution)].start_time
+        if started_ns := first.ToNanoseconds():
             message.lateness.FromNanoseconds(late_ns(execution, started_ns))
     if execution.end_ms:
         ended_ns = execution.attempts[-1].ended_ns if execution.attempts else 0
         if ended_ns < execution.not_before_ms * 1_000_000:
             ended_ns = 0  # it was ended while it waited for another attempt
         message.end_time.CopyFrom(from_ns(ended_ns) if ended_ns else from_ms(execution.end_ms))
+
+
+def first_try(execution: Execution) -> int:
+    """Which of its attempts is the first that was not given back before it started."""
+    for index, attempt in enumerate(execution.attempts):
+        if attempt.reason is not Reason.RETURNED:
+            return index
+    return len(execution.attempts) - 1
 
 
 def late_ns(execution: Execution, started_ns: int) -> int:

@@ -11,15 +11,24 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ..mesh import telemetry
+from ..mesh import names, telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2
-from .convert import work_message
-from .core.commands import OUTPUT_SINCE, Assign, Cancel, EndAttempts, Outcome, Placement
+from .convert import image_reference, work_message
+from .core.commands import (
+    OUTPUT_SINCE,
+    PLACEMENT_SINCE,
+    Assign,
+    Cancel,
+    EndAttempts,
+    Outcome,
+    Placement,
+)
 from .core.ids import attempt_id
-from .core.model import Attempt, Execution, ExecutionState, JobSpec, Reason
+from .core.model import Attempt, Execution, ExecutionState, Job, JobSpec, Network, Reason, Timer
+from .placing import Asked, Hosts, Need, No, hashed
 from .proposals import Proposals
 from .store.queries import Queries
 from .waiting import Waiting
@@ -34,6 +43,17 @@ LEASE_CHECK_S = 1.0
 
 SPECS_REMEMBERED_MAX = 4_096
 """Revisions of jobs, about 1 KiB each."""
+
+ASKED_REMEMBERED_MAX = 16_384
+"""Revisions of jobs, about 200 bytes each: what they ask of an executor."""
+
+REASONS_REMEMBERED_MAX = 1_024
+REASON_NS = 100_000_000
+"""For so long an answer to why something waits is given again: pages of those that wait ask for
+few different ones."""
+
+UNFINISHED_PAUSE_S = 0.25
+"""Between passes over more that wait than one pass looks at, while nothing else happens."""
 
 TIMEOUT_CHECK_S = 0.25
 """Between looks at total timeouts: they are to the second."""
@@ -51,6 +71,7 @@ class Link:
         self.executor_id = hello.executor_id
         self.incarnation = hello.incarnation
         self.address = hello.address
+        self.hello = hello
         self.slot_count = hello.slot_count
         self.runtime = hello.runtime
         self.clock_offset_ns = 0
@@ -85,9 +106,10 @@ class Dispatcher:
         lease_ms: int,
         tell: Callable[[Execution], None],
         ahead_ms: int = 0,
+        weight: Callable[[str], int] = lambda _: 1,
     ) -> None:
         """tell: called when a soft fact of an execution changed. ahead_ms: how long before it is
-        due an attempt is given out."""
+        due an attempt is given out. weight: a customer's, 1 as a rule."""
         self._ahead_ms = ahead_ms
         self.term = term
         self._queries = queries
@@ -106,9 +128,17 @@ class Dispatcher:
         """The other way."""
         self._forgotten: dict[str, list[str]] = {}
         """By executor: attempts to acknowledge, once the whole entry that ended them is seen."""
-        self._used: dict[str, int] = {}
-        self._reserved: dict[str, int] = {}
-        self._waiting = Waiting()
+        self.hosts = Hosts(weight)
+        self._taken: dict[bytes, Asked] = {}
+        """What each assigned execution was counted with."""
+        self._reserved: dict[int, tuple[Placement, Asked]] = {}
+        """What is counted of placements that are being proposed, by the identity of the object."""
+        self._waiting = Waiting(weight)
+        self._asked: dict[tuple[bytes, int], Asked] = {}
+        """By job uid and revision."""
+        self._revisions: dict[bytes, tuple[int, Asked]] = {}
+        """By job uid: its revision, as far as it was met, and what that asks."""
+        self._reasons: dict[tuple[str, Need], tuple[int, str]] = {}
         self._total_timeouts: dict[bytes, int] = {}
         """When the total timeout of an active execution is over, for those that have one."""
         self._specs: dict[tuple[bytes, int], JobSpec] = {}
@@ -126,48 +156,133 @@ class Dispatcher:
         if earlier is not None:
             earlier.close()
         self.links[link.executor_id] = link
+        host, hello = self.hosts[link.executor_id], link.hello
+        host.incarnation = hello.incarnation
+        host.slot_count, host.memory_bytes = hello.slot_count, hello.memory_bytes
+        host.cpu_millis, host.egress = hello.cpu_millis, hello.egress
+        host.labels = frozenset(hello.labels.items())
+        self.hosts.offers(host, hello.offer.draining, hello.offer.images, hello.offer.jobs)
+        self.hosts.attach(host)
         self.heard(link)
+        self._room()
 
     def detach(self, link: Link) -> None:
         """The stream has ended. What the executor holds goes on until its lease is over."""
         if self.links.get(link.executor_id) is link:
             del self.links[link.executor_id]
+            self.hosts.detach(self.hosts[link.executor_id])
 
     def heard(self, link: Link) -> None:
         """The executor is alive."""
         self._heard_ns[link.executor_id] = self._clock.monotonic_ns()
 
+    def offered(self, link: Link) -> None:
+        """The executor offers something else (see the link's hello)."""
+        if self.links.get(link.executor_id) is link:
+            offer = link.hello.offer
+            host = self.hosts[link.executor_id]
+            self.hosts.offers(host, offer.draining, offer.images, offer.jobs)
+            self._room()
+
     def slots(self) -> int:
-        """Of all executors that are attached."""
-        return sum(link.slot_count for link in self.links.values())
+        """Of all executors that are given work."""
+        return self.hosts.slot_count
 
-    def used(self, executor_id: str) -> int:
-        """Slots taken."""
-        return self._used.get(executor_id, 0)
+    def place_job(self, job: Job) -> Placement | None:
+        """A place for a new execution of a job; None if it has to wait. See `release`."""
+        asked = self._asked_of(job.customer, job.job_id, job.uid, job.revision, job.spec)
+        self._met(job.uid, job.revision, asked)
+        return self._place_new(asked, job.revision)
 
-    def place_new(self) -> Placement | None:
-        """As `place`, for what has not waited yet: it does not overtake those that have."""
-        return None if self._waiting.anybody else self.place()
+    def place_fire(self, timer: Timer) -> Placement | None:
+        """A place for what a timer fires; None if it has to wait. See `release`."""
+        known = self._revisions.get(timer.job_uid)
+        if known is None:
+            schedule = self._queries.schedule(timer.job_uid, timer.id.decode())
+            job = None
+            if schedule is not None:
+                job = self._queries.job(schedule.customer, schedule.job_id)
+            if job is None or job.uid != timer.job_uid:
+                return None
+            return self.place_job(job)
+        revision, asked = known
+        return self._place_new(asked, revision)
 
-    def place(self) -> Placement | None:
-        """Reserve a slot where there is most room; None if there is none. See `release`."""
-        best: Link | None = None
-        best_free = 0
-        for link in self.links.values():
-            free = link.slot_count - self.used(link.executor_id)
-            free -= self._reserved.get(link.executor_id, 0)
-            if free > best_free:
-                best, best_free = link, free
-        if best is None:
+    def _place_new(self, asked: Asked, revision: int) -> Placement | None:
+        if self._waiting.before(asked.customer):  # it overtakes nobody
             return None
-        self._reserved[best.executor_id] = self._reserved.get(best.executor_id, 0) + 1
-        return Placement(best.executor_id, best.incarnation)
+        # An older replica knows no revision of a placement.
+        placed = self._place(asked, revision if self._proposals.version >= PLACEMENT_SINCE else 0)
+        return None if isinstance(placed, No) else placed
+
+    def _place(self, asked: Asked, revision: int = 0) -> Placement | No:
+        """Reserve a place until `release`."""
+        host = self.hosts.place(asked)
+        if isinstance(host, No):
+            return host
+        placement = Placement(host.executor_id, host.incarnation, revision)
+        self.hosts.take(host, asked.customer, asked.need)
+        self._reserved[id(placement)] = placement, asked
+        return placement
 
     def release(self, placements: Iterable[Placement | None]) -> None:
-        """The proposals that these slots were reserved for have been decided."""
+        """The proposals that these places were reserved for have been decided."""
         for placement in placements:
             if placement is not None:
-                self._reserved[placement.executor] -= 1
+                _, asked = self._reserved.pop(id(placement))
+                self.hosts.give(self.hosts[placement.executor], asked.customer, asked.need)
+
+    def _asked_of(
+        self, customer: str, job_id: str, job_uid: bytes, revision: int, spec: JobSpec
+    ) -> Asked:
+        key = job_uid, revision
+        asked = self._asked.get(key)
+        if asked is None:
+            egress = spec.network is Network.EGRESS
+            need = Need(spec.memory_bytes, spec.cpu_millis, egress, spec.executor_labels)
+            image = image_reference(spec.image, customer, "image")
+            asked = Asked(customer, need, hashed(image), hashed(names.job_name(customer, job_id)))
+            if len(self._asked) >= ASKED_REMEMBERED_MAX:
+                self._asked.clear()
+            self._asked[key] = asked
+        return asked
+
+    def _asks(self, execution: Execution) -> Asked:
+        """What an execution asks of an executor."""
+        asked = self._asked.get((execution.job_uid, execution.revision))
+        if asked is not None:
+            return asked
+        job_uid, revision, spec = execution.job_uid, execution.revision, self._spec(execution)
+        return self._asked_of(execution.customer, execution.job_id, job_uid, revision, spec)
+
+    def _met(self, job_uid: bytes, revision: int, asked: Asked) -> None:
+        """A job's revision, as far as is known its latest."""
+        if len(self._revisions) >= ASKED_REMEMBERED_MAX:
+            self._revisions.clear()
+        self._revisions[job_uid] = revision, asked
+
+    def _room(self) -> None:
+        """There may be room where there was none."""
+        self._waiting.look_again()
+        self._pump_wake.set()
+
+    def pending_reason(self, execution: Execution) -> str:
+        """What an execution waits for, for people; "" if that is nothing or but its time."""
+        if execution.state is not ExecutionState.PENDING:
+            return ""
+        now_ns = self._clock.now_ns()
+        ready_ms = max(execution.due_ms, execution.not_before_ms) - self._ahead_ms
+        if ready_ms > now_ns // 1_000_000:
+            return ""
+        asked = self._asks(execution)
+        key = asked.customer, asked.need
+        until_ns, reason = self._reasons.get(key, (0, ""))
+        if until_ns < now_ns:
+            reason = self.hosts.reason(*key)
+            if len(self._reasons) >= REASONS_REMEMBERED_MAX:
+                self._reasons.clear()
+            self._reasons[key] = now_ns + REASON_NS, reason
+        return reason
 
     # -- what was committed --------------------------------------------------------------------
 
@@ -222,7 +337,8 @@ class Dispatcher:
             if was_assigned:
                 return False
             attempt = execution.attempts[-1]
-            self._used[attempt.executor] = self.used(attempt.executor) + 1
+            self._taken[key] = asked = self._asks(execution)
+            self.hosts.take(self.hosts[attempt.executor], asked.customer, asked.need)
             self._attempt_ids[key] = spelled = attempt_id(key, attempt.number)
             self._attempts[spelled] = key
             if earlier is None:
@@ -237,7 +353,11 @@ class Dispatcher:
     def _wait(self, execution: Execution) -> None:
         """It waits for an executor: at once, or from when its retry may be prepared."""
         ready_ms = max(execution.due_ms, execution.not_before_ms)
-        self._waiting.add(ready_ms, execution.customer, execution.id)
+        asked = self._asks(execution)
+        known = self._revisions.get(execution.job_uid)
+        if known is not None and known[0] < execution.revision:
+            self._met(execution.job_uid, execution.revision, asked)
+        self._waiting.add(ready_ms, execution.customer, asked.need, execution.id)
         self._pump_wake.set()
 
     def _note_timeout(self, execution: Execution) -> None:
@@ -261,13 +381,14 @@ class Dispatcher:
     def _release(self, assigned: Execution) -> None:
         """The attempt has ended: its slot is free, and its executor may forget it."""
         executor_id = assigned.attempts[-1].executor
-        self._used[executor_id] -= 1
+        asked = self._taken.pop(assigned.id)
+        self.hosts.give(self.hosts[executor_id], asked.customer, asked.need)
         attempt = self._attempt_ids.pop(assigned.id)
         del self._attempts[attempt]
         self.soft.pop(attempt, None)
         self._ending.discard(attempt)
         self._forgotten.setdefault(executor_id, []).append(attempt)
-        self._pump_wake.set()
+        self._room()
 
     def _work(self, execution: Execution) -> shard_pb2.Work:
         return work_message(execution, self._spec(execution))
@@ -410,6 +531,9 @@ class Dispatcher:
                     await asyncio.sleep(OVERLOADED_PAUSE_S)
                 finally:
                     self.release(placement for _, _, placement in assignments)
+            if self._waiting.unfinished:
+                await asyncio.sleep(UNFINISHED_PAUSE_S)
+                self._pump_wake.set()
 
     def _until_ready_s(self) -> float | None:
         """How long until the next of those that wait may be prepared; None: none is waited for.
@@ -426,21 +550,14 @@ class Dispatcher:
         """Who of those that wait, and are ready to be prepared, goes where, as far as there is
         room."""
         ready_ms = self._clock.now_ns() // 1_000_000 + self._ahead_ms
-        assignments: list[tuple[bytes, bytes, Placement]] = []
-        while len(assignments) < ASSIGN_MAX:
-            key = self._waiting.first(ready_ms)
-            if key is None:
-                break
-            execution = self.active.get(key)
-            if execution is None or execution.state is not ExecutionState.PENDING:
-                self._waiting.pop()
-                continue
-            placement = self.place()
-            if placement is None:
-                break
-            self._waiting.pop()
-            assignments.append((execution.job_uid, key, placement))
-        return assignments
+        return self._waiting.serve(ready_ms, ASSIGN_MAX, self._assignment)
+
+    def _assignment(self, key: bytes) -> tuple[bytes, bytes, Placement] | No:
+        execution = self.active.get(key)
+        if execution is None or execution.state is not ExecutionState.PENDING:
+            return No.GONE
+        placed = self._place(self._asks(execution))
+        return placed if isinstance(placed, No) else (execution.job_uid, key, placed)
 
     async def _watch_timeouts(self) -> None:
         """End what is over its job's total timeout. Soft: a new leader begins anew."""
@@ -481,6 +598,9 @@ def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version
     """The durable record of an attempt's end, as every replica knows it in a version of entries."""
     attempt = execution.attempts[-1]
     told = version >= OUTPUT_SINCE and report.HasField("output_bytes")
+    reason = Reason(report.reason)
+    if reason is Reason.RETURNED and version < PLACEMENT_SINCE:
+        reason = Reason.INFRASTRUCTURE
     return Attempt(
         number=attempt.number,
         executor=attempt.executor,
@@ -491,7 +611,7 @@ def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version
         ended_ns=report.ended_ns,
         exit_code=report.exit_code if report.has_exit_code else -1,
         signal=report.signal,
-        reason=Reason(report.reason),
+        reason=reason,
         message=report.message[:STATUS_MESSAGE_CHARACTERS_MAX],
         peak_memory_bytes=report.peak_memory_bytes,
         cpu_ns=report.cpu_ns,

@@ -106,8 +106,9 @@ class Ledgers:
         execution = self._shard.queries.execution(schedule.job_uid, identity)
         if execution is None:
             return None
-        started_ns = execution.attempts[0].started_ns if execution.attempts else 0
-        if not started_ns and len(execution.attempts) == 1:
+        first = convert.first_try(execution)
+        started_ns = execution.attempts[first].started_ns if execution.attempts else 0
+        if not started_ns and len(execution.attempts) == first + 1:
             soft = self._shard.soft(execution)
             started_ns = soft.started_ns if soft is not None else 0
         return execution, started_ns

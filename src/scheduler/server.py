@@ -29,6 +29,9 @@ from .steady import SteadyClock
 from .store.rocksdb import RocksBackend
 from .store.state import State
 
+WEIGHT_MAX = 100
+"""Of a customer: see waiting.STRIDE."""
+
 log = telemetry.logger(__name__)
 
 
@@ -50,6 +53,11 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     members = {peer.replica_id: peer.address for peer in settings.shard.replicas}
     if settings.replica_id not in members:
         raise ConfigError(f"scheduler.replica_id {settings.replica_id!r} is not in its shard")
+    for customer, weight in settings.customer_weights.items():
+        if not 1 <= weight <= WEIGHT_MAX:
+            raise ConfigError(
+                f"scheduler.customer_weights.{customer} is {weight}, not 1 to {WEIGHT_MAX}"
+            )
     if settings.backup_directory and not Path(settings.backup_directory).is_absolute():
         raise ConfigError(
             f"scheduler.backup_directory {settings.backup_directory!r} is not an absolute path"
@@ -66,6 +74,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         arm_ahead_ms=settings.arm_ahead_ms,
         executor_lease_ms=settings.executor_lease_ms,
         retention_ms=settings.execution_retention_s * 1_000,
+        weights=settings.customer_weights,
     )
     state.observe(shard.observe)
     group_id = settings.group_id or settings.shard.shard_id

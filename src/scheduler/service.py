@@ -264,7 +264,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     def _batch(self, changes: list[Change], index: int) -> execution_pb2.WatchExecutionsResponse:
         return execution_pb2.WatchExecutionsResponse(
             executions=[
-                convert.execution_message(change.execution, self._shard.soft(change.execution))
+                convert.execution_message(
+                    change.execution,
+                    self._shard.soft(change.execution),
+                    self._shard.pending_reason(change.execution),
+                )
                 for change in changes
             ],
             cursor=str(index),
@@ -303,11 +307,19 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         executors = []
         if leading is not None:
             for link in leading.links.values():
+                host = leading.hosts[link.executor_id]
                 executor = cluster_pb2.Executor(
                     executor_id=link.executor_id,
                     address=link.address,
                     slot_count=link.slot_count,
-                    used_slot_count=leading.used(link.executor_id),
+                    used_slot_count=host.slots_used,
+                    draining=host.draining,
+                    memory_bytes=host.memory_bytes,
+                    used_memory_bytes=host.memory_used,
+                    cpu_millis=host.cpu_millis,
+                    used_cpu_millis=host.cpu_used,
+                    labels=dict(host.labels),
+                    egress=host.egress,
                     runtime=link.runtime,
                     clock_offset_ns=link.clock_offset_ns,
                     clock_uncertainty_ns=link.clock_uncertainty_ns,
@@ -395,6 +407,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 link.send(shard_pb2.ShardMessage(heartbeat_reply=reply))
                 link.clock_offset_ns = message.heartbeat.clock_offset_ns
                 link.clock_uncertainty_ns = message.heartbeat.clock_uncertainty_ns
+            elif message.HasField("offer"):
+                # Kept by every replica: whoever leads next knows it.
+                link.hello.offer.CopyFrom(message.offer)
+                if leading is not None:
+                    leading.offered(link)
             elif leading is None:
                 continue
             elif message.HasField("inventory"):
@@ -409,6 +426,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 leader=leading is not None,
                 term=self._shard.replica.term if leading is None else leading.term,
                 shard_id=self._shard_id,
+                lease_ms=self._shard.lease_ms,
             )
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -12,7 +12,7 @@ from ..proto.tickmesh.internal.v1 import shard_pb2
 from .core.commands import AnyCommand, DropHistory, DueFire, Fire, Placement
 from .core.history import period
 from .core.ids import attempt_id
-from .core.model import Execution, Timer, TimerKind
+from .core.model import Execution, Job, Timer, TimerKind
 from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
 from .proposals import Proposals
 from .raft.errors import RaftError
@@ -45,8 +45,10 @@ class Shard:
         arm_ahead_ms: int,
         executor_lease_ms: int,
         retention_ms: int,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
-        """Call `bind` with the replica before anything else."""
+        """Call `bind` with the replica before anything else. weights: of customers, if not 1."""
+        self._weights = weights or {}
         self._retention_ms = retention_ms
         self.state = state
         self.queries = Queries(state.backend)
@@ -92,9 +94,26 @@ class Shard:
         last = attempt_id(execution.id, execution.attempts[-1].number)
         return self.leading.soft.get(last)
 
-    def place(self) -> Placement | None:
-        """Reserve a slot for an execution that is about to be proposed; `release` it after."""
-        return None if self.leading is None else self.leading.place_new()
+    def pending_reason(self, execution: Execution) -> str:
+        """What an execution that is PENDING waits for, as its leader sees it."""
+        return "" if self.leading is None else self.leading.pending_reason(execution)
+
+    def place(self, job: Job | None) -> Placement | None:
+        """Reserve a place for an execution that is about to be proposed; `release` it after. None
+        for a job that is not there: the proposal will be refused."""
+        if self.leading is None or job is None:
+            return None
+        return self.leading.place_job(job)
+
+    def release(self, placements: Iterable[Placement | None]) -> None:
+        """What was reserved is not proposed after all."""
+        if self.leading is not None:
+            self.leading.release(placements)
+
+    @property
+    def lease_ms(self) -> int:
+        """Of executors."""
+        return self._lease_ms
 
     # -- leading -------------------------------------------------------------------------------
 
@@ -154,6 +173,7 @@ class Shard:
             self._lease_ms,
             self._tell,
             self._arm_ahead_ms,
+            lambda customer: self._weights.get(customer, 1),
         )
         self._window = Window(
             self.queries, self.state.meta.floor_ms, self._arm_ahead_ms, self.leading.slots
@@ -195,7 +215,7 @@ class Shard:
                 timer.job_uid,
                 timer.id.decode(),
                 timer.due_ms,
-                dispatcher.place_new(),
+                dispatcher.place_fire(timer),
                 timer.kind is TimerKind.DECIDE,
             )
             for timer in due

@@ -135,6 +135,7 @@ def to_job(job: types.Job) -> job_pb2.Job:
         if retry
         else None,
         at_most_once=job.at_most_once,
+        executor_labels=job.executor_labels,
     )
 
 
@@ -173,6 +174,7 @@ def from_job(message: job_pb2.Job) -> types.Job:
         grace_period=from_duration(message, "grace_period"),
         retry_policy=retry,
         at_most_once=message.at_most_once,
+        executor_labels=dict(sorted(message.executor_labels.items())),
         revision=message.revision,
         create_time=from_timestamp(message, "create_time"),
         update_time=from_timestamp(message, "update_time"),
@@ -468,6 +470,7 @@ def from_execution(message: execution_pb2.Execution) -> types.Execution:
         missed_fires=message.missed_fires,
         schedule_time=from_timestamp(message, "schedule_time"),
         next_attempt_time=from_timestamp(message, "next_attempt_time"),
+        pending_reason=message.pending_reason,
         active_key=message.active_key,
         attempts=tuple(_from_attempt(each) for each in message.attempts),
     )
@@ -547,16 +550,25 @@ def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
             )
             for shard in message.shards
         ),
-        executors=tuple(
-            types.Executor(
-                executor_id=each.executor_id,
-                address=each.address,
-                slot_count=each.slot_count,
-                used_slot_count=each.used_slot_count,
-                runtime=each.runtime,
-            )
-            for each in message.executors
-        ),
+        executors=tuple(from_executor(each) for each in message.executors),
+    )
+
+
+def from_executor(message: cluster_pb2.Executor) -> types.Executor:
+    """From the API's message."""
+    return types.Executor(
+        executor_id=message.executor_id,
+        address=message.address,
+        slot_count=message.slot_count,
+        used_slot_count=message.used_slot_count,
+        runtime=message.runtime,
+        draining=message.draining,
+        memory_bytes=message.memory_bytes,
+        used_memory_bytes=message.used_memory_bytes,
+        cpu_millis=message.cpu_millis,
+        used_cpu_millis=message.used_cpu_millis,
+        labels=dict(sorted(message.labels.items())),
+        egress=message.egress,
     )
 
 

@@ -42,6 +42,7 @@ from .types import (
     Container,
     Execution,
     ExecutionState,
+    Executor,
     Fire,
     FoldPolicy,
     GapPolicy,
@@ -187,6 +188,26 @@ class Client:
         answer = self._transport.unary(self._cluster.GetCluster, request, deadline_s)
         return convert.from_cluster(answer)
 
+    def drain_executor(
+        self,
+        executor_id: str,
+        *,
+        undo: bool = False,
+        end_after: timedelta | float | None = None,
+        deadline_s: float | None = None,
+    ) -> Executor:
+        """Give an executor nothing new, until it is undone; what runs there goes on.
+
+        end_after: what still runs then is ended, and tried again elsewhere as its job says.
+        """
+        request = cluster_pb2.DrainExecutorRequest(
+            executor_id=executor_id,
+            undo=undo,
+            end_after=convert.to_duration(convert.length(end_after)),
+        )
+        answer = self._transport.unary(self._cluster.DrainExecutor, request, deadline_s)
+        return convert.from_executor(answer)
+
 
 class Jobs:
     """What to run: `client.jobs`. A job is named by its id or its resource name."""
@@ -217,6 +238,7 @@ class Jobs:
         at_most_once: bool = False,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
+        executor_labels: Mapping[str, str] | None = None,
         request_id: str = "",
         validate_only: bool = False,
         deadline_s: float | None = None,
@@ -248,6 +270,7 @@ class Jobs:
             at_most_once=at_most_once,
             display_name=display_name,
             labels=labels or {},
+            executor_labels=executor_labels or {},
         )
         return self.add(
             job,

@@ -38,7 +38,7 @@ REPEATABLE = {
     ),
     "ImageService": ("GetImage", "ListImages"),
     "CustomerService": ("CreateApiKey", "ListApiKeys"),
-    "ClusterService": ("GetCluster",),
+    "ClusterService": ("GetCluster", "DrainExecutor"),
 }
 """Methods that may be called again when an answer is lost: they change nothing, or do the same
 twice, or carry a request_id (which the client makes). Updates, deletes and resumes are not here: a

@@ -70,6 +70,8 @@ class ExecutionReason(StrEnum):
     JOB_DELETED = "JOB_DELETED"
     REPLACED = "REPLACED"
     """A later fire of its schedule took its place."""
+    RETURNED = "RETURNED"
+    """Only of attempts: the executor gave it back before it started."""
     UNKNOWN = "UNKNOWN"
     """A reason that this version of the client does not know."""
 
@@ -246,6 +248,8 @@ class Job:
     at_most_once: bool = False
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    executor_labels: Mapping[str, str] = field(default_factory=dict)
+    """Only executors with all of these labels run it; at most 8."""
     uid: str = ""
     revision: int = 0
     create_time: datetime | None = None
@@ -480,6 +484,8 @@ class Execution:
     """The instant of its schedule that it stands for, without jitter."""
     next_attempt_time: datetime | None = None
     """While it waits for a retry."""
+    pending_reason: str = ""
+    """What it waits for while it is PENDING, for people."""
     active_key: str = ""
     attempts: tuple[Attempt, ...] = ()
 
@@ -568,6 +574,17 @@ class Executor:
     slot_count: int
     used_slot_count: int
     runtime: str
+    draining: bool = False
+    """It is given nothing new; once used_slot_count is 0 it has drained."""
+    memory_bytes: int = 0
+    """What it gives to executions; 0: it does not count it."""
+    used_memory_bytes: int = 0
+    cpu_millis: int = 0
+    """Thousandths of a core that it gives to executions; 0: it does not count it."""
+    used_cpu_millis: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """For jobs that select executors by them."""
+    egress: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,8 @@ from ..errors import (
     ContainerdError,
     ContainerdNotFound,
     ContainerdUnavailable,
+    GateGone,
     SandboxError,
-    StartError,
-    StartReason,
 )
 from ..gate.exchange import Exchange
 from ..sandbox import Exit
@@ -132,7 +131,7 @@ class ContainerdSandbox:
         """See sandbox.Sandbox."""
         assert self._exchange is not None and not self._started_ns, "a sandbox is started once"
         if self._deleted:
-            raise StartError(StartReason.GATE_LOST, 0, "the sandbox was deleted before its start")
+            raise GateGone("the sandbox was deleted before its start")
         # Inline, not in a thread: it takes 20 microseconds and stands between due time and exec.
         self._note_opened(self._clock.now_ns())
         self._started_ns = await self._exchange.open(self._message)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...mesh.clock import Clock
 from .. import limits
-from ..errors import SandboxError, StartError, StartReason
+from ..errors import GateGone, SandboxError, StartError, StartReason
 from . import failure
 
 _PIPE_BYTES = 64 * 1024  # a FIFO's default size
@@ -91,18 +91,16 @@ class Exchange:
     async def open(self, message: bytes) -> int:
         """Sends the message. Answers when the command was executed, ns since 1970.
 
-        Raises StartError.
+        Raises StartError; GateGone if the message was not even written.
         """
         if self.lost:
-            raise StartError(StartReason.GATE_LOST, 0, "the sandbox ended before its start")
+            raise GateGone("the sandbox ended before its start")
         try:
             if len(message) > _PIPE_BYTES:
                 fcntl.fcntl(self._go, fcntl.F_SETPIPE_SZ, limits.MESSAGE_BYTES_MAX)
             written = os.write(self._go, message)
         except OSError as error:  # the kernel limits how much all pipes of a user hold
-            raise StartError(
-                StartReason.GATE_LOST, error.errno or 0, "the gate's message cannot be passed"
-            ) from error
+            raise GateGone("the gate's message cannot be passed", error.errno or 0) from error
         assert written == len(message), "a FIFO of that size takes the message at once"
         try:
             async with asyncio.timeout(limits.GATE_DEADLINE_S):

@@ -132,6 +132,8 @@ class Placement(Record, frozen=True):
 
     executor: str
     incarnation: str
+    revision: int = 0
+    """Of the job, that it was chosen for: another one waits for its own choice. 0: any."""
 
 
 class NewExecution(Record, frozen=True):
@@ -286,6 +288,9 @@ one means; an entry of an older version keeps its meaning for ever."""
 
 OUTPUT_SINCE = 2
 """The first version in which an attempt's end tells how much it wrote."""
+
+PLACEMENT_SINCE = 2
+"""The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""
 
 SINCE: dict[type, int] = {CreateApiKey: 2, RevokeApiKey: 2}
 """Commands that version 1 does not know: the version that they are new in. They are proposed only

@@ -48,6 +48,18 @@ STOPPED = {
 }
 """Stops that an executor carries out as a cancellation, and what they really were."""
 
+NEVER_STARTED = frozenset({Reason.REVOKED, Reason.RETURNED})
+"""Ends of attempts that do not count as tries."""
+
+RETURN_WAIT_MS = 50
+"""Before what an executor gave back is given to another; doubled each time. The leader's picture of
+the executors was wrong: it is right again once it has heard of them."""
+
+RETURN_WAIT_MS_MAX = 60_000
+
+RETURNS_MAX = 40
+"""Half an hour of it: then something is wrong that waiting does not mend."""
+
 RETRIED = frozenset(
     {
         *(Reason.EXIT_CODE, Reason.SIGNAL, Reason.OUT_OF_MEMORY, Reason.TIMEOUT),
@@ -90,7 +102,7 @@ def create(
         active_key=active_key,
     )
     if placement is not None:
-        execution = _assigned(execution, placement, now_ms)
+        execution = _placed(execution, placement, now_ms)
     # Its id is a new one, or that of an instant which was never decided before.
     view.put_execution(execution, fresh=True)
     return execution
@@ -115,7 +127,7 @@ def fire_again(
     if execution.state is ExecutionState.REVOKED:
         fresh = _anew(execution, job, payload)
         if placement is not None:
-            fresh = _assigned(fresh, placement, now_ms)
+            fresh = _placed(fresh, placement, now_ms)
         view.put_execution(fresh)
         return fresh
     if execution.state in ACTIVE_STATES and execution.stop is Reason.REVOKED:
@@ -139,7 +151,10 @@ def _anew(execution: Execution, job: Job, payload: bytes) -> Execution:
     )
 
 
-def _assigned(execution: Execution, placement: Placement, now_ms: int) -> Execution:
+def _placed(execution: Execution, placement: Placement, now_ms: int) -> Execution:
+    """Give it to an executor, unless that was chosen for what the job said before."""
+    if placement.revision not in (0, execution.revision):
+        return execution
     attempt = Attempt(
         number=len(execution.attempts) + 1,
         executor=placement.executor,
@@ -210,7 +225,7 @@ def assign(view: View, command: Assign, now_ms: int) -> list[Execution]:
     for job_uid, identity, placement in command.assignments:
         execution = view.execution(job_uid, identity)
         if execution is not None and execution.state is ExecutionState.PENDING:
-            execution = _assigned(execution, placement, now_ms)
+            execution = _placed(execution, placement, now_ms)
             view.put_execution(execution)
             changed.append(execution)
     return changed
@@ -259,7 +274,7 @@ def end(view: View, command: EndAttempts, now_ms: int) -> list[Execution]:
 
 
 def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> Execution:
-    if attempt.reason is Reason.REVOKED and execution.again:
+    if attempt.reason in NEVER_STARTED and execution.again:
         job = view.job(execution.customer, execution.job_id)
         schedule = view.schedule(execution.job_uid, execution.schedule_id)
         # A deletion before its due time would have cleared `again`; one after it did not look.
@@ -270,11 +285,31 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
     reason, message = attempt.reason, attempt.message
     if reason is Reason.CANCELLED and execution.stop in STOPPED:
         reason, message = execution.stop, STOPPED[execution.stop]
+    elif attempt.reason is Reason.RETURNED:
+        if execution.stop:
+            reason, message = execution.stop, STOPPED.get(execution.stop, "")
+        elif wait_ms := _return_after_ms(execution):
+            execution = replace(
+                execution, state=ExecutionState.PENDING, not_before_ms=now_ms + wait_ms
+            )
+            view.put_execution(execution)
+            return execution
+        else:
+            reason = Reason.INFRASTRUCTURE
+            message = f"executors gave it back {RETURNS_MAX} times, the last time: {message}"
     elif wait_ms := _retry_after_ms(view, execution, attempt):
         execution = replace(execution, state=ExecutionState.PENDING, not_before_ms=now_ms + wait_ms)
         view.put_execution(execution)
         return execution
     return _finished(view, execution, reason, message, now_ms)
+
+
+def _return_after_ms(execution: Execution) -> int:
+    """How long what was given back waits for another executor; 0: it was often enough."""
+    returns = sum(each.reason is Reason.RETURNED for each in execution.attempts)
+    if returns >= RETURNS_MAX:
+        return 0
+    return min(RETURN_WAIT_MS << min(returns - 1, 30), RETURN_WAIT_MS_MAX)
 
 
 def _retry_after_ms(view: View, execution: Execution, attempt: Attempt) -> int:
@@ -294,8 +329,7 @@ def _retry_after_ms(view: View, execution: Execution, attempt: Attempt) -> int:
     spec = spec or view.spec(execution.job_uid, execution.revision)
     assert spec is not None, "the revision of an active execution is always kept"
     retry = spec.retry
-    # Revoked attempts never started: they do not count.
-    tried = sum(each.reason is not Reason.REVOKED for each in execution.attempts)
+    tried = sum(each.reason not in NEVER_STARTED for each in execution.attempts)
     if tried >= retry.max_attempts:
         return 0
     may_have_started = attempt.started_ns > 0 or attempt.reason is Reason.EXECUTOR_LOST

@@ -85,6 +85,8 @@ class Reason(enum.IntEnum):
     JOB_DELETED = 14
     REPLACED = 15
     """A later fire took its place (Overlap.REPLACE)."""
+    RETURNED = 16
+    """Only of attempts: the executor gave it back before it started."""
 
 
 ACTIVE_STATES = frozenset({ExecutionState.PENDING, ExecutionState.ASSIGNED, ExecutionState.RUNNING})
@@ -145,6 +147,8 @@ class JobSpec(Record, frozen=True):
     total_timeout_ms: int = 0
     """From the due time to the end of the last attempt; 0: no bound but the attempts' own."""
     network: Network = Network.NONE
+    executor_labels: tuple[tuple[str, str], ...] = ()
+    """Sorted. Only executors with all of these run it."""
 
 
 class Job(Record, frozen=True):

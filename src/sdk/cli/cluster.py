@@ -1,16 +1,25 @@
-"""`tickmesh cluster`: the mesh at this moment."""
+"""`tickmesh cluster`: the mesh at this moment, and what its operators do to it."""
 
 from __future__ import annotations
 
 import sys
+import time
+from datetime import timedelta
 
 import click
 
-from .output import print_one, print_table
+from .groups import NounGroup
+from .output import print_one, print_table, spinner
+from .parameters import DURATION
 from .settings import Settings, pass_settings
 
+DRAINED_POLL_S = 0.5
 
-@click.command()
+DRAINED_S_MAX = 25 * 3600.0
+"""What runs ends within a day; somebody who waits longer than that waits for something else."""
+
+
+@click.group(cls=NounGroup, invoke_without_command=True)
 @click.option(
     "-o",
     "--output",
@@ -19,9 +28,14 @@ from .settings import Settings, pass_settings
     show_default=True,
     help="How to print it.",
 )
-@pass_settings
-def cluster(settings: Settings, /, output: str) -> None:
-    """Show the mesh: shards with their replicas, and executors."""
+@click.pass_context
+def cluster(context: click.Context, /, output: str) -> None:
+    """Show the mesh: shards with their replicas, and executors. Or do something to it."""
+    if context.invoked_subcommand is None:
+        _show(context.obj, output)
+
+
+def _show(settings: Settings, output: str) -> None:
     from . import tables
 
     client = settings.client
@@ -37,3 +51,52 @@ def cluster(settings: Settings, /, output: str) -> None:
     else:
         sys.stdout.flush()
         print("no executor is attached: nothing can run", file=sys.stderr)
+
+
+@cluster.command("drain")
+@click.argument("executor")
+@click.option("--undo", is_flag=True, help="Give it work again.")
+@click.option("--end-after", type=DURATION, help="End what still runs then. Default: never.")
+@click.option("--wait", is_flag=True, help="Until nothing is left there.")
+@pass_settings
+def drain(
+    settings: Settings,
+    /,
+    executor: str,
+    undo: bool,
+    end_after: timedelta | None,
+    wait: bool,
+) -> None:
+    """Give an executor nothing new; what runs there goes on. For maintenance of its host.
+
+    What is armed there and not due within a second goes to others. Holds over restarts, until
+    --undo.
+    """
+    if undo and (wait or end_after is not None):
+        raise click.UsageError("--undo goes with neither --wait nor --end-after")
+    client = settings.client
+    told = client.drain_executor(executor, undo=undo, end_after=end_after)
+    if undo:
+        print(f"executor {executor} is given work again")
+        return
+    if not wait:
+        print(f"executor {executor} is given nothing new; it has {told.used_slot_count} executions")
+        return
+    deadline_s = time.monotonic() + DRAINED_S_MAX
+    with spinner(f"{executor}: waiting") as say:
+        while True:
+            found = [each for each in client.cluster().executors if each.executor_id == executor]
+            if not found:
+                raise click.ClickException(f"executor {executor} is not attached any more")
+            if not found[0].draining:
+                # It may not have told the leader yet; or somebody has undone it.
+                left = "told"
+            elif left_count := found[0].used_slot_count:
+                left = f"{left_count} executions"
+            else:
+                break
+            if time.monotonic() > deadline_s:
+                raise click.ClickException(f"executor {executor} has not drained: {left}")
+            say(f"{executor}: {left}")
+            time.sleep(DRAINED_POLL_S)
+    print(f"executor {executor} has drained")

@@ -41,6 +41,13 @@ def group() -> None:
 @click.option("--retry-exit-code", type=int, multiple=True, help="Only these. Default: all.")
 @click.option("--at-most-once", is_flag=True, help="Never start again what may have started.")
 @click.option("-l", "--label", type=PAIR, multiple=True, metavar="KEY=VALUE", help="For filters.")
+@click.option(
+    "--executor-label",
+    type=PAIR,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only executors with this label run it.",
+)
 @click.option("--display-name", default="", help="For people.")
 @click.option("--validate-only", is_flag=True, help="Check everything, create nothing.")
 @click.option(
@@ -93,6 +100,7 @@ def create(
         at_most_once=given["at_most_once"],
         display_name=given["display_name"],
         labels=dict(given["label"]),
+        executor_labels=dict(given["executor_label"]),
     )
     made = settings.client.jobs.add(job, name, validate_only=given["validate_only"])
     _created(output, [made], tables.JOBS, given["validate_only"])

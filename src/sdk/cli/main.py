@@ -53,7 +53,7 @@ COMMANDS = {
     "logs": ("executions:logs", "Print what an execution wrote."),
     "image": ("images:group", "Images that are in no registry: import, list, delete."),
     "key": ("keys:group", "API keys: create, list, revoke."),
-    "cluster": ("cluster:cluster", "Show the mesh: shards, replicas, executors."),
+    "cluster": ("cluster:cluster", "The mesh: shards, replicas, executors; drain."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
 }
 

@@ -83,7 +83,7 @@ def run(
             write_logs(handle.logs(follow=True, deadline_s=deadline_s))
         with spinner(f"{name}: waiting") as say:
             for each in handle.changes(deadline_s=deadline_s):
-                say(f"{name}: {each.state.lower()}")
+                say(f"{name}: {each.pending_reason or each.state.lower()}")
         execution = handle.wait(deadline_s=deadline_s)
     except KeyboardInterrupt:
         print(f"\n{name} goes on; end it with `tickmesh execution cancel {name}`", file=sys.stderr)

@@ -42,6 +42,8 @@ def _why(execution: types.Execution) -> str:
         last = execution.attempts[-1].reason if execution.attempts else ""
         number = len(execution.attempts) + 1
         return f"{last}; attempt {number} at {show_instant(execution.next_attempt_time)}"
+    if execution.pending_reason:
+        return execution.pending_reason[:100]
     words = execution.message.splitlines()[0] if execution.message else ""
     tries = f"(attempt {len(execution.attempts)})" if len(execution.attempts) > 1 else ""
     return " ".join(each for each in (execution.reason, tries, words) if each)[:100]
@@ -202,10 +204,26 @@ REPLICAS: tuple[Column[types.Replica], ...] = (
     Column("MEMORY", lambda replica: show_size(replica.resident_memory_bytes), right=True),
 )
 
+
+def _memory(executor: types.Executor) -> str:
+    if not executor.memory_bytes:
+        return "-"
+    return f"{show_size(executor.used_memory_bytes)}/{show_size(executor.memory_bytes)}"
+
+
+def _drain_state(executor: types.Executor) -> str:
+    if not executor.draining:
+        return "open"
+    return "draining" if executor.used_slot_count else "drained"
+
+
 EXECUTORS: tuple[Column[types.Executor], ...] = (
     Column("EXECUTOR", lambda executor: executor.executor_id),
     Column("ADDRESS", lambda executor: executor.address),
     Column("SLOTS", lambda e: f"{e.used_slot_count}/{e.slot_count}", right=True),
+    Column("MEMORY", _memory, right=True),
+    Column("STATE", _drain_state),
+    Column("LABELS", lambda e: ",".join(f"{k}={v}" for k, v in e.labels.items()) or "-"),
     Column("RUNTIME", lambda executor: executor.runtime),
 )
 

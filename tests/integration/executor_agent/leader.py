@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from tickmesh.executor.agent import Agent, Identity, Limits
+from tickmesh.executor.room import Capacity
 from tickmesh.executor.sandbox import Runtime
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.config import Peer, ShardMembers
@@ -45,7 +46,9 @@ class Replica(shard_pb2_grpc.ShardServiceServicer):
         self.leads_term: int | None = None
         self.term = 0
         self.stream: Attached | None = None
+        self.lease_ms = 0
         self.hellos: list[shard_pb2.Hello] = []
+        self.offers: list[shard_pb2.Offer] = []
         self.inventories: list[shard_pb2.Inventory] = []
         self.reports: dict[str, list[shard_pb2.AttemptReport]] = {}
         self.heartbeats = 0
@@ -72,6 +75,9 @@ class Replica(shard_pb2_grpc.ShardServiceServicer):
             kind = message.WhichOneof("message")
             if kind == "hello":
                 self.hellos.append(message.hello)
+                self.offers.append(message.hello.offer)
+            elif kind == "offer":
+                self.offers.append(message.offer)
             elif kind == "heartbeat":
                 self.heartbeats += 1
                 if self.answers:
@@ -105,7 +111,10 @@ class Replica(shard_pb2_grpc.ShardServiceServicer):
     def _announce(self, stream: Attached) -> None:
         leader = self.leads_term is not None
         term = self.leads_term if leader else self.term
-        stream.send(leadership=shard_pb2.Leadership(leader=leader, term=term, shard_id=SHARD_ID))
+        leadership = shard_pb2.Leadership(
+            leader=leader, term=term, shard_id=SHARD_ID, lease_ms=self.lease_ms
+        )
+        stream.send(leadership=leadership)
 
     async def lead(self, term: int) -> shard_pb2.Inventory:
         """Take the lead; answers the executor's inventory for the term."""
@@ -169,6 +178,7 @@ class World:
         self.authority = DevelopmentAuthority(directory / "certificates")
         self.replicas: list[Replica] = []
         self.members: list[Peer] = []
+        self.capacity = Capacity(64, 16 << 30)
         self.agent: Agent
         self.runtime: Runtime
         self._servers: list[grpc.aio.Server] = []
@@ -197,7 +207,7 @@ class World:
         self.runtime = runtime
         self._stop = asyncio.Event()
         self.agent = Agent(
-            Identity("executor-0", "127.0.0.1:1", "inprocess", 8, 1 << 30),
+            Identity("executor-0", "127.0.0.1:1", "inprocess", self.capacity, {"region": "eu"}),
             (ShardMembers(SHARD_ID, tuple(self.members)),),
             self.authority.issue("executor", "executor-0"),
             runtime,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tickmesh.executor.agent import HELD_FACTOR, Limits
+from tickmesh.executor.agent import HELD_FACTOR
 from tickmesh.executor.inprocess import InProcessRuntime
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
@@ -43,7 +43,12 @@ def output(mesh: World, attempt_id: str) -> str:
 
 async def test_an_executor_says_who_it_is(mesh: World) -> None:
     hello = mesh.leader.hellos[0]
-    assert (hello.executor_id, hello.slot_count, hello.runtime) == ("executor-0", 8, "inprocess")
+    assert (hello.executor_id, hello.slot_count, hello.runtime) == ("executor-0", 64, "inprocess")
+    assert (hello.memory_bytes, hello.egress, dict(hello.labels)) == (
+        16 << 30,
+        True,
+        {"region": "eu"},
+    )
     assert hello.incarnation
 
 
@@ -191,10 +196,13 @@ async def test_an_attempt_that_its_shard_gave_up_is_ended_and_forgotten(mesh: Wo
 
 
 async def test_more_than_an_executor_can_hold_is_refused_by_name(mesh: World) -> None:
-    mesh.leader.work(*(work(f"a-{number}", in_s=60) for number in range(8 * HELD_FACTOR + 1)))
-    end = await mesh.leader.end(f"a-{8 * HELD_FACTOR}")
-    assert end.reason == execution_pb2.EXECUTION_REASON_INFRASTRUCTURE
-    assert not end.started_ns and str(8 * HELD_FACTOR) in end.message
+    held_max = mesh.capacity.slot_count * HELD_FACTOR
+    mesh.leader.work(*(work(f"a-{number}") for number in range(held_max)))
+    await mesh.leader.end(f"a-{held_max - 1}")  # ended, and not acknowledged
+    mesh.leader.work(work("b-1"))
+    end = await mesh.leader.end("b-1")
+    assert end.reason == execution_pb2.EXECUTION_REASON_RETURNED
+    assert not end.started_ns and str(held_max) in end.message
 
 
 async def test_an_id_that_is_none_is_passed_over(mesh: World) -> None:
@@ -255,7 +263,8 @@ async def test_nothing_starts_without_a_lease_until_a_leader_is_heard_again(
 ) -> None:
     async with world(tmp_path) as mesh:
         runtime = InProcessRuntime(tmp_path / "runtime", SystemClock())
-        await mesh.start(runtime, Limits(lease_s=0.2))
+        mesh.leader.lease_ms = 200
+        await mesh.start(runtime)
         await mesh.leader.lead(5)
         mesh.leader.work(work("before-1"))
         await mesh.leader.end("before-1")
@@ -358,10 +367,10 @@ async def test_an_orderly_end_stops_everything_and_says_so(mesh: World) -> None:
     ending = asyncio.create_task(mesh.end())
     for attempt_id, signal in (("runs-1", 15), ("stubborn-1", 9), ("waits-1", 0)):
         end = await mesh.leader.end(attempt_id)
-        assert (end.reason, end.signal) == (
-            execution_pb2.EXECUTION_REASON_INFRASTRUCTURE,
-            signal,
-        )
+        # What has not started may run elsewhere at once.
+        started = execution_pb2.EXECUTION_REASON_INFRASTRUCTURE
+        reason = started if signal else execution_pb2.EXECUTION_REASON_RETURNED
+        assert (end.reason, end.signal) == (reason, signal)
         assert "shut down" in end.message
         mesh.leader.acknowledge(attempt_id)
     await ending

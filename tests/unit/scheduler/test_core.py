@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
 from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World
-from tickmesh.scheduler.core import commands
-from tickmesh.scheduler.core.commands import Refused, Why
+from tickmesh.scheduler.core import commands, executions
+from tickmesh.scheduler.core.commands import Placement, Refused, Why
 from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import (
     Attempt,
@@ -35,7 +37,7 @@ def end(
     world: World, execution: Execution, reason: Reason = Reason.NONE, exit_code: int = 0
 ) -> Execution:
     ended = Attempt(
-        number=1,
+        number=len(world.execution(execution).attempts),
         executor="whoever",
         incarnation="whatever",
         assign_ms=0,
@@ -402,3 +404,67 @@ def test_time_never_runs_backwards_in_the_log(world: World) -> None:
     world.now_ms = START_MS
     (fired,) = world.fire(schedule)
     assert fired.create_ms == START_MS + 30_000
+
+
+class TestReturned:
+    """What an executor gave back before it started."""
+
+    def test_it_waits_for_another_executor_and_counts_as_no_try(self, world: World) -> None:
+        (execution,) = world.execute()
+        waiting = end(world, execution, Reason.RETURNED)
+        assert waiting.state is ExecutionState.PENDING
+        assert waiting.not_before_ms == world.now_ms + executions.RETURN_WAIT_MS
+        world.do(commands.Assign([(waiting.job_uid, waiting.id, HERE)]))
+        assert [a.number for a in world.execution(waiting).attempts] == [1, 2]
+        # SPEC allows one attempt: that was no try, this one is.
+        assert end(world, waiting, Reason.INFRASTRUCTURE).state is ExecutionState.FAILED
+
+    def test_at_most_once_waits_too_as_nothing_has_started(self, world: World) -> None:
+        world.job("once", spec=replace(SPEC, at_most_once=True))
+        (execution,) = world.execute("once")
+        assert end(world, execution, Reason.RETURNED).state is ExecutionState.PENDING
+
+    def test_it_is_not_passed_round_for_ever(self, world: World) -> None:
+        (execution,) = world.execute()
+        waited_ms = []
+        while True:
+            execution = end(world, execution, Reason.RETURNED)
+            if execution.state is not ExecutionState.PENDING:
+                break
+            waited_ms.append(execution.not_before_ms - world.now_ms)
+            world.do(commands.Assign([(execution.job_uid, execution.id, HERE)]))
+        assert (execution.state, execution.reason) == (
+            ExecutionState.FAILED,
+            Reason.INFRASTRUCTURE,
+        )
+        assert "gave it back 40 times" in execution.message
+        assert len(waited_ms) == executions.RETURNS_MAX - 1
+        assert waited_ms == sorted(waited_ms) and waited_ms[-1] == executions.RETURN_WAIT_MS_MAX
+
+    def test_what_was_cancelled_meanwhile_does_not_wait(self, world: World) -> None:
+        (execution,) = world.execute()
+        world.do(commands.Cancel([(execution.job_uid, execution.id)]))
+        ended = end(world, execution, Reason.RETURNED)
+        assert (ended.state, ended.reason) == (ExecutionState.CANCELLED, Reason.CANCELLED)
+
+    def test_what_was_revoked_and_comes_up_anew_waits_as_new(self, world: World) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        update(world, payload=b"new")
+        world.fire(world.stored(schedule))
+        waiting = end(world, armed, Reason.RETURNED)
+        assert (waiting.state, waiting.payload) == (ExecutionState.PENDING, b"new")
+
+    def test_a_place_that_was_chosen_for_an_older_revision_is_not_taken(self, world: World) -> None:
+        world.job("moves")
+        old = Placement("executor-0", "first", revision=1)
+        spec = replace(SPEC, executor_labels=(("region", "eu"),))
+        world.do(commands.UpdateJob("acme", "moves", 0, "", (), spec))
+        new = [commands.NewExecution("moves", world.next_uid(), b"", old)]
+        made: Any = world.do(commands.ExecuteJobs("acme", new, b""))
+        assert made[0].state is ExecutionState.PENDING
+        fits = replace(old, revision=2)
+        new = [commands.NewExecution("moves", world.next_uid(), b"", fits)]
+        made = world.do(commands.ExecuteJobs("acme", new, b""))
+        assert made[0].state is ExecutionState.ASSIGNED

@@ -65,6 +65,7 @@ class FakeGateway(
         self.executions: dict[str, execution_pb2.Execution] = {}
         self.payloads: dict[str, bytes] = {}
         self.backfills: dict[str, int] = {}
+        self.drains: list[cluster_pb2.DrainExecutorRequest] = []
         self.images: dict[str, image_pb2.Image] = {}
         self.keys: dict[str, customer_pb2.ApiKey] = {}
         self.shown: list[str] = []
@@ -649,8 +650,25 @@ class FakeGateway(
             slot_count=64,
             used_slot_count=3,
             runtime="containerd 1.6.20, crun 1.8.1",
+            memory_bytes=16 * 2**30,
+            used_memory_bytes=768 * 2**20,
+            cpu_millis=64_000,
+            used_cpu_millis=3_000,
+            labels={"region": "eu"},
+            egress=True,
         )
         return answer
+
+    def DrainExecutor(
+        self, request: cluster_pb2.DrainExecutorRequest, context: Any
+    ) -> cluster_pb2.Executor:
+        if request.executor_id != "executor-0":
+            error = f"no executor {request.executor_id!r} is attached to the mesh"
+            abort(context, errors.NotFound(error))
+        self.drains.append(request)
+        return cluster_pb2.Executor(
+            executor_id="executor-0", used_slot_count=3, draining=not request.undo
+        )
 
 
 class _Refuse(grpc.ServerInterceptor):  # type: ignore[misc]

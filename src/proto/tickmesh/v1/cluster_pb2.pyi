@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -194,6 +195,26 @@ class Executor(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
@@ -201,6 +222,13 @@ class Executor(_message.Message):
     RUNTIME_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_NS_FIELD_NUMBER: _builtins.int
     CLOCK_UNCERTAINTY_NS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_MILLIS_FIELD_NUMBER: _builtins.int
+    USED_CPU_MILLIS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id, as "executor-0"."""
     address: _builtins.str
@@ -215,6 +243,24 @@ class Executor(_message.Message):
     """The leader's clock minus the executor's, as the executor measured it, in nanoseconds."""
     clock_uncertainty_ns: _builtins.int
     """The true offset is within this of clock_offset_ns. 0: not measured yet."""
+    draining: _builtins.bool
+    """Whether it is drained: see DrainExecutor."""
+    memory_bytes: _builtins.int
+    """Memory that it gives to executions, in bytes. 0: it does not count it."""
+    used_memory_bytes: _builtins.int
+    """How much of that is promised to executions: the sum of their limits."""
+    cpu_millis: _builtins.int
+    """Processor time that it gives to executions, in thousandths of a core; as a rule more than it has,
+    as a job's cpu_millis is a limit and nothing that is kept free. 0: it does not count it.
+    """
+    used_cpu_millis: _builtins.int
+    """How much of that is promised to executions: the sum of their limits."""
+    egress: _builtins.bool
+    """Whether it gives NETWORK_EGRESS."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What its operator says of it: see Job.executor_labels."""
+
     def __init__(
         self,
         *,
@@ -225,10 +271,17 @@ class Executor(_message.Message):
         runtime: _builtins.str = ...,
         clock_offset_ns: _builtins.int = ...,
         clock_uncertainty_ns: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        memory_bytes: _builtins.int = ...,
+        used_memory_bytes: _builtins.int = ...,
+        cpu_millis: _builtins.int = ...,
+        used_cpu_millis: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        egress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "executor_id", b"executor_id", "runtime", b"runtime", "slot_count", b"slot_count", "used_slot_count", b"used_slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "cpu_millis", b"cpu_millis", "draining", b"draining", "egress", b"egress", "executor_id", b"executor_id", "labels", b"labels", "memory_bytes", b"memory_bytes", "runtime", b"runtime", "slot_count", b"slot_count", "used_cpu_millis", b"used_cpu_millis", "used_memory_bytes", b"used_memory_bytes", "used_slot_count", b"used_slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,16 +307,28 @@ class DrainExecutorRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    END_AFTER_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id. Required."""
+    undo: _builtins.bool
+    """If true, it is given work again."""
+    @_builtins.property
+    def end_after(self) -> _duration_pb2.Duration:
+        """What still runs after so long is ended as by a failure of the platform (reason INFRASTRUCTURE),
+        and tried again elsewhere as its job's retry policy says. At most 7 days. Default: never.
+        """
+
     def __init__(
         self,
         *,
         executor_id: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+        end_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_after", b"end_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_after", b"end_after", "executor_id", b"executor_id", "undo", b"undo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

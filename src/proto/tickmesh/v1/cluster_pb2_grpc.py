@@ -79,8 +79,10 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainExecutor(self, request, context):
-        """Lets an executor finish what it runs and gives it nothing new. Not built yet: answers
-        UNIMPLEMENTED.
+        """Gives an executor nothing new: what it has not started goes to others, as far as their time
+        allows; what runs there goes on to its end. Holds until it is undone, whatever restarts; to do it
+        twice is to do it once. It has drained when its used_slot_count is 0. Errors: NOT_FOUND (no
+        executor of that id is attached), UNAVAILABLE (it does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,10 @@ class ClusterServiceStub:
     GetCluster: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.Cluster]
     """Tells the shards with their replicas, and the executors, as the gateway sees them now."""
     DrainExecutor: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainExecutorRequest, _cluster_pb2.Executor]
-    """Lets an executor finish what it runs and gives it nothing new. Not built yet: answers
-    UNIMPLEMENTED.
+    """Gives an executor nothing new: what it has not started goes to others, as far as their time
+    allows; what runs there goes on to its end. Holds until it is undone, whatever restarts; to do it
+    twice is to do it once. It has drained when its used_slot_count is 0. Errors: NOT_FOUND (no
+    executor of that id is attached), UNAVAILABLE (it does not answer).
     """
     AddReplica: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AddReplicaRequest, _cluster_pb2.Shard]
     """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED."""
@@ -63,8 +65,10 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     GetCluster: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.Cluster]  # type: ignore[assignment]
     """Tells the shards with their replicas, and the executors, as the gateway sees them now."""
     DrainExecutor: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainExecutorRequest, _cluster_pb2.Executor]  # type: ignore[assignment]
-    """Lets an executor finish what it runs and gives it nothing new. Not built yet: answers
-    UNIMPLEMENTED.
+    """Gives an executor nothing new: what it has not started goes to others, as far as their time
+    allows; what runs there goes on to its end. Holds until it is undone, whatever restarts; to do it
+    twice is to do it once. It has drained when its used_slot_count is 0. Errors: NOT_FOUND (no
+    executor of that id is attached), UNAVAILABLE (it does not answer).
     """
     AddReplica: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AddReplicaRequest, _cluster_pb2.Shard]  # type: ignore[assignment]
     """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED."""
@@ -99,8 +103,10 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.DrainExecutorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Executor, _abc.Awaitable[_cluster_pb2.Executor]]:
-        """Lets an executor finish what it runs and gives it nothing new. Not built yet: answers
-        UNIMPLEMENTED.
+        """Gives an executor nothing new: what it has not started goes to others, as far as their time
+        allows; what runs there goes on to its end. Holds until it is undone, whatever restarts; to do it
+        twice is to do it once. It has drained when its used_slot_count is 0. Errors: NOT_FOUND (no
+        executor of that id is attached), UNAVAILABLE (it does not answer).
         """
 
     @_abc_1.abstractmethod

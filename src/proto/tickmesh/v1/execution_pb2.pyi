@@ -103,6 +103,10 @@ class _ExecutionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Execu
     """Its job was deleted before it started."""
     EXECUTION_REASON_REPLACED: _ExecutionReason.ValueType  # 15
     """A later fire of its schedule took its place (OVERLAP_POLICY_REPLACE). Its state is CANCELLED."""
+    EXECUTION_REASON_RETURNED: _ExecutionReason.ValueType  # 16
+    """Only of attempts: its executor gave it back before it started, as it is drained or has no room.
+    The execution waits for another one; the attempt does not count as a try.
+    """
 
 class ExecutionReason(_ExecutionReason, metaclass=_ExecutionReasonEnumTypeWrapper):
     """Why an execution or an attempt ended other than by success."""
@@ -139,6 +143,10 @@ EXECUTION_REASON_JOB_DELETED: ExecutionReason.ValueType  # 14
 """Its job was deleted before it started."""
 EXECUTION_REASON_REPLACED: ExecutionReason.ValueType  # 15
 """A later fire of its schedule took its place (OVERLAP_POLICY_REPLACE). Its state is CANCELLED."""
+EXECUTION_REASON_RETURNED: ExecutionReason.ValueType  # 16
+"""Only of attempts: its executor gave it back before it started, as it is drained or has no room.
+The execution waits for another one; the attempt does not count as a try.
+"""
 Global___ExecutionReason: _TypeAlias = ExecutionReason  # noqa: Y015
 
 class _LogStream:
@@ -189,6 +197,7 @@ class Execution(_message.Message):
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     ACTIVE_KEY_FIELD_NUMBER: _builtins.int
+    PENDING_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """customers/{customer}/jobs/{job}/executions/{execution}. The last part is made by the server from
     the due time and the origin, so that ids sort by time.
@@ -211,6 +220,10 @@ class Execution(_message.Message):
     """The job's uid."""
     active_key: _builtins.str
     """As in ExecuteJobRequest."""
+    pending_reason: _builtins.str
+    """What it waits for while it is PENDING, for people: no executor fits its job, or those that do are
+    full. As seen when it was asked; empty in every other state, and between two attempts.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """Its attempts, oldest first."""
@@ -266,10 +279,11 @@ class Execution(_message.Message):
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
         active_key: _builtins.str = ...,
+        pending_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "lateness", b"lateness", "next_attempt_time", b"next_attempt_time", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "active_key", b"active_key", "attempts", b"attempts", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "job_revision", b"job_revision", "job_uid", b"job_uid", "lateness", b"lateness", "message", b"message", "missed_fires", b"missed_fires", "name", b"name", "next_attempt_time", b"next_attempt_time", "reason", b"reason", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "active_key", b"active_key", "attempts", b"attempts", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_code", b"exit_code", "job_revision", b"job_revision", "job_uid", b"job_uid", "lateness", b"lateness", "message", b"message", "missed_fires", b"missed_fires", "name", b"name", "next_attempt_time", b"next_attempt_time", "pending_reason", b"pending_reason", "reason", b"reason", "schedule", b"schedule", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

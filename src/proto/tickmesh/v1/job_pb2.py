@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tickmesh/v1/job.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x06\n\x03Job\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x12\n\x03uid\x18\x02 \x01(\tB\x00R\x03uid\x12#\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x00R\x0b\x64isplayName\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.tickmesh.v1.Job.LabelsEntryB\x00R\x06labels\x12\x36\n\tcontainer\x18\x05 \x01(\x0b\x32\x16.tickmesh.v1.ContainerB\x00R\tcontainer\x12\x36\n\tresources\x18\x06 \x01(\x0b\x32\x16.tickmesh.v1.ResourcesB\x00R\tresources\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x07timeout\x12>\n\x0cgrace_period\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x0bgracePeriod\x12=\n\x0cretry_policy\x18\t \x01(\x0b\x32\x18.tickmesh.v1.RetryPolicyB\x00R\x0bretryPolicy\x12\"\n\x0c\x61t_most_once\x18\n \x01(\x08\x42\x00R\natMostOnce\x12\x1c\n\x08revision\x18\x0b \x01(\x03\x42\x00R\x08revision\x12=\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ncreateTime\x12=\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\nupdateTime\x12\x14\n\x04\x65tag\x18\x0e \x01(\tB\x00R\x04\x65tag\x12@\n\rtotal_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x0ctotalTimeout\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x9d\x02\n\tContainer\x12\x16\n\x05image\x18\x01 \x01(\tB\x00R\x05image\x12\x1a\n\x07\x63ommand\x18\x02 \x03(\tB\x00R\x07\x63ommand\x12\x14\n\x04\x61rgs\x18\x03 \x03(\tB\x00R\x04\x61rgs\x12\x33\n\x03\x65nv\x18\x04 \x03(\x0b\x32\x1f.tickmesh.v1.Container.EnvEntryB\x00R\x03\x65nv\x12!\n\x0bworking_dir\x18\x05 \x01(\tB\x00R\nworkingDir\x12\x30\n\x07network\x18\x06 \x01(\x0e\x32\x14.tickmesh.v1.NetworkB\x00R\x07network\x1a:\n\x08\x45nvEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x90\x01\n\tResources\x12#\n\x0cmemory_bytes\x18\x01 \x01(\x03\x42\x00R\x0bmemoryBytes\x12\x1f\n\ncpu_millis\x18\x02 \x01(\x05\x42\x00R\tcpuMillis\x12%\n\rscratch_bytes\x18\x03 \x01(\x03\x42\x00R\x0cscratchBytes\x12\x14\n\x04pids\x18\x04 \x01(\x05\x42\x00R\x04pids:\x00\"\xca\x01\n\x0bRetryPolicy\x12#\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\x00R\x0bmaxAttempts\x12\x35\n\x07\x62\x61\x63koff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x07\x62\x61\x63koff\x12<\n\x0b\x62\x61\x63koff_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\nbackoffMax\x12\x1f\n\nexit_codes\x18\x04 \x03(\x05\x42\x00R\texitCodes:\x00\"\xb5\x01\n\x10\x43reateJobRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x17\n\x06job_id\x18\x02 \x01(\tB\x00R\x05jobId\x12$\n\x03job\x18\x03 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x00R\trequestId\x12%\n\rvalidate_only\x18\x05 \x01(\x08\x42\x00R\x0cvalidateOnly:\x00\"I\n\x06NewJob\x12\x17\n\x06job_id\x18\x01 \x01(\tB\x00R\x05jobId\x12$\n\x03job\x18\x02 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job:\x00\"\x80\x01\n\x16\x42\x61tchCreateJobsRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12)\n\x04jobs\x18\x02 \x03(\x0b\x32\x13.tickmesh.v1.NewJobB\x00R\x04jobs\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x00R\trequestId:\x00\"C\n\x17\x42\x61tchCreateJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x04jobs:\x00\"\'\n\rGetJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"m\n\x0fListJobsRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x00R\tpageToken:\x00\"f\n\x10ListJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x04jobs\x12(\n\x0fnext_page_token\x18\x02 \x01(\tB\x00R\rnextPageToken:\x00\"\xa0\x01\n\x10UpdateJobRequest\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job\x12=\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x00R\nupdateMask\x12%\n\rvalidate_only\x18\x03 \x01(\x08\x42\x00R\x0cvalidateOnly:\x00\"X\n\x10\x44\x65leteJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x00R\x04\x65tag\x12\x16\n\x05\x66orce\x18\x03 \x01(\x08\x42\x00R\x05\x66orce:\x00*P\n\x07Network\x12\x19\n\x13NETWORK_UNSPECIFIED\x10\x00\x1a\x00\x12\x12\n\x0cNETWORK_NONE\x10\x01\x1a\x00\x12\x14\n\x0eNETWORK_EGRESS\x10\x02\x1a\x00\x1a\x00\x32\xb9\x03\n\nJobService\x12>\n\tCreateJob\x12\x1d.tickmesh.v1.CreateJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12^\n\x0f\x42\x61tchCreateJobs\x12#.tickmesh.v1.BatchCreateJobsRequest\x1a$.tickmesh.v1.BatchCreateJobsResponse\"\x00\x12\x38\n\x06GetJob\x12\x1a.tickmesh.v1.GetJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12I\n\x08ListJobs\x12\x1c.tickmesh.v1.ListJobsRequest\x1a\x1d.tickmesh.v1.ListJobsResponse\"\x00\x12>\n\tUpdateJob\x12\x1d.tickmesh.v1.UpdateJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12\x44\n\tDeleteJob\x12\x1d.tickmesh.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tickmesh/v1/job.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x07\n\x03Job\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x12\n\x03uid\x18\x02 \x01(\tB\x00R\x03uid\x12#\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x00R\x0b\x64isplayName\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.tickmesh.v1.Job.LabelsEntryB\x00R\x06labels\x12\x36\n\tcontainer\x18\x05 \x01(\x0b\x32\x16.tickmesh.v1.ContainerB\x00R\tcontainer\x12\x36\n\tresources\x18\x06 \x01(\x0b\x32\x16.tickmesh.v1.ResourcesB\x00R\tresources\x12\x35\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x07timeout\x12>\n\x0cgrace_period\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x0bgracePeriod\x12=\n\x0cretry_policy\x18\t \x01(\x0b\x32\x18.tickmesh.v1.RetryPolicyB\x00R\x0bretryPolicy\x12\"\n\x0c\x61t_most_once\x18\n \x01(\x08\x42\x00R\natMostOnce\x12\x1c\n\x08revision\x18\x0b \x01(\x03\x42\x00R\x08revision\x12=\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ncreateTime\x12=\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\nupdateTime\x12\x14\n\x04\x65tag\x18\x0e \x01(\tB\x00R\x04\x65tag\x12@\n\rtotal_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x0ctotalTimeout\x12O\n\x0f\x65xecutor_labels\x18\x10 \x03(\x0b\x32$.tickmesh.v1.Job.ExecutorLabelsEntryB\x00R\x0e\x65xecutorLabels\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01\x1a\x45\n\x13\x45xecutorLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x9d\x02\n\tContainer\x12\x16\n\x05image\x18\x01 \x01(\tB\x00R\x05image\x12\x1a\n\x07\x63ommand\x18\x02 \x03(\tB\x00R\x07\x63ommand\x12\x14\n\x04\x61rgs\x18\x03 \x03(\tB\x00R\x04\x61rgs\x12\x33\n\x03\x65nv\x18\x04 \x03(\x0b\x32\x1f.tickmesh.v1.Container.EnvEntryB\x00R\x03\x65nv\x12!\n\x0bworking_dir\x18\x05 \x01(\tB\x00R\nworkingDir\x12\x30\n\x07network\x18\x06 \x01(\x0e\x32\x14.tickmesh.v1.NetworkB\x00R\x07network\x1a:\n\x08\x45nvEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x90\x01\n\tResources\x12#\n\x0cmemory_bytes\x18\x01 \x01(\x03\x42\x00R\x0bmemoryBytes\x12\x1f\n\ncpu_millis\x18\x02 \x01(\x05\x42\x00R\tcpuMillis\x12%\n\rscratch_bytes\x18\x03 \x01(\x03\x42\x00R\x0cscratchBytes\x12\x14\n\x04pids\x18\x04 \x01(\x05\x42\x00R\x04pids:\x00\"\xca\x01\n\x0bRetryPolicy\x12#\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\x00R\x0bmaxAttempts\x12\x35\n\x07\x62\x61\x63koff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x07\x62\x61\x63koff\x12<\n\x0b\x62\x61\x63koff_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\nbackoffMax\x12\x1f\n\nexit_codes\x18\x04 \x03(\x05\x42\x00R\texitCodes:\x00\"\xb5\x01\n\x10\x43reateJobRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x17\n\x06job_id\x18\x02 \x01(\tB\x00R\x05jobId\x12$\n\x03job\x18\x03 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x00R\trequestId\x12%\n\rvalidate_only\x18\x05 \x01(\x08\x42\x00R\x0cvalidateOnly:\x00\"I\n\x06NewJob\x12\x17\n\x06job_id\x18\x01 \x01(\tB\x00R\x05jobId\x12$\n\x03job\x18\x02 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job:\x00\"\x80\x01\n\x16\x42\x61tchCreateJobsRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12)\n\x04jobs\x18\x02 \x03(\x0b\x32\x13.tickmesh.v1.NewJobB\x00R\x04jobs\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x00R\trequestId:\x00\"C\n\x17\x42\x61tchCreateJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x04jobs:\x00\"\'\n\rGetJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"m\n\x0fListJobsRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x00R\tpageToken:\x00\"f\n\x10ListJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x04jobs\x12(\n\x0fnext_page_token\x18\x02 \x01(\tB\x00R\rnextPageToken:\x00\"\xa0\x01\n\x10UpdateJobRequest\x12$\n\x03job\x18\x01 \x01(\x0b\x32\x10.tickmesh.v1.JobB\x00R\x03job\x12=\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x00R\nupdateMask\x12%\n\rvalidate_only\x18\x03 \x01(\x08\x42\x00R\x0cvalidateOnly:\x00\"X\n\x10\x44\x65leteJobRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x00R\x04\x65tag\x12\x16\n\x05\x66orce\x18\x03 \x01(\x08\x42\x00R\x05\x66orce:\x00*P\n\x07Network\x12\x19\n\x13NETWORK_UNSPECIFIED\x10\x00\x1a\x00\x12\x12\n\x0cNETWORK_NONE\x10\x01\x1a\x00\x12\x14\n\x0eNETWORK_EGRESS\x10\x02\x1a\x00\x1a\x00\x32\xb9\x03\n\nJobService\x12>\n\tCreateJob\x12\x1d.tickmesh.v1.CreateJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12^\n\x0f\x42\x61tchCreateJobs\x12#.tickmesh.v1.BatchCreateJobsRequest\x1a$.tickmesh.v1.BatchCreateJobsResponse\"\x00\x12\x38\n\x06GetJob\x12\x1a.tickmesh.v1.GetJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12I\n\x08ListJobs\x12\x1c.tickmesh.v1.ListJobsRequest\x1a\x1d.tickmesh.v1.ListJobsResponse\"\x00\x12>\n\tUpdateJob\x12\x1d.tickmesh.v1.UpdateJobRequest\x1a\x10.tickmesh.v1.Job\"\x00\x12\x44\n\tDeleteJob\x12\x1d.tickmesh.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,40 +37,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB_LABELSENTRY']._loaded_options = None
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_JOB_EXECUTORLABELSENTRY']._loaded_options = None
+  _globals['_JOB_EXECUTORLABELSENTRY']._serialized_options = b'8\001'
   _globals['_CONTAINER_ENVENTRY']._loaded_options = None
   _globals['_CONTAINER_ENVENTRY']._serialized_options = b'8\001'
-  _globals['_NETWORK']._serialized_start=2556
-  _globals['_NETWORK']._serialized_end=2636
+  _globals['_NETWORK']._serialized_start=2708
+  _globals['_NETWORK']._serialized_end=2788
   _globals['_JOB']._serialized_start=167
-  _globals['_JOB']._serialized_end=946
-  _globals['_JOB_LABELSENTRY']._serialized_start=883
-  _globals['_JOB_LABELSENTRY']._serialized_end=944
-  _globals['_CONTAINER']._serialized_start=949
-  _globals['_CONTAINER']._serialized_end=1234
-  _globals['_CONTAINER_ENVENTRY']._serialized_start=1174
-  _globals['_CONTAINER_ENVENTRY']._serialized_end=1232
-  _globals['_RESOURCES']._serialized_start=1237
-  _globals['_RESOURCES']._serialized_end=1381
-  _globals['_RETRYPOLICY']._serialized_start=1384
-  _globals['_RETRYPOLICY']._serialized_end=1586
-  _globals['_CREATEJOBREQUEST']._serialized_start=1589
-  _globals['_CREATEJOBREQUEST']._serialized_end=1770
-  _globals['_NEWJOB']._serialized_start=1772
-  _globals['_NEWJOB']._serialized_end=1845
-  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=1848
-  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=1976
-  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=1978
-  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=2045
-  _globals['_GETJOBREQUEST']._serialized_start=2047
-  _globals['_GETJOBREQUEST']._serialized_end=2086
-  _globals['_LISTJOBSREQUEST']._serialized_start=2088
-  _globals['_LISTJOBSREQUEST']._serialized_end=2197
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2199
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2301
-  _globals['_UPDATEJOBREQUEST']._serialized_start=2304
-  _globals['_UPDATEJOBREQUEST']._serialized_end=2464
-  _globals['_DELETEJOBREQUEST']._serialized_start=2466
-  _globals['_DELETEJOBREQUEST']._serialized_end=2554
-  _globals['_JOBSERVICE']._serialized_start=2639
-  _globals['_JOBSERVICE']._serialized_end=3080
+  _globals['_JOB']._serialized_end=1098
+  _globals['_JOB_LABELSENTRY']._serialized_start=964
+  _globals['_JOB_LABELSENTRY']._serialized_end=1025
+  _globals['_JOB_EXECUTORLABELSENTRY']._serialized_start=1027
+  _globals['_JOB_EXECUTORLABELSENTRY']._serialized_end=1096
+  _globals['_CONTAINER']._serialized_start=1101
+  _globals['_CONTAINER']._serialized_end=1386
+  _globals['_CONTAINER_ENVENTRY']._serialized_start=1326
+  _globals['_CONTAINER_ENVENTRY']._serialized_end=1384
+  _globals['_RESOURCES']._serialized_start=1389
+  _globals['_RESOURCES']._serialized_end=1533
+  _globals['_RETRYPOLICY']._serialized_start=1536
+  _globals['_RETRYPOLICY']._serialized_end=1738
+  _globals['_CREATEJOBREQUEST']._serialized_start=1741
+  _globals['_CREATEJOBREQUEST']._serialized_end=1922
+  _globals['_NEWJOB']._serialized_start=1924
+  _globals['_NEWJOB']._serialized_end=1997
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=2000
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=2128
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=2130
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=2197
+  _globals['_GETJOBREQUEST']._serialized_start=2199
+  _globals['_GETJOBREQUEST']._serialized_end=2238
+  _globals['_LISTJOBSREQUEST']._serialized_start=2240
+  _globals['_LISTJOBSREQUEST']._serialized_end=2349
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2351
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2453
+  _globals['_UPDATEJOBREQUEST']._serialized_start=2456
+  _globals['_UPDATEJOBREQUEST']._serialized_end=2616
+  _globals['_DELETEJOBREQUEST']._serialized_start=2618
+  _globals['_DELETEJOBREQUEST']._serialized_end=2706
+  _globals['_JOBSERVICE']._serialized_start=2791
+  _globals['_JOBSERVICE']._serialized_end=3232
 # @@protoc_insertion_point(module_scope)

@@ -78,6 +78,26 @@ class Job(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ExecutorLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
@@ -93,6 +113,7 @@ class Job(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    EXECUTOR_LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: customers/{customer}/jobs/{job}. Set by the server."""
     uid: _builtins.str
@@ -151,6 +172,13 @@ class Job(_message.Message):
         milliseconds to 24 hours, and not less than timeout if that is set (INVALID_ARGUMENT).
         """
 
+    @_builtins.property
+    def executor_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only executors run it whose operator gave them all of these labels, with these values. At most 8;
+        as labels. While there is none, its executions wait as PENDING, and their pending_reason says so.
+        Default: any executor.
+        """
+
     def __init__(
         self,
         *,
@@ -169,10 +197,11 @@ class Job(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         total_timeout: _duration_pb2.Duration | None = ...,
+        executor_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "create_time", b"create_time", "grace_period", b"grace_period", "resources", b"resources", "retry_policy", b"retry_policy", "timeout", b"timeout", "total_timeout", b"total_timeout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "container", b"container", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "grace_period", b"grace_period", "labels", b"labels", "name", b"name", "resources", b"resources", "retry_policy", b"retry_policy", "revision", b"revision", "timeout", b"timeout", "total_timeout", b"total_timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "container", b"container", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "executor_labels", b"executor_labels", "grace_period", b"grace_period", "labels", b"labels", "name", b"name", "resources", b"resources", "retry_policy", b"retry_policy", "revision", b"revision", "timeout", b"timeout", "total_timeout", b"total_timeout", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,8 +250,8 @@ class Container(_message.Message):
     working_dir: _builtins.str
     """Where the process starts: an absolute path. Default: the image's own, else "/"."""
     network: Global___Network.ValueType
-    """What it reaches. An executor whose operator gives no egress ends the execution as FAILED with
-    reason INFRASTRUCTURE.
+    """What it reaches. Only executors whose operator gives egress run what asks for it; while there is
+    none, its executions wait as PENDING.
     """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -55,6 +55,11 @@ class ExecutorServiceStub(object):
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/tickmesh.internal.v1.ExecutorService/Drain',
+                request_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer(object):
@@ -89,6 +94,13 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes no new work from now on, or does again. On disk when it returns; every shard is told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.DeleteArchive,
                     request_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveRequest.FromString,
                     response_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainRequest.FromString,
+                    response_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class ExecutorService(object):
             '/tickmesh.internal.v1.ExecutorService/DeleteArchive',
             tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveRequest.SerializeToString,
             tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.internal.v1.ExecutorService/Drain',
+            tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainRequest.SerializeToString,
+            tickmesh_dot_internal_dot_v1_dot_executor__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

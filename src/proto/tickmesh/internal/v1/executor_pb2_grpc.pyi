@@ -41,6 +41,8 @@ class ExecutorServiceStub:
     """The imported images whose reference begins with a prefix."""
     DeleteArchive: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DeleteArchiveRequest, _executor_pb2.DeleteArchiveResponse]
     """Forgets an imported image. NOT_FOUND if there is none."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]
+    """Takes no new work from now on, or does again. On disk when it returns; every shard is told."""
 
 @_typing.type_check_only
 class ExecutorServiceAsyncStub(ExecutorServiceStub):
@@ -55,6 +57,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """The imported images whose reference begins with a prefix."""
     DeleteArchive: _aio.UnaryUnaryMultiCallable[_executor_pb2.DeleteArchiveRequest, _executor_pb2.DeleteArchiveResponse]  # type: ignore[assignment]
     """Forgets an imported image. NOT_FOUND if there is none."""
+    Drain: _aio.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes no new work from now on, or does again. On disk when it returns; every shard is told."""
 
 class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an executor offers to gateways."""
@@ -90,5 +94,13 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_executor_pb2.DeleteArchiveResponse, _abc.Awaitable[_executor_pb2.DeleteArchiveResponse]]:
         """Forgets an imported image. NOT_FOUND if there is none."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _executor_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.DrainResponse, _abc.Awaitable[_executor_pb2.DrainResponse]]:
+        """Takes no new work from now on, or does again. On disk when it returns; every shard is told."""
 
 def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

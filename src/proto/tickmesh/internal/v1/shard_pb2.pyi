@@ -363,6 +363,7 @@ class ExecutorMessage(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     REPORTS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First on every stream."""
@@ -381,6 +382,10 @@ class ExecutorMessage(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Keeps the lease: sent every second."""
 
+    @_builtins.property
+    def offer(self) -> Global___Offer:
+        """What it offers now, in place of what it said before."""
+
     def __init__(
         self,
         *,
@@ -388,12 +393,13 @@ class ExecutorMessage(_message.Message):
         inventory: Global___Inventory | None = ...,
         reports: Global___AttemptReports | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        offer: Global___Offer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "inventory", b"inventory", "message", b"message", "reports", b"reports"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "inventory", b"inventory", "message", b"message", "offer", b"offer", "reports", b"reports"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "inventory", b"inventory", "message", b"message", "reports", b"reports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "inventory", b"inventory", "message", b"message", "offer", b"offer", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "inventory", "reports", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "inventory", "reports", "heartbeat", "offer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -403,12 +409,36 @@ Global___ExecutorMessage: _TypeAlias = ExecutorMessage  # noqa: Y015
 class Hello(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EXECUTOR_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    CPU_MILLIS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id, as "executor-0"."""
     address: _builtins.str
@@ -416,11 +446,23 @@ class Hello(_message.Message):
     slot_count: _builtins.int
     """How many attempts it holds at most."""
     memory_bytes: _builtins.int
-    """Memory that it gives to attempts, in bytes."""
+    """Memory that it gives to attempts, in bytes. 0: it does not count it."""
     runtime: _builtins.str
     """As in tickmesh.v1.Executor."""
     incarnation: _builtins.str
     """New at every start of the process."""
+    cpu_millis: _builtins.int
+    """Processor time that it gives to attempts, in thousandths of a core. 0: it does not count it."""
+    egress: _builtins.bool
+    """Whether it gives egress to those that ask for it."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What its operator says of it, for jobs that select by it."""
+
+    @_builtins.property
+    def offer(self) -> Global___Offer:
+        """What it offers until it says otherwise."""
+
     def __init__(
         self,
         *,
@@ -430,14 +472,56 @@ class Hello(_message.Message):
         memory_bytes: _builtins.int = ...,
         runtime: _builtins.str = ...,
         incarnation: _builtins.str = ...,
+        cpu_millis: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        egress: _builtins.bool = ...,
+        offer: Global___Offer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "executor_id", b"executor_id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "runtime", b"runtime", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_millis", b"cpu_millis", "egress", b"egress", "executor_id", b"executor_id", "incarnation", b"incarnation", "labels", b"labels", "memory_bytes", b"memory_bytes", "offer", b"offer", "runtime", b"runtime", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Offer(_message.Message):
+    """What changes in what an executor offers. A soft fact: what is preferred where, and nothing else,
+    depends on what it holds.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAINING_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    draining: _builtins.bool
+    """It is given nothing new, and gives back what it has not started and somebody else still can."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each image that it holds, the first 8 bytes of the reference's BLAKE2b as a big-endian number.
+        At most 4,096.
+        """
+
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same of the resource names of the jobs that it has a spare for. At most 4,096."""
+
+    def __init__(
+        self,
+        *,
+        draining: _builtins.bool = ...,
+        images: _abc.Iterable[_builtins.int] | None = ...,
+        jobs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "images", b"images", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Offer: _TypeAlias = Offer  # noqa: Y015
 
 @_typing.final
 class Inventory(_message.Message):
@@ -636,21 +720,27 @@ class Leadership(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     SHARD_ID_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
     leader: _builtins.bool
     term: _builtins.int
     """Raft term: work of a lower term than the highest seen is refused."""
     shard_id: _builtins.str
     """Shard id, as "shard-0"."""
+    lease_ms: _builtins.int
+    """An executor that has not heard of its leader for so long starts nothing more; after twice as long
+    the leader gives it up. 0 from an older replica: 10 seconds.
+    """
     def __init__(
         self,
         *,
         leader: _builtins.bool = ...,
         term: _builtins.int = ...,
         shard_id: _builtins.str = ...,
+        lease_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "shard_id", b"shard_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "lease_ms", b"lease_ms", "shard_id", b"shard_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

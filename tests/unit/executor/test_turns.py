@@ -1,0 +1,102 @@
+"""Whose sandbox is made next."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tickmesh.executor.turns import Turns
+
+
+class Bed:
+    """Customers who ask for turns, and keep them until the test ends them."""
+
+    def __init__(self, at_once: int, newcomers_max: int) -> None:
+        self.turns = Turns(at_once, newcomers_max)
+        self.has: list[str] = []
+        self._over: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, *names: str, due_ns: int = 0) -> None:
+        """Each name is one ask; its first letter is the customer."""
+        for name in names:
+            self._over[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._one(name, due_ns))
+        await self.settle()
+
+    async def _one(self, name: str, due_ns: int) -> None:
+        async with self.turns.turn(name[0], due_ns):
+            self.has.append(name)
+            await self._over[name].wait()
+        self.has.remove(name)
+
+    async def end(self, name: str) -> None:
+        self._over[name].set()
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def test_a_customer_alone_has_every_turn_and_no_more() -> None:
+    bed = Bed(2, 6)
+    await bed.ask("a1", "a2", "a3", "a4")
+    assert bed.has == ["a1", "a2"]
+    await bed.end("a1")
+    assert bed.has == ["a2", "a3"]
+
+
+async def test_who_has_none_in_the_making_goes_at_once_and_the_others_then_wait_for_it() -> None:
+    bed = Bed(2, 6)
+    await bed.ask("a1", "a2", "a3", "a4")
+    await bed.ask("b1", "b2")
+    assert bed.has == ["a1", "a2", "b1"]
+    await bed.end("a1")
+    assert bed.has == ["a2", "b1"]  # a newcomer's turn is one of the others' now
+    await bed.end("b1")
+    assert bed.has == ["a2", "b2"]
+    await bed.end("a2")
+    assert bed.has == ["b2", "a3"]
+
+
+async def test_newcomers_are_limited_together_and_then_served_in_turn() -> None:
+    bed = Bed(1, 2)
+    await bed.ask("a1", "b1", "c1", "d1", "e1")
+    assert bed.has == ["a1", "b1", "c1"]
+    await bed.end("b1")
+    assert bed.has == ["a1", "c1", "d1"]
+    await bed.ask("b2")
+    await bed.end("a1")
+    assert bed.has == ["c1", "d1", "e1"]
+
+
+async def test_within_a_customer_what_is_due_first_comes_first() -> None:
+    bed = Bed(1, 0)
+    await bed.ask("a1")
+    await bed.ask("a2", due_ns=9)
+    await bed.ask("a3", due_ns=5)
+    await bed.end("a1")
+    assert bed.has == ["a3"]
+
+
+async def test_who_gives_up_takes_nobodys_turn() -> None:
+    bed = Bed(1, 0)
+    await bed.ask("a1", "a2", "b1")
+    bed.tasks["a2"].cancel()
+    bed.tasks["b1"].cancel()
+    await bed.ask("c1")
+    await bed.end("a1")
+    assert bed.has == ["c1"]
+    bed.tasks["c1"].cancel()
+    await bed.ask("d1")
+    assert bed.has[-1] == "d1"
+
+
+async def test_a_turn_that_came_just_as_it_was_given_up_goes_on() -> None:
+    bed = Bed(1, 0)
+    await bed.ask("a1", "a2", "a3")
+    bed._over["a1"].set()
+    await asyncio.sleep(0)  # a1 ends: a2 has its turn, and does not know it yet
+    bed.tasks["a2"].cancel()
+    await bed.settle()
+    assert bed.has == ["a3"]

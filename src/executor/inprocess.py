@@ -81,7 +81,7 @@ class InProcessRuntime:
         """See sandbox.Runtime."""
         await self.sweep(frozenset())
 
-    async def ensure_image(self, reference: str) -> Image:
+    async def ensure_image(self, reference: str, customer: str = "") -> Image:
         """See sandbox.Runtime."""
         image = self._images.get(reference)
         if image is not None:
@@ -89,6 +89,10 @@ class InProcessRuntime:
         if self._any_image:
             return Image(reference, "", 0)
         raise ImageError(ImageReason.NOT_FOUND, f"image {reference} is not on this executor")
+
+    async def refresh_image(self, reference: str) -> Image:
+        """See sandbox.Runtime: there is no registry."""
+        return await self.ensure_image(reference)
 
     async def import_image(self, reference: str, archive_path: Path) -> Image:
         """See sandbox.Runtime. Looks at the archive's index only."""

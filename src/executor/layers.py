@@ -7,6 +7,7 @@ any pieces; nothing is kept of them.
 
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
@@ -39,13 +40,14 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 
 class Budget:
-    """What one image may still unpack, shared by its layers."""
+    """What one image may still unpack, shared by its layers, which come in several threads."""
 
     def __init__(self, bytes_max: int, entries_max: int = limits.IMAGE_ENTRIES_MAX) -> None:
         self._bytes_max = bytes_max
         self._entries_max = entries_max
         self._bytes = 0
         self._entries = 0
+        self._lock = threading.Lock()
 
     @property
     def bytes_spent(self) -> int:
@@ -54,8 +56,9 @@ class Budget:
 
     def spend(self, size: int, entries: int = 0) -> None:
         """Raises ImageError(TOO_LARGE) when the image has used it up."""
-        self._bytes += size
-        self._entries += entries
+        with self._lock:
+            self._bytes += size
+            self._entries += entries
         if self._bytes > self._bytes_max:
             raise ImageError(
                 ImageReason.TOO_LARGE,

@@ -69,6 +69,12 @@ CREATES_AT_ONCE_MAX = 8
 DELETES_AT_ONCE_MAX = 2
 PULLS_AT_ONCE_MAX = 8
 PULLS_OF_HOST_MAX = 2
+LAYERS_AT_ONCE = 3  # of one image: one connection seldom fills a line, many fill memory
+LAYERS_AT_ONCE_MAX = 16
+
+# A tag of the mesh's own registry is asked about again after so long, while what is here is used:
+# who pushes tells the executors, so this is for those that were not there.
+OWN_TAG_FRESH_S = 60.0
 
 # Retries of a call that containerd did not answer.
 RECONNECT_BACKOFF_MS_MIN = 20

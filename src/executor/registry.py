@@ -1,4 +1,4 @@
-"""Images from any OCI registry, by the distribution API, for anonymous pulls.
+"""Images from any OCI registry, by the distribution API, with or without a login.
 
 An ImageSource (containerd/images.py): it fetches and verifies, and knows nothing of containerd.
 What a registry says is not trusted: sizes are the manifest's, digests are computed, redirects are
@@ -6,6 +6,7 @@ few, and no address is spoken to that is not public (see CheckedTransport).
 """
 
 import asyncio
+import base64
 import hashlib
 import ipaddress
 import re
@@ -13,7 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx2
 import msgspec
@@ -50,6 +51,19 @@ class Reference:
     tag: str
     digest: str
     """Empty, or "sha256:..."; then it counts, and not the tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a registry, or its token service, is told of who asks. Never shown."""
+
+    user: str
+    secret: str = field(repr=False)
+
+    @property
+    def header(self) -> str:
+        """As HTTP wants it."""
+        return f"Basic {base64.b64encode(f'{self.user}:{self.secret}'.encode()).decode()}"
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -162,16 +176,19 @@ class RegistrySource:
     def __init__(
         self,
         reference: Reference,
-        transport: CheckedTransport,
+        transport: httpx2.AsyncBaseTransport,
         insecure: frozenset[str],
         read_deadline_s: float = limits.REGISTRY_READ_DEADLINE_S,
+        login: Callable[[], Login] | None = None,
     ) -> None:
-        """`insecure`: host:port of registries that speak plain HTTP."""
+        """`insecure`: host:port of registries that speak plain HTTP. `login`: asked when the
+        registry wants one; None: what it gives to anybody."""
         self._reference = reference
         host, _, port = reference.host.partition(":")
         plain = f"{host}:{port or _SCHEME_PORTS['http']}" in insecure
         self._base = f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.path}"
-        self._token = ""
+        self._authorization = ""
+        self._login = login
         self._client = httpx2.AsyncClient(
             transport=transport,
             timeout=httpx2.Timeout(read_deadline_s, connect=limits.REGISTRY_CONNECT_DEADLINE_S),
@@ -288,8 +305,8 @@ class RegistrySource:
         """A successful answer whose body is not read yet; gets a token where one is wanted."""
         asked = False
         while True:
-            if self._token:
-                headers = {**headers, "Authorization": f"Bearer {self._token}"}
+            if self._authorization:
+                headers = {**headers, "Authorization": self._authorization}
             try:
                 async with self._client.stream("GET", url, headers=headers) as response:
                     challenge = response.headers.get("WWW-Authenticate", "")
@@ -312,7 +329,8 @@ class RegistrySource:
         if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
             raise self._error(
                 ImageReason.REGISTRY_DENIED,
-                f"{what}: the registry answers {status}: the image is not there, or not public",
+                f"{what}: the registry answers {status}: the image is not there, or not "
+                f"{'for this login' if self._login else 'public'}",
             )
         if status >= httpx2.codes.INTERNAL_SERVER_ERROR or status == httpx2.codes.TOO_MANY_REQUESTS:
             raise httpx2.ReadError(f"the registry answers {status}")
@@ -321,9 +339,13 @@ class RegistrySource:
         )
 
     async def _authorize(self, challenge: str, what: str) -> None:
-        """Gets a token as the registry's challenge says: without credentials, for public images."""
+        """Logs in as the registry's challenge says: by itself, or for a token."""
         scheme, _, rest = challenge.partition(" ")
         values = dict(_CHALLENGE.findall(rest))
+        headers = {} if self._login is None else {"Authorization": self._login().header}
+        if scheme.lower() == "basic" and headers:
+            self._authorization = headers["Authorization"]
+            return
         if scheme.lower() != "bearer" or "realm" not in values:
             raise self._error(
                 ImageReason.REGISTRY_DENIED, f"{what}: the registry wants a login ({scheme[:32]!r})"
@@ -331,7 +353,9 @@ class RegistrySource:
         scope = values.get("scope", f"repository:{self._reference.path}:pull")
         query = {"service": values.get("service", ""), "scope": scope}
         try:
-            async with self._client.stream("GET", values["realm"], params=query) as response:
+            async with self._client.stream(
+                "GET", values["realm"], params=query, headers=headers
+            ) as response:
                 if response.status_code != httpx2.codes.OK:
                     raise self._error(
                         ImageReason.REGISTRY_DENIED,
@@ -346,7 +370,7 @@ class RegistrySource:
             raise self._error(
                 ImageReason.REGISTRY_UNAVAILABLE, f"{what}: the registry's token: {error}"
             ) from error
-        self._token = token.token or token.access_token
+        self._authorization = f"Bearer {token.token or token.access_token}"
 
     def _unavailable(self, what: str, error: Exception) -> ImageError:
         detail = str(error) or type(error).__name__

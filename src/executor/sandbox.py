@@ -173,8 +173,13 @@ class Runtime(Protocol):
         """Deletes what is left of its sandboxes, and ends what it started."""
         ...
 
-    async def ensure_image(self, reference: str) -> ImageInfo:
-        """Has an image at hand: it is, or it is pulled. Raises ImageError, SandboxError."""
+    async def ensure_image(self, reference: str, customer: str = "") -> ImageInfo:
+        """Has an image at hand: it is, or it is pulled, with the customer's login where one is
+        known. Raises ImageError, SandboxError."""
+        ...
+
+    async def refresh_image(self, reference: str) -> ImageInfo:
+        """Has at hand what a name of the mesh's own registry stands for now. Raises as above."""
         ...
 
     async def import_image(self, reference: str, archive: Path) -> ImageInfo:

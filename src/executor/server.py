@@ -23,9 +23,10 @@ from .agent import Agent, Identity, Limits
 from .containerd.client import ContainerdClient
 from .containerd.daemon import which
 from .containerd.runtime import NAMESPACE, ContainerdRuntime
+from .credentials import Credentials
 from .errors import HostUnfit
 from .inprocess import InProcessRuntime
-from .limits import CREATES_AT_ONCE_MAX
+from .limits import CREATES_AT_ONCE_MAX, LAYERS_AT_ONCE_MAX
 from .outputs import Keeping
 from .room import Capacity
 from .sandbox import Runtime
@@ -65,10 +66,13 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     spool = directory / "spool"
     await asyncio.to_thread(_empty, spool)
     clock = SystemClock()
+    credentials = Credentials(clock, settings.tls)
     runtime: Runtime
     if settings.runtime == "inprocess":
         runtime = InProcessRuntime(directory / "inprocess", clock)
     else:
+        if not 1 <= settings.layers_at_once <= LAYERS_AT_ONCE_MAX:
+            raise ConfigError(f"executor.layers_at_once: 1 to {LAYERS_AT_ONCE_MAX}")
         runtime = ContainerdRuntime(
             host_name(settings.executor_id, directory),
             directory,
@@ -81,6 +85,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             settings.image_cache_bytes,
             settings.containerd_runtime,
             settings.gate,
+            settings.registry,
+            credentials,
+            settings.layers_at_once,
         )
     try:
         await runtime.start()

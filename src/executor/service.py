@@ -218,6 +218,19 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             await refuse(context, explain(error))
         return response
 
+    async def PullArchive(
+        self, request: executor_pb2.PullArchiveRequest, context: Context
+    ) -> executor_pb2.PullArchiveResponse:
+        """See executor.proto."""
+        await self._admit(context)
+        response = executor_pb2.PullArchiveResponse()
+        try:
+            image = await self._runtime.refresh_image(request.reference)
+            response.digest, response.size_bytes = image.digest, image.size_bytes
+        except Exception as error:
+            await refuse(context, explain(error))
+        return response
+
     async def DeleteArchive(
         self, request: executor_pb2.DeleteArchiveRequest, context: Context
     ) -> executor_pb2.DeleteArchiveResponse:

@@ -64,6 +64,8 @@ _ROWS: dict[str, Scope] = {
     "ExecutionService/WatchExecutions": _READ,
     "ExecutionService/StreamLogs": _READ,
     "ImageService/ImportImage": _ADMIN,
+    "ImageService/GetRegistry": _READ,
+    "ImageService/PullImage": _ADMIN,
     "ImageService/GetImage": _READ,
     "ImageService/ListImages": _READ,
     "ImageService/DeleteImage": _ADMIN,

@@ -35,7 +35,7 @@ from .archive import Archive
 from .authentication import Authentication
 from .drains import drain, together
 from .executors import Executors
-from .images import Images, first_message_needed
+from .images import Images, Registry, first_message_needed
 from .methods import METHODS, REQUEST_ID_CHARACTERS, SERVICES, Kind, Method
 from .routing import shard_of, slot_of
 from .shards import Shard
@@ -62,13 +62,14 @@ class Door:
         executors: Executors,
         authentication: Authentication | None = None,
         archive: Archive | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        """authentication: None: whoever calls is believed."""
+        """authentication: None: whoever calls is believed. registry: the mesh's own, if any."""
         self._authentication = authentication
         self._shards = shards
         self._executors = executors
         self._outputs = logs.Sources(executors, archive)
-        self._images = Images(executors)
+        self._images = Images(executors, registry)
         self._streams: set[asyncio.Task[Any]] = set()
         self._ending = False
 
@@ -181,6 +182,11 @@ class Door:
         name = method.read_name(request)
         shard = self._shard(name)
         match method.name.rpartition("/")[2]:
+            case "GetRegistry":
+                return self._images.get_registry(name).SerializeToString()
+            case "PullImage":
+                pulled = await self._images.pull_image(shard, name, timeout_s)
+                return pulled.SerializeToString()
             case "GetImage":
                 image = await self._images.get_image(shard, name, timeout_s)
                 return image.SerializeToString()

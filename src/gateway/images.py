@@ -1,4 +1,4 @@
-"""ImageService: images that executors hold, imported on every one of them.
+"""ImageService: images in the mesh's own registry, and those imported on every executor.
 
 A public name customers/{customer}/images/{image} is the executors' reference "{customer}/{image}",
 always with a tag: "report" is "report:latest".
@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 from google.protobuf import empty_pb2
 
+from ..mesh.config import OwnRegistry
 from ..mesh.errors import (
     STATUS_METADATA_KEY,
     DeadlineExceeded,
+    FailedPrecondition,
     NoExecutor,
     NotFound,
     TickmeshError,
@@ -27,6 +30,7 @@ from ..mesh.limits import PAGE_SIZE_MAX
 from ..proto.tickmesh.internal.v1 import executor_pb2
 from ..proto.tickmesh.v1 import cluster_pb2, image_pb2
 from .executors import Executors
+from .repositories import Pushed, Repositories
 from .shards import Shard
 
 if TYPE_CHECKING:  # It exists for type checkers only.
@@ -50,11 +54,23 @@ def to_name(reference: str) -> str:
     return f"customers/{customer}/images/{image}"
 
 
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The mesh's own registry: what customers are told of it, and what is in it."""
+
+    settings: OwnRegistry
+    authority: str
+    """PEM. Empty: its certificate is a public one."""
+    login_required: bool
+    repositories: Repositories
+
+
 class Images:
     """The methods; each gets the customer's shard, whose leader knows the executors."""
 
-    def __init__(self, executors: Executors) -> None:
+    def __init__(self, executors: Executors, registry: Registry | None = None) -> None:
         self._executors = executors
+        self._registry = registry
 
     async def import_image(
         self, shard: Shard, name: str, chunks: AsyncIterator[bytes], timeout_s: float
@@ -87,9 +103,58 @@ class Images:
             name=to_name(reference), digest=answers[0].digest, size_bytes=answers[0].size_bytes
         )
 
-    async def get_image(self, shard: Shard, name: str, timeout_s: float) -> image_pb2.Image:
-        """The image, if any executor holds it."""
+    def get_registry(self, name: str) -> image_pb2.Registry:
+        """Where to push to."""
+        registry = self._own()
+        customer = name.split("/")[1]
+        return image_pb2.Registry(
+            name=name,
+            address=registry.settings.address,
+            plain=registry.settings.plain,
+            authority=registry.authority,
+            login_required=registry.login_required,
+            repository_prefix=f"{customer}/",
+        )
+
+    async def pull_image(
+        self, shard: Shard, name: str, timeout_s: float
+    ) -> image_pb2.PullImageResponse:
+        """Have every executor pull what a name stands for now."""
         reference = to_reference(name)
+        loop = asyncio.get_running_loop()
+        expires_s = loop.time() + timeout_s
+        pushed = await self._own().repositories.get(reference, timeout_s)
+        request = executor_pb2.PullArchiveRequest(reference=reference)
+        response = image_pb2.PullImageResponse(image=_of_pushed(pushed))
+
+        async def one(worker: cluster_pb2.Executor) -> None:
+            try:
+                stub = await self._executors.at(worker.address)
+                await stub.PullArchive(request, timeout=expires_s - loop.time())
+            except grpc.aio.AioRpcError as error:
+                message = explained(worker, error).message
+                response.failures.add(executor=worker.executor_id, message=message)
+            else:
+                response.executors.append(worker.executor_id)
+
+        workers = await shard.executors(expires_s - loop.time())
+        await asyncio.gather(*map(one, workers))
+        response.executors.sort()
+        return response
+
+    def _own(self) -> Registry:
+        if self._registry is None:
+            raise FailedPrecondition(
+                "this mesh has no registry of its own: import images, or name those of another"
+            )
+        return self._registry
+
+    async def get_image(self, shard: Shard, name: str, timeout_s: float) -> image_pb2.Image:
+        """The image, if the registry or any executor holds it."""
+        reference = to_reference(name)
+        if self._registry is not None:
+            with contextlib.suppress(NotFound):
+                return _of_pushed(await self._registry.repositories.get(reference, timeout_s))
         for image in await self._list(shard, reference, timeout_s):
             if image.name == to_name(reference):
                 return image
@@ -98,15 +163,24 @@ class Images:
     async def list_images(
         self, shard: Shard, parent: str, timeout_s: float
     ) -> image_pb2.ListImagesResponse:
-        """What the executors hold of a customer, together."""
+        """What the registry and the executors hold of a customer, together."""
         customer = parent.partition("/")[2]
-        images = await self._list(shard, f"{customer}/", timeout_s)
-        return image_pb2.ListImagesResponse(images=images[:PAGE_SIZE_MAX])
+        images = {image.name: image for image in await self._list(shard, f"{customer}/", timeout_s)}
+        if self._registry is not None:
+            for pushed in await self._registry.repositories.of_customer(customer, timeout_s):
+                images[to_name(pushed.reference)] = _of_pushed(pushed)
+        ordered = [images[name] for name in sorted(images)]
+        return image_pb2.ListImagesResponse(images=ordered[:PAGE_SIZE_MAX])
 
     async def delete_image(self, shard: Shard, name: str, timeout_s: float) -> empty_pb2.Empty:
-        """Delete it on every executor."""
+        """Delete it from the registry and on every executor."""
         reference = to_reference(name)
         request = executor_pb2.DeleteArchiveRequest(reference=reference)
+        found = False
+        if self._registry is not None:  # first: else an executor could pull it again
+            with contextlib.suppress(NotFound):
+                await self._registry.repositories.delete(reference, timeout_s)
+                found = True
 
         async def delete(stub: ExecutorServiceAsyncStub) -> bool:
             try:
@@ -117,7 +191,7 @@ class Images:
                 raise
             return True
 
-        if not any(await self._each(shard, delete, timeout_s)):
+        if not any(await self._each(shard, delete, timeout_s)) and not found:
             raise _not_found(reference)
         return empty_pb2.Empty()
 
@@ -154,7 +228,10 @@ class Images:
             except grpc.aio.AioRpcError as error:
                 raise explained(worker, error) from error
 
-        workers = await self._attached(shard, timeout_s)
+        if self._registry is None:
+            workers = await self._attached(shard, timeout_s)
+        else:  # without executors there is still what the registry has
+            workers = await shard.executors(timeout_s)
         return list(await asyncio.gather(*map(one, workers)))
 
 
@@ -193,8 +270,14 @@ def explained(worker: cluster_pb2.Executor, error: grpc.aio.AioRpcError) -> Tick
     )
 
 
+def _of_pushed(pushed: Pushed) -> image_pb2.Image:
+    return image_pb2.Image(
+        name=to_name(pushed.reference), digest=pushed.digest, size_bytes=pushed.size_bytes
+    )
+
+
 def _not_found(reference: str) -> NotFound:
-    return NotFound(f"no image {to_name(reference)} was imported")
+    return NotFound(f"there is no image {to_name(reference)}")
 
 
 def first_message_needed() -> TickmeshError:

@@ -121,6 +121,8 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ExecutionService/WatchExecutions": (Kind.WATCH, "parent", _S, _SMALL),
     "ExecutionService/StreamLogs": (Kind.LOGS, "name", _S, _SMALL),
     "ImageService/ImportImage": (Kind.IMAGE_IMPORT, "name", _N, _SMALL),
+    "ImageService/GetRegistry": (Kind.IMAGE, "name", _S, _SMALL),
+    "ImageService/PullImage": (Kind.IMAGE, "name", _S, _SMALL),
     "ImageService/GetImage": (Kind.IMAGE, "name", _S, _SMALL),
     "ImageService/ListImages": (Kind.IMAGE, "parent", _S, _LARGE),
     "ImageService/DeleteImage": (Kind.IMAGE, "name", _S, _SMALL),

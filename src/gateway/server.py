@@ -21,7 +21,9 @@ from .archive import Archive
 from .authentication import Authentication
 from .door import Door
 from .executors import Executors
+from .images import Registry
 from .methods import SERVICES
+from .repositories import Repositories
 from .routing import shard_of, slot_of
 from .shards import Shard
 
@@ -55,7 +57,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     shards = tuple(Shard(members, credentials) for members in settings.shards)
     authentication = _authentication(settings, shards)
     archive = Archive(settings.archive, SystemClock()) if settings.archive is not None else None
-    door = Door(shards, executors, authentication, archive)
+    registry = _registry(settings)
+    door = Door(shards, executors, authentication, archive, registry)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
     server.add_generic_rpc_handlers((*door.handlers(), *reflection.handlers()))
     health = HealthServicer()
@@ -85,6 +88,21 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         for shard in shards:
             await shard.close()
         await executors.close()
+        if registry is not None:
+            await registry.repositories.close()
+
+
+def _registry(settings: GatewayConfig) -> Registry | None:
+    """The mesh's own registry, if it has one. Raises ConfigError."""
+    if settings.registry is None:
+        return None
+    own = settings.registry
+    try:
+        authority = Path(own.authority).read_text() if own.authority else ""
+        repositories = Repositories(own, None)
+    except OSError as error:
+        raise ConfigError(f"gateway.registry: {error.filename}: {error.strerror}") from error
+    return Registry(own, authority, login_required=False, repositories=repositories)
 
 
 def _authentication(settings: GatewayConfig, shards: tuple[Shard, ...]) -> Authentication | None:

@@ -58,6 +58,7 @@ PATTERN_FORMS: dict[str, str] = {
     f"^customers/{_ID}/keys/[0-9a-v]{{16}}$": (
         "customers/{customer}/keys/{key}, as the server gave it"
     ),
+    f"^customers/{_ID}/registry$": "customers/{customer}/registry",
     f"^{_ID}$": _ID_WORDS,
     "^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": (
         "an image reference, as report:1 or registry.example/team/report@sha256:..."

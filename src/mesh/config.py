@@ -64,6 +64,17 @@ class Archive(ObjectStore, frozen=True, forbid_unknown_fields=True):
     """How long, from an attempt's end; to the day, and up to two days longer."""
 
 
+class OwnRegistry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The mesh's own image registry (CNCF Distribution), for customers' images."""
+
+    address: str
+    """host:port, as executors reach it; for a gateway, as customers do."""
+    plain: bool = False
+    """Spoken to without TLS: on loopback or on a network of your own."""
+    authority: str = ""
+    """PEM file of who signed its certificate. Empty: who this system believes."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gateway: the public door."""
 
@@ -83,6 +94,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     archive: Archive | None = None
     """Where output is read that no executor has any more, and what is too old is deleted. None:
     output is only on the executors."""
+    registry: OwnRegistry | None = None
+    """The mesh's own registry. None: there is none, and images are imported."""
     ready_file: str = ""
     """Written (with the bound address) once the process serves. Empty: none."""
 
@@ -193,6 +206,10 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asked for longest and that nothing runs from. 0: no limit."""
     insecure_registries: tuple[str, ...] = ()
     """host:port of registries spoken to without TLS, and whose addresses need not be public."""
+    registry: OwnRegistry | None = None
+    """The mesh's own registry. None: images without a host are those that were imported."""
+    layers_at_once: int = 3
+    """Layers of one image fetched at one time: 1 to 16."""
     egress: Egress | None = None
     """None: jobs that ask for egress are not taken."""
     ready_file: str = ""

@@ -11,6 +11,7 @@ ends. In the directory of a mesh:
     config/ logs/ run/          one file a process
     shard-0-0/ executor-0/ ...  what each process stores
     archive/                    what executions wrote, if it is archived there
+    shard-0-0/ executor-0/ registry/ ...  what each process stores
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ from .config import (
     Config,
     ExecutorConfig,
     GatewayConfig,
+    OwnRegistry,
     Peer,
     SchedulerConfig,
     ShardMembers,
 )
+from .registries import PROGRAM, Distribution
 from .tls import DevelopmentAuthority
 
 READY_TIMEOUT_S = 60.0
@@ -107,6 +110,8 @@ class LocalOptions:
     """As in GatewayConfig; the operator's key is made at the first start."""
     archive: Archive | None = None
     """Of executors and gateways. A path that is not absolute is in the mesh's own directory."""
+    registry: bool = False
+    """An image registry of its own: needs CNCF Distribution (registries.PROGRAM) installed."""
 
 
 class Child:
@@ -135,10 +140,19 @@ class Child:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What it runs."""
+        return (sys.executable, "-m", f"tickmesh.{self.service}", "--config", str(self._config))
+
+    def serves(self) -> bool:
+        """Whether it takes calls."""
+        return self.ready.exists()
+
     async def spawn(self) -> None:
         """Start the process, without waiting until it serves."""
         self.ready.unlink(missing_ok=True)
-        program = (sys.executable, "-m", f"tickmesh.{self.service}", "--config", self._config)
+        program = self.program
         launcher = (sys.executable, "-I", "-S", launch.__file__)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -154,7 +168,7 @@ class Child:
         assert self.process is not None
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                while not self.ready.exists():
+                while not self.serves():
                     if self.process.returncode is not None:
                         raise self.failed()
                     await asyncio.sleep(READY_POLL_S)
@@ -211,6 +225,35 @@ class Child:
             await self.kill()
 
 
+class RegistryChild(Child):
+    """The mesh's image registry: CNCF Distribution, which knows nothing of us."""
+
+    def __init__(self, name: str, directory: Path, distribution: Distribution) -> None:
+        self._distribution = distribution
+        super().__init__(name, PROGRAM, directory, Config())
+        self._config = self._config.with_suffix(".yml")
+        self._config.touch(mode=0o600)
+        self._config.write_text(distribution.document())
+
+    def configure(self, settings: Config) -> None:
+        """Its configuration is its own."""
+        self.settings = settings
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """What it runs."""
+        path = shutil.which(PROGRAM)
+        if path is None:
+            raise MeshFailed(f"{PROGRAM} is not installed: install it, or do without a registry", 2)
+        return (path, "serve", str(self._config))
+
+    def serves(self) -> bool:
+        """Whether it takes connections."""
+        host, _, port = self._distribution.listen.rpartition(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
+
 class LocalMesh:
     """See the module. Use as an async context manager, or start and stop."""
 
@@ -221,6 +264,9 @@ class LocalMesh:
         self.gateways: list[Child] = []
         self.replicas: list[Child] = []
         self.executors: list[Child] = []
+        self.registries: list[Child] = []
+        self.registry_address = ""
+        """Of its own image registry, if it has one."""
         self.addresses: list[str] = []
         """Of the gateways."""
         self._lock = -1
@@ -238,7 +284,7 @@ class LocalMesh:
     @property
     def children(self) -> list[Child]:
         """All processes, in the order in which they are started."""
-        return [*self.executors, *self.replicas, *self.gateways]
+        return [*self.registries, *self.executors, *self.replicas, *self.gateways]
 
     async def __aenter__(self) -> LocalMesh:
         await self.start()
@@ -268,7 +314,7 @@ class LocalMesh:
     async def stop(self) -> None:
         """End everything: the door first, so that nothing new comes in; then the executors, which
         report what they ended; then those to whom they report."""
-        for group in (self.gateways, self.executors, self.replicas):
+        for group in (self.gateways, self.executors, self.replicas, self.registries):
             await asyncio.gather(*(child.end() for child in group))
         if self._lock >= 0:
             os.close(self._lock)
@@ -398,6 +444,7 @@ class LocalMesh:
         peers = tuple(Peer(name, f"{HOST}:{ports.pop()}") for name in names)
         shard = ShardMembers(SHARD_ID, peers)
         self.replicas, self.executors, self.gateways, self.addresses = [], [], [], []
+        own = self._configure_registry()
         for peer in peers:
             child_ready = str(self.directory / "run" / f"{peer.replica_id}.ready")
             scheduler = SchedulerConfig(
@@ -428,6 +475,7 @@ class LocalMesh:
                 runtime=options.runtime,
                 archive=archive,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
+                registry=own,
                 **{"memory_bytes": memory_bytes, **dict(options.executor)},
             )
             self.executors.append(
@@ -444,10 +492,22 @@ class LocalMesh:
                 authentication=options.authentication,
                 operator_key_hashes=operators,
                 archive=archive,
+                registry=own,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
             )
             self.gateways.append(Child(name, "gateway", self.directory, Config(gateway=gateway)))
             self.addresses.append(address)
+
+    def _configure_registry(self) -> OwnRegistry | None:
+        self.registries, self.registry_address = [], ""
+        if not self.options.registry:
+            return None
+        self.registry_address = f"{HOST}:{free_ports(1)[0]}"
+        distribution = Distribution(
+            listen=self.registry_address, storage=self.directory / "registry"
+        )
+        self.registries.append(RegistryChild("registry", self.directory, distribution))
+        return OwnRegistry(self.registry_address, plain=True)
 
 
 def _operator_key(path: Path) -> str:

@@ -30,8 +30,9 @@ from ..proto.tickmesh.v1 import (
     schedule_pb2,
     schedule_pb2_grpc,
 )
-from . import convert, limits, names
+from . import convert, limits, names, pushing
 from .errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NotFound, Unavailable
+from .layouts import Layout
 from .target import resolve
 from .transport import AsyncTransport, Deadline, Patience
 from .types import (
@@ -58,6 +59,7 @@ from .types import (
     NewJob,
     NewSchedule,
     OverlapPolicy,
+    PushedImage,
     Recurrence,
     Resources,
     RetryPolicy,
@@ -928,7 +930,7 @@ class AsyncExecutionHandle:
 
 
 class AsyncImages:
-    """Images that are in no registry: `client.images`."""
+    """A customer's own images, pushed or imported: `client.images`."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -953,21 +955,71 @@ class AsyncImages:
         answer = await self._transport.upload(self._stub.ImportImage, requests, deadline_s)
         return convert.from_image(answer)
 
+    async def push(
+        self,
+        image: str,
+        source: str | Path,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        deadline_s: float = limits.IMPORT_DEADLINE_S,
+    ) -> PushedImage:
+        """Push an image, "report:1", into the mesh's own registry, and have executors pull it.
+
+        source: an OCI image layout, as a directory or a tar file, or what `docker save` writes.
+        progress: called with (bytes that the registry has, bytes in all). Raises ImageCorrupt,
+        ImageTooLarge, PermissionDenied, FailedPrecondition (this mesh has no registry), and OSError
+        for the source.
+        """
+        deadline = Deadline(deadline_s)
+        repository, tag = names.image_repository(self._customer, image)
+        registry = await self.registry()
+        layout = await self._transport.blocking(lambda: Layout(Path(source)))
+        others = {each.name.split("/")[3].partition(":")[0] for each in await self.list()}
+
+        def work() -> str:
+            return pushing.push(
+                layout,
+                registry,
+                repository,
+                tag,
+                deadline_s=deadline.left_s(deadline_s),
+                others=[f"{repository.partition('/')[0]}/{other}" for other in sorted(others)],
+                progress=progress,
+            )
+
+        await self._transport.blocking(work)
+        request = image_pb2.PullImageRequest(name=names.image(self._customer, image))
+        left_s = max(limits.PULL_DEADLINE_MIN_S, deadline.left_s(limits.PULL_DEADLINE_S))
+        answer = await self._transport.unary(self._stub.PullImage, request, left_s)
+        return convert.from_pull(answer)
+
+    async def registry(self, *, deadline_s: float | None = None) -> pushing.Registry:
+        """The mesh's own registry, for other programs too. Raises FailedPrecondition: no such."""
+        request = image_pb2.GetRegistryRequest(name=f"{names.customer(self._customer)}/registry")
+        answer = await self._transport.unary(self._stub.GetRegistry, request, deadline_s)
+        return pushing.Registry(
+            answer.address,
+            answer.plain,
+            answer.authority,
+            self._customer,
+            self._transport.target.api_key,
+        )
+
     async def get(self, image: str, *, deadline_s: float | None = None) -> Image:
-        """One imported image. Raises NotFound."""
+        """One pushed or imported image. Raises NotFound."""
         request = image_pb2.GetImageRequest(name=names.image(self._customer, image))
         return convert.from_image(
             await self._transport.unary(self._stub.GetImage, request, deadline_s)
         )
 
     async def list(self, *, deadline_s: float | None = None) -> Sequence[Image]:
-        """All imported images, ordered by name."""
+        """All pushed and imported images, ordered by name."""
         request = image_pb2.ListImagesRequest(parent=names.customer(self._customer))
         answer = await self._transport.unary(self._stub.ListImages, request, deadline_s)
         return [convert.from_image(each) for each in answer.images]
 
     async def delete(self, image: str, *, deadline_s: float | None = None) -> None:
-        """Delete an imported image. What runs keeps its own."""
+        """Delete a pushed or imported image. What runs keeps its own."""
         request = image_pb2.DeleteImageRequest(name=names.image(self._customer, image))
         await self._transport.unary(self._stub.DeleteImage, request, deadline_s)
 

@@ -539,6 +539,15 @@ def from_api_key(message: customer_pb2.ApiKey) -> types.ApiKey:
     )
 
 
+def from_pull(message: image_pb2.PullImageResponse) -> types.PushedImage:
+    """From the API's message."""
+    return types.PushedImage(
+        image=from_image(message.image),
+        executors=tuple(message.executors),
+        failures=tuple((each.executor, each.message) for each in message.failures),
+    )
+
+
 def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
     """From the API's message."""
     return types.Cluster(

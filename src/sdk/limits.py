@@ -28,3 +28,36 @@ RETRY_ATTEMPTS_MAX = 5
 """Tries of a call that is safe to repeat: with the waits below about 1.5 s; gRPC's own limit."""
 RETRY_DELAY_S = 0.1
 RETRY_DELAY_MAX_S = 1.0
+
+ARCHIVE_MEMBERS_MAX = 4_096
+"""Files in an image's archive: its layers and a few more, for each of its platforms."""
+
+MANIFEST_BYTES_MAX = 4 * 1024 * 1024
+"""An image's manifest, index or configuration: what registries take."""
+
+PUSH_PIECE_BYTES = 1024 * 1024
+"""Read of a blob at one time."""
+
+PUSH_CHUNK_BYTES = 8 * 1024 * 1024
+"""Sent in one request: lost at most when a connection breaks, and held in memory."""
+
+PUSH_SILENCE_S = 60.0
+"""Without a byte from the registry, which syncs what it was sent."""
+
+PUSH_ATTEMPTS_MAX = 4
+"""In a row without progress."""
+
+PUSH_BACKOFF_S = 0.2
+"""Before the second attempt; doubled before each further one."""
+
+PUSH_MOUNTS_MAX = 8
+"""Other repositories that are asked for a blob before it is sent."""
+
+PUSH_MOUNT_BYTES_MIN = 64 * 1024
+"""A smaller blob is sent sooner than others are asked for it."""
+
+PULL_DEADLINE_S = 300.0
+"""Until every executor has pulled what was pushed: a call's longest."""
+
+PULL_DEADLINE_MIN_S = 10.0
+"""The same, when the push took all the time that there was: that it is pushed is the matter."""

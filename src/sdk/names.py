@@ -11,8 +11,13 @@ A full name is taken as it is.
 
 from __future__ import annotations
 
+import re
+
 from ..mesh import names
 from ..mesh.errors import invalid
+
+DEFAULT_TAG = "latest"
+_IMAGE = re.compile(r"([a-z0-9]+(?:[._-]+[a-z0-9]+)*)(?::([A-Za-z0-9_][A-Za-z0-9._-]{0,63}))?")
 
 
 def job(customer: str, given: str) -> str:
@@ -48,13 +53,23 @@ def execution(customer: str, given: str) -> str | None:
 
 
 def image(customer: str, given: str) -> str:
-    """An imported image by its id or name."""
+    """A pushed or imported image by its id or name."""
     return given if given.startswith("customers/") else f"customers/{customer}/images/{given}"
 
 
 def key(customer: str, given: str) -> str:
     """An API key by its id or name."""
     return given if given.startswith("customers/") else names.key_name(customer, given)
+
+
+def image_repository(customer: str, given: str) -> tuple[str, str]:
+    """Where a registry has an image that is given by its id or name: repository and tag. Raises
+    InvalidRequest."""
+    parts = image(customer, given).split("/")
+    match = _IMAGE.fullmatch(parts[-1])
+    if len(parts) != 4 or match is None:
+        raise invalid("image", f"{given!r} is not of the form NAME:TAG, as report:1")
+    return f"{parts[1]}/{match[1]}", match[2] or DEFAULT_TAG
 
 
 def customer(given: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ REPEATABLE = {
     "ExecutionService": (
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),
     ),
-    "ImageService": ("GetImage", "ListImages"),
+    "ImageService": ("GetRegistry", "PullImage", "GetImage", "ListImages"),
     "CustomerService": ("CreateApiKey", "ListApiKeys"),
     "ClusterService": ("GetCluster", "DrainExecutor"),
 }
@@ -213,6 +213,10 @@ class AsyncTransport:
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
 
+    async def blocking(self, work: Callable[[], A]) -> A:
+        """Do something that blocks."""
+        return await asyncio.to_thread(work)
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
@@ -275,6 +279,10 @@ class Transport:
             return method(requests, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explain(error, self.target.address, deadline_s) from None
+
+    def blocking(self, work: Callable[[], A]) -> A:
+        """Do something that blocks."""
+        return work()
 
     def sleep(self, seconds: float) -> None:
         """Wait."""

@@ -528,7 +528,7 @@ class LogChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An imported image."""
+    """A pushed or imported image."""
 
     name: str
     """customers/{customer}/images/{image}"""
@@ -539,6 +539,17 @@ class Image:
     def id(self) -> str:
         """What Container.image says, as "report:1"."""
         return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedImage:
+    """An image that was just pushed, and who has it."""
+
+    image: Image
+    executors: tuple[str, ...] = ()
+    """Ids of those that hold it now; others pull it when they need it."""
+    failures: tuple[tuple[str, str], ...] = ()
+    """Ids of executors that could not pull it now, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,8 @@ LABEL_SIZE = "tickmesh.io/bytes"
 LABEL_UNPACKED = "tickmesh.io/unpacked-bytes"
 LABEL_PULLED = "tickmesh.io/pulled"
 """Of an image that its registry can give again."""
+LABEL_ROOT = "tickmesh.io/root"
+"""The digest of what its name stood for: of its index, if it has one."""
 LABEL_LEASE_OWNER = "tickmesh.io/owner"
 
 
@@ -69,6 +71,10 @@ class Image:
     """The key of its root file system."""
     mounts: Mounts
     """How that is mounted."""
+    pulled: bool = False
+    """Its registry can give it again."""
+    root_digest: str = ""
+    """What its name stood for when it came: the digest of its index, or of its manifest."""
 
 
 class ImageSource(Protocol):
@@ -96,12 +102,15 @@ class ImageStore:
         bytes_max: int = limits.IMAGE_BYTES_MAX,
         owner: str = "",
         cache_bytes: int = 0,
+        layers_at_once: int = limits.LAYERS_AT_ONCE,
     ) -> None:
-        """`owner`: who its leases belong to. `cache_bytes`: see `trim`; 0: no limit."""
+        """`owner`: who its leases belong to. `cache_bytes`: see `trim`; 0: no limit.
+        `layers_at_once`: fetched of one image."""
         self._client = client
         self._bytes_max = bytes_max
         self._owner = owner
         self._cache_bytes = cache_bytes
+        self._layers_at_once = layers_at_once
         self._known: dict[str, Image] = {}
         self._used: dict[str, int] = {}
         self._uses = itertools.count(1)
@@ -201,6 +210,7 @@ class ImageStore:
     ) -> Image:
         """Takes an image in, whole or not at all. `labels`: its record's. Raises ImageError."""
         media_type, digest, data = await source.root()
+        root_digest = digest
         if media_type in INDEXES:
             chosen = choose(reference, parse_index(digest, data))
             data = await source.blob(chosen, limits.MANIFEST_BYTES_MAX)
@@ -221,7 +231,9 @@ class ImageStore:
         await self._client.create_lease(
             lease, {"containerd.io/gc.expire": expiry, LABEL_LEASE_OWNER: self._owner}
         )
-        work = _Installation(self._client.leased(lease), lease, self._bytes_max, self.id_base)
+        work = _Installation(
+            self._client.leased(lease), lease, self._bytes_max, self.id_base, self._layers_at_once
+        )
         try:
             view = await work.root_file_system(source, manifest, config)
             await work.small_blob(
@@ -241,6 +253,7 @@ class ImageStore:
                     LABEL_VIEW: view,
                     LABEL_SIZE: str(size),
                     LABEL_UNPACKED: str(work.unpacked_bytes),
+                    LABEL_ROOT: root_digest,
                 },
                 target=types_pb2.Descriptor(media_type=media_type, digest=digest, size=len(data)),
             )
@@ -272,6 +285,8 @@ class ImageStore:
             config=config,
             view=view,
             mounts=mounts,
+            pulled=LABEL_PULLED in record.labels,
+            root_digest=record.labels.get(LABEL_ROOT, ""),
         )
 
     def _remember(self, image: Image) -> None:
@@ -283,11 +298,19 @@ class ImageStore:
 class _Installation:
     """One image on its way in; everything it makes is under its lease."""
 
-    def __init__(self, client: ContainerdClient, lease: str, bytes_max: int, id_base: int) -> None:
+    def __init__(
+        self,
+        client: ContainerdClient,
+        lease: str,
+        bytes_max: int,
+        id_base: int,
+        layers_at_once: int,
+    ) -> None:
         self._client = client
         self._lease = lease
         self._bytes_max = bytes_max
         self._id_base = id_base
+        self._at_once = asyncio.Semaphore(layers_at_once)
         self._ingests: set[str] = set()
         self.unpacked_bytes = 0
 
@@ -312,21 +335,37 @@ class _Installation:
     async def root_file_system(
         self, source: ImageSource, manifest: Manifest, config: ImageConfig
     ) -> str:
-        """Fetches, verifies and unpacks all layers. Answers the view's key."""
+        """Fetches, verifies and unpacks all layers. Answers the view's key.
+
+        Layers come some at a time, and are unpacked in their order as soon as they are there.
+        """
         budget = Budget(self._bytes_max)
         parent = ""
-        for layer, diff_id, chain_id in zip(
-            manifest.layers, config.diff_ids, chain_ids(config.diff_ids), strict=True
-        ):
-            await self._layer(source, layer, diff_id, budget)
-            await self._unpack(
-                layer.digest, layer.media_type, layer.size, diff_id, parent, self._key(chain_id)
-            )
-            parent = self._key(chain_id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                coming: dict[str, asyncio.Task[int]] = {}
+                for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+                    if layer.digest not in coming:
+                        fetching = self._layer(source, layer, diff_id, budget)
+                        coming[layer.digest] = group.create_task(fetching)
+                unpacked: set[str] = set()
+                for layer, diff_id, chain_id in zip(
+                    manifest.layers, config.diff_ids, chain_ids(config.diff_ids), strict=True
+                ):
+                    size = await coming[layer.digest]
+                    if layer.digest in unpacked:  # once more on disk
+                        budget.spend(size)
+                    unpacked.add(layer.digest)
+                    key = self._key(chain_id)
+                    await self._unpack(layer, diff_id, parent, key)
+                    parent = key
+        except BaseExceptionGroup as errors:  # the first is why the others were cut off
+            raise errors.exceptions[0] from None
         ours, data = our_layer()
         top = self._key(chain_ids((*config.diff_ids, ours))[-1])
         await self.small_blob(ours, data, {})
-        await self._unpack(ours, PLAIN_LAYER, len(data), ours, parent, top)
+        layer = Descriptor(digest=ours, size=len(data), media_type=PLAIN_LAYER)
+        await self._unpack(layer, ours, parent, top)
         view = f"view-{top}"
         try:
             await self._client.view_snapshot(view, top, {})
@@ -343,15 +382,23 @@ class _Installation:
 
     async def _layer(
         self, source: ImageSource, layer: Descriptor, diff_id: str, budget: Budget
-    ) -> None:
-        try:
-            labels = await self._client.content_labels(layer.digest)
-            await self._client.add_to_lease(self._lease, layer.digest)
-            if LABEL_UNPACKED in labels:  # it came in whole, through here
-                budget.spend(int(labels[LABEL_UNPACKED]))
-                return
-        except ContainerdNotFound:
-            pass
+    ) -> int:
+        """Has a layer in the content store. Answers how many bytes it unpacks to."""
+        async with self._at_once:
+            try:
+                labels = await self._client.content_labels(layer.digest)
+                await self._client.add_to_lease(self._lease, layer.digest)
+                if LABEL_UNPACKED in labels:  # it came in whole, through here
+                    size = int(labels[LABEL_UNPACKED])
+                    budget.spend(size)
+                    return size
+            except ContainerdNotFound:
+                pass
+            return await self._fetch(source, layer, diff_id, budget)
+
+    async def _fetch(
+        self, source: ImageSource, layer: Descriptor, diff_id: str, budget: Budget
+    ) -> int:
         inspector = LayerInspector(layer.digest, layer.media_type, diff_id, budget)
 
         async def inspected() -> AsyncIterator[bytes]:
@@ -375,6 +422,7 @@ class _Installation:
         await self._client.label_content(
             layer.digest, {LABEL_UNPACKED: str(inspector.unpacked_bytes)}
         )
+        return inspector.unpacked_bytes
 
     async def _blob(self, digest: str, size: int, chunks: AsyncIterator[bytes]) -> None:
         ref = f"{self._lease}-{digest}"
@@ -385,9 +433,7 @@ class _Installation:
             await self._client.add_to_lease(self._lease, digest)
         self._ingests.discard(ref)
 
-    async def _unpack(
-        self, digest: str, media_type: str, size: int, diff_id: str, parent: str, chain_id: str
-    ) -> None:
+    async def _unpack(self, layer: Descriptor, diff_id: str, parent: str, chain_id: str) -> None:
         kind = f"snapshots/{self._client.snapshotter}"
         try:
             await self._client.stat_snapshot(chain_id)
@@ -397,15 +443,17 @@ class _Installation:
             pass
         key = f"{self._lease}-{chain_id}"
         mounts = await self._client.prepare_snapshot(key, parent, {})
-        layer = types_pb2.Descriptor(media_type=media_type, digest=digest, size=size)
+        described = types_pb2.Descriptor(
+            media_type=layer.media_type, digest=layer.digest, size=layer.size
+        )
         try:
-            applied = await self._client.apply_diff(layer, mounts)
+            applied = await self._client.apply_diff(described, mounts)
         except ContainerdError as error:
             raise ImageError(
-                ImageReason.CORRUPT, f"layer {digest} cannot be unpacked: {error}"
+                ImageReason.CORRUPT, f"layer {layer.digest} cannot be unpacked: {error}"
             ) from error
         if applied != diff_id:
-            raise ImageError(ImageReason.CORRUPT, f"layer {digest} unpacked to {applied}")
+            raise ImageError(ImageReason.CORRUPT, f"layer {layer.digest} unpacked to {applied}")
         await asyncio.to_thread(shift, _unpacked(mounts), self._id_base)
         try:
             await self._client.commit_snapshot(chain_id, key, {})

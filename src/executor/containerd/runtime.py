@@ -12,19 +12,18 @@ import tempfile
 import urllib.parse
 import uuid
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
 
 from ...mesh.clock import Clock, SystemClock
-from ...mesh.config import Egress
+from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
-from .. import accounting, archive, gate, limits, registry, users
+from .. import accounting, archive, gate, limits, users
+from ..credentials import Credentials
 from ..errors import (
     ContainerdError,
     ContainerdNotFound,
@@ -44,7 +43,8 @@ from .client import BINARIES, RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
 from .daemon import Daemon, which
 from .direct import COMMAND as DIRECT_COMMAND
 from .direct import DirectExchange
-from .images import LABEL_PULLED, Image, ImageSource, ImageStore
+from .images import Image, ImageStore
+from .pulls import Puller
 from .sandbox import ContainerdSandbox, Paths, Record
 
 log = structlog.get_logger(__name__)
@@ -90,11 +90,15 @@ class ContainerdRuntime:
         image_cache_bytes: int = 0,
         containerd_runtime: str = RUNTIME,
         gate: str = "auto",
+        own_registry: OwnRegistry | None = None,
+        credentials: Credentials | None = None,
+        layers_at_once: int = limits.LAYERS_AT_ONCE,
     ) -> None:
         """`owner`: the executor's id; what it makes carries it, and it touches nothing else.
 
         `user_namespaces`: one of USER_NAMESPACES. `image_cache_bytes`: see ImageStore.trim.
         `containerd_runtime`: containerd's name of what runs sandboxes. `gate`: one of GATES.
+        `own_registry`: the mesh's; `credentials`: for registries that want a login.
         """
         self._owner = owner
         self._data_directory = data_directory.absolute()
@@ -112,16 +116,16 @@ class ContainerdRuntime:
         self._image_cache_bytes = image_cache_bytes
         self._insecure_registries = frozenset(insecure_registries)
         self._clock = clock or SystemClock()
+        self._own_registry = own_registry
+        self._credentials = credentials or Credentials(self._clock)
+        self._layers_at_once = layers_at_once
         self._cgroup_parent = f"/tickmesh-{owner}"
         self._swap_accounting = accounting.swap_accounting()
         # Without CAP_SYS_RESOURCE nobody may be given more than we have ourselves.
         self._open_files_max = min(OPEN_FILES_HARD, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         self._creates = asyncio.Semaphore(limits.CREATES_AT_ONCE_MAX)
         self._deletes = asyncio.Semaphore(limits.DELETES_AT_ONCE_MAX)
-        self._fetching: dict[str, asyncio.Task[Image]] = {}
         self._removals: set[asyncio.Task[None]] = set()
-        self._pulls = asyncio.Semaphore(limits.PULLS_AT_ONCE_MAX)
-        self._pulls_of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._views: Counter[str] = Counter()  # of sandboxes that are being made
         self._users: dict[tuple[str, str], tuple[int, int]] = {}
         self._egress = _egress_pool(owner, egress)
@@ -130,6 +134,7 @@ class ContainerdRuntime:
         self._state_root = ""
         self._client: ContainerdClient
         self._images: ImageStore
+        self._puller: Puller | None = None
         self._watcher: Watcher
         self.binary = ""
         """What runs containers: "crun" or "runc"."""
@@ -165,7 +170,17 @@ class ContainerdRuntime:
             self._state_root = self.daemon.runtime_state
         self._client = ContainerdClient(self._socket, NAMESPACE, runtime_root=self._state_root)
         self._images = ImageStore(
-            self._client, owner=self._owner, cache_bytes=self._image_cache_bytes
+            self._client,
+            owner=self._owner,
+            cache_bytes=self._image_cache_bytes,
+            layers_at_once=self._layers_at_once,
+        )
+        self._puller = Puller(
+            self._images,
+            self._insecure_registries,
+            self._own_registry,
+            self._credentials,
+            self._trim,
         )
         self._watcher = Watcher()
         try:
@@ -182,10 +197,11 @@ class ContainerdRuntime:
 
     async def close(self) -> None:
         """See sandbox.Runtime."""
-        background = (*self._removals, *self._fetching.values())
-        for task in background:
+        if self._puller is not None:
+            await self._puller.close()
+        for task in self._removals:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await asyncio.gather(*self._removals, return_exceptions=True)
         with contextlib.suppress(ExecutorError):
             await self.sweep(frozenset())
         if self._egress:
@@ -277,21 +293,22 @@ class ContainerdRuntime:
 
     # Images.
 
-    async def ensure_image(self, reference: str) -> Image:
+    async def ensure_image(self, reference: str, customer: str = "") -> Image:
         """See sandbox.Runtime. Many who ask at once share one pull."""
-        try:
-            return await self._images.get(reference)
-        except ContainerdError as error:
-            raise SandboxError(f"image {reference} cannot be looked up: {error}") from error
-        except ImageError as error:
-            wanted = registry.parse(reference)
-            if error.reason is not ImageReason.NOT_FOUND or wanted is None:
-                raise
-        return await self._shared(reference, wanted)
+        assert self._puller is not None, "it was started"
+        return await self._puller.image(reference, customer)
+
+    async def refresh_image(self, reference: str) -> Image:
+        """See sandbox.Runtime."""
+        assert self._puller is not None, "it was started"
+        return await self._puller.refresh(reference)
 
     async def import_image(self, reference: str, archive_path: Path) -> Image:
         """See sandbox.Runtime."""
-        return await self._install(reference, archive.ArchiveSource(archive_path))
+        try:
+            return await self._images.install(reference, archive.ArchiveSource(archive_path))
+        except ContainerdError as error:
+            raise SandboxError(f"image {reference} cannot be stored: {error}") from error
 
     async def list_images(self) -> list[str]:
         """See sandbox.Runtime."""
@@ -306,53 +323,6 @@ class ContainerdRuntime:
             await self._images.delete(reference)
         except ContainerdError as error:
             raise SandboxError(f"image {reference} cannot be deleted: {error}") from error
-
-    async def _install(
-        self, reference: str, source: ImageSource, labels: Mapping[str, str] | None = None
-    ) -> Image:
-        try:
-            return await self._images.install(reference, source, labels)
-        except ContainerdError as error:
-            raise SandboxError(f"image {reference} cannot be stored: {error}") from error
-
-    async def _shared(self, reference: str, wanted: registry.Reference) -> Image:
-        task = self._fetching.get(reference)
-        if task is None:
-            # A registry that hangs must not hold what the others need.
-            of_host = self._pulls_of_host.setdefault(
-                wanted.host, asyncio.Semaphore(limits.PULLS_OF_HOST_MAX)
-            )
-
-            async def limited() -> Image:
-                async with of_host, self._pulls:
-                    return await self._pull(reference, wanted)
-
-            task = asyncio.create_task(limited())
-            self._fetching[reference] = task
-            task.add_done_callback(lambda done: self._fetched(reference, done))
-        # One waiter that gives up must not take the others' pull with it.
-        return await asyncio.shield(task)
-
-    def _fetched(self, reference: str, task: asyncio.Task[Image]) -> None:
-        del self._fetching[reference]
-        if not task.cancelled():
-            task.exception()  # every waiter has it; without waiters nobody needs it
-
-    async def _pull(self, reference: str, wanted: registry.Reference) -> Image:
-        transport = registry.CheckedTransport(self._insecure_registries)
-        try:
-            async with (
-                asyncio.timeout(limits.PULL_DEADLINE_S),
-                registry.RegistrySource(wanted, transport, self._insecure_registries) as source,
-            ):
-                image = await self._install(reference, source, {LABEL_PULLED: "true"})
-        except TimeoutError:
-            raise ImageError(
-                ImageReason.REGISTRY_UNAVAILABLE,
-                f"image {reference} did not come within {limits.PULL_DEADLINE_S:.0f} s",
-            ) from None
-        await self._trim(image)
-        return image
 
     async def _trim(self, pulled: Image) -> None:
         """Makes room in the cache after a pull, for which it came too late: it may be over its
@@ -379,13 +349,13 @@ class ContainerdRuntime:
             raise SandboxError(
                 f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
             )
-        image = await self.ensure_image(work.image)
+        image = await self.ensure_image(work.image, work.customer)
         return await self._make(work, image, _message(work, image, work.attempt_id))
 
     async def prepare_spare(self, mould: Work) -> "ContainerdSpare":
         """See sandbox.Runtime."""
         work = dataclasses.replace(mould, attempt_id=f"{SPARE_PREFIX}{uuid.uuid4().hex}")
-        image = await self.ensure_image(work.image)
+        image = await self.ensure_image(work.image, work.customer)
         return ContainerdSpare(self, mould, image, await self._make(work, image, b""))
 
     async def _make(self, work: Work, image: Image, message: bytes) -> ContainerdSandbox:
@@ -677,7 +647,7 @@ class ContainerdSpare:
             raise SandboxError(
                 f"attempt id {work.attempt_id!r} does not match {ATTEMPT_ID.pattern}"
             )
-        image = await self._runtime.ensure_image(work.image)
+        image = await self._runtime.ensure_image(work.image, work.customer)
         if (image.digest, image.view) != (self._image.digest, self._image.view):
             raise SpareUnfit(f"{work.image} is another image than when the spare was made")
         message = _message(work, image, self._sandbox.attempt_id)

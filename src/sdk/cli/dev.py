@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -95,12 +96,14 @@ def dev(
 ) -> int:
     """Run a whole mesh on this machine: gateway, scheduler and executor, as real processes.
 
-    It needs containerd and runc installed, and root to run containers. Ctrl-C ends everything;
-    jobs, schedules and images are kept in the data directory.
+    It needs containerd and runc installed, and root to run containers. With docker-registry
+    installed it has an image registry of its own, for `tickmesh image push`. Ctrl-C ends
+    everything; jobs, schedules and images are kept in the data directory.
     """
     try:
         from ...mesh import local
         from ...mesh.config import Archive, Egress
+        from ...mesh.registries import PROGRAM
     except ImportError as error:
         raise click.ClickException(
             f"the mesh itself is not installed ({error.name} is missing): "
@@ -118,6 +121,7 @@ def dev(
             executor=tuple(executor.items()),
             authentication=authentication,
             archive=Archive(url="archive"),
+            registry=shutil.which(PROGRAM) is not None and runtime == "containerd",
         )
         asyncio.run(_run(data, options))
     except local.MeshFailed as error:
@@ -228,6 +232,11 @@ def _banner(mesh: LocalMesh, description: Path) -> None:
     lines = [
         f"tickmesh serves at {mesh.address}: {_count(options.replicas, 'scheduler replica')}, "
         f"{_count(options.executors, 'executor')} ({options.runtime})",
+        *(
+            [f"its image registry is {mesh.registry_address}, which asks nobody who they are"]
+            if mesh.registry_address
+            else []
+        ),
         f"data and logs are in {mesh.directory}; Ctrl-C ends it",
         *_about_keys(mesh),
         "",

@@ -1,7 +1,8 @@
-"""`tickmesh image`: images that are in no registry."""
+"""`tickmesh image`: a customer's own images."""
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,39 @@ from .settings import Settings, pass_settings
 
 @click.group(cls=NounGroup)
 def group() -> None:
-    """Images that are in no registry, imported as OCI archives."""
+    """Your own images: pushed into the mesh's registry, or imported as OCI archives."""
+
+
+@group.command("push")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("image")
+@click.option("--within", type=DURATION, default="10m", show_default=True, help="Time it may take.")
+@output_option
+@pass_settings
+def push(settings: Settings, /, source: Path, image: str, within: timedelta, output: str) -> None:
+    """Push SOURCE as IMAGE, as "report:1", into the mesh's own registry.
+
+    SOURCE is an OCI image layout, a directory or a tar, as written by `docker buildx build --output
+    type=oci`, `podman save --format oci-archive` and `skopeo copy ... oci:DIR`; or what `docker
+    save` writes. Every executor has the image then, those that join later too.
+    """
+    from . import tables
+    from .parameters import show_size
+
+    with transfer(f"pushing {image}") as progress:
+        made = settings.client.images.push(
+            image, source, progress=progress, deadline_s=within.total_seconds()
+        )
+    for executor, message in made.failures:
+        print(f"warning: {executor} has not pulled it: {message}", file=sys.stderr)
+    if output != "table":
+        print_one(output, tables.IMAGES, made.image)
+    else:
+        count = len(made.executors)
+        print(
+            f"image {made.image.id} pushed: {made.image.digest}, "
+            f"{show_size(made.image.size_bytes)}; on {count} executor{'' if count == 1 else 's'}"
+        )
 
 
 @group.command("import")
@@ -28,6 +61,8 @@ def import_(
     settings: Settings, /, image: str, archive: Path, within: timedelta, output: str
 ) -> None:
     """Import an OCI archive (a tar with index.json) as IMAGE, as "report:1".
+
+    It goes to the executors that are attached now; see `push` for all of them.
 
     Such a tar is written by `docker save` (25 or newer), `docker buildx build --output type=oci`,
     `podman save --format oci-archive` and `skopeo copy ... oci-archive:FILE`.
@@ -49,11 +84,11 @@ def import_(
 @output_option
 @pass_settings
 def list_(settings: Settings, /, output: str) -> None:
-    """List the imported images."""
+    """List the images."""
     from . import tables
 
     client = settings.client
-    nothing = f"customer {client.customer} has no imported images"
+    nothing = f"customer {client.customer} has no images"
     print_list(output, tables.IMAGES, client.images.list(), nothing)
 
 
@@ -62,7 +97,7 @@ def list_(settings: Settings, /, output: str) -> None:
 @output_option
 @pass_settings
 def get(settings: Settings, /, image: str, output: str) -> None:
-    """Show an imported image."""
+    """Show an image."""
     from . import tables
 
     print_one(output, tables.IMAGES, settings.client.images.get(image))
@@ -72,7 +107,7 @@ def get(settings: Settings, /, image: str, output: str) -> None:
 @click.argument("images", nargs=-1, required=True)
 @pass_settings
 def delete(settings: Settings, /, images: tuple[str, ...]) -> None:
-    """Delete imported images. What runs keeps its own."""
+    """Delete images. What runs keeps its own."""
     for image in images:
         settings.client.images.delete(image)
         print(f"image {image} deleted", flush=True)

@@ -147,7 +147,7 @@ class Door:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._forth(reader, inner_writer))
                 group.create_task(self._back(inner_reader, writer, limit))
-        except* (OSError, _Broken):
+        except* (OSError, Broken):
             pass
         finally:
             for closing in (writer, inner_writer):
@@ -163,7 +163,7 @@ class Door:
             if not self.silent:
                 writer.write(data)
                 await writer.drain()
-        raise _Broken
+        raise Broken
 
     async def _back(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None
@@ -175,11 +175,11 @@ class Door:
             writer.write(data)
             await writer.drain()
             if limit is not None and limit <= 0:
-                raise _Broken
-        raise _Broken
+                raise Broken
+        raise Broken
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """This connection is over."""
 
 

@@ -27,8 +27,13 @@ if _version_not_supported:
 
 
 class ImageServiceStub(object):
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     def __init__(self, channel):
@@ -41,6 +46,16 @@ class ImageServiceStub(object):
                 '/tickmesh.v1.ImageService/ImportImage',
                 request_serializer=tickmesh_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_v1_dot_image__pb2.Image.FromString,
+                _registered_method=True)
+        self.GetRegistry = channel.unary_unary(
+                '/tickmesh.v1.ImageService/GetRegistry',
+                request_serializer=tickmesh_dot_v1_dot_image__pb2.GetRegistryRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_image__pb2.Registry.FromString,
+                _registered_method=True)
+        self.PullImage = channel.unary_unary(
+                '/tickmesh.v1.ImageService/PullImage',
+                request_serializer=tickmesh_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_image__pb2.PullImageResponse.FromString,
                 _registered_method=True)
         self.GetImage = channel.unary_unary(
                 '/tickmesh.v1.ImageService/GetImage',
@@ -60,8 +75,13 @@ class ImageServiceStub(object):
 
 
 class ImageServiceServicer(object):
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     def ImportImage(self, request_iterator, context):
@@ -74,22 +94,40 @@ class ImageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRegistry(self, request, context):
+        """Tells where the mesh's own registry is. Errors: FAILED_PRECONDITION (this mesh has none).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullImage(self, request, context):
+        """Has every executor that is attached pull what a pushed image's name stands for now, so that it
+        is there before it is needed. A push ends with it; without it executors that have an earlier
+        image of that name learn of the new one within a minute. Answers when all have it or have failed.
+        Errors: NOT_FOUND (the registry has no such image), FAILED_PRECONDITION (no registry).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetImage(self, request, context):
-        """Gets an imported image. Errors: NOT_FOUND.
+        """Gets a pushed or imported image. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListImages(self, request, context):
-        """Lists the imported images of a customer, ordered by name.
+        """Lists the images of a customer, ordered by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImage(self, request, context):
-        """Deletes an imported image. Executions that run keep theirs. Errors: NOT_FOUND.
+        """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,6 +140,16 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=tickmesh_dot_v1_dot_image__pb2.ImportImageRequest.FromString,
                     response_serializer=tickmesh_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'GetRegistry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRegistry,
+                    request_deserializer=tickmesh_dot_v1_dot_image__pb2.GetRegistryRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_image__pb2.Registry.SerializeToString,
+            ),
+            'PullImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=tickmesh_dot_v1_dot_image__pb2.PullImageRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_image__pb2.PullImageResponse.SerializeToString,
             ),
             'GetImage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetImage,
@@ -127,8 +175,13 @@ def add_ImageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ImageService(object):
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     @staticmethod
@@ -148,6 +201,60 @@ class ImageService(object):
             '/tickmesh.v1.ImageService/ImportImage',
             tickmesh_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
             tickmesh_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRegistry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ImageService/GetRegistry',
+            tickmesh_dot_v1_dot_image__pb2.GetRegistryRequest.SerializeToString,
+            tickmesh_dot_v1_dot_image__pb2.Registry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ImageService/PullImage',
+            tickmesh_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+            tickmesh_dot_v1_dot_image__pb2.PullImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,8 +28,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ImageServiceStub:
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     @_typing.overload
@@ -42,17 +47,32 @@ class ImageServiceStub:
     Errors: INVALID_ARGUMENT (IMAGE_CORRUPT, with the part that is damaged), RESOURCE_EXHAUSTED
     (IMAGE_TOO_LARGE: over 1 GiB compressed or unpacked), UNAVAILABLE (no executor).
     """
+    GetRegistry: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetRegistryRequest, _image_pb2.Registry]
+    """Tells where the mesh's own registry is. Errors: FAILED_PRECONDITION (this mesh has none)."""
+    PullImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]
+    """Has every executor that is attached pull what a pushed image's name stands for now, so that it
+    is there before it is needed. A push ends with it; without it executors that have an earlier
+    image of that name learn of the new one within a minute. Answers when all have it or have failed.
+    Errors: NOT_FOUND (the registry has no such image), FAILED_PRECONDITION (no registry).
+    """
     GetImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]
-    """Gets an imported image. Errors: NOT_FOUND."""
+    """Gets a pushed or imported image. Errors: NOT_FOUND."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
-    """Lists the imported images of a customer, ordered by name."""
+    """Lists the images of a customer, ordered by name."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]
-    """Deletes an imported image. Executions that run keep theirs. Errors: NOT_FOUND."""
+    """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
+    Errors: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -62,16 +82,31 @@ class ImageServiceAsyncStub(ImageServiceStub):
     Errors: INVALID_ARGUMENT (IMAGE_CORRUPT, with the part that is damaged), RESOURCE_EXHAUSTED
     (IMAGE_TOO_LARGE: over 1 GiB compressed or unpacked), UNAVAILABLE (no executor).
     """
+    GetRegistry: _aio.UnaryUnaryMultiCallable[_image_pb2.GetRegistryRequest, _image_pb2.Registry]  # type: ignore[assignment]
+    """Tells where the mesh's own registry is. Errors: FAILED_PRECONDITION (this mesh has none)."""
+    PullImage: _aio.UnaryUnaryMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]  # type: ignore[assignment]
+    """Has every executor that is attached pull what a pushed image's name stands for now, so that it
+    is there before it is needed. A push ends with it; without it executors that have an earlier
+    image of that name learn of the new one within a minute. Answers when all have it or have failed.
+    Errors: NOT_FOUND (the registry has no such image), FAILED_PRECONDITION (no registry).
+    """
     GetImage: _aio.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]  # type: ignore[assignment]
-    """Gets an imported image. Errors: NOT_FOUND."""
+    """Gets a pushed or imported image. Errors: NOT_FOUND."""
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
-    """Lists the imported images of a customer, ordered by name."""
+    """Lists the images of a customer, ordered by name."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes an imported image. Executions that run keep theirs. Errors: NOT_FOUND."""
+    """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
+    Errors: NOT_FOUND.
+    """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Images of a customer that are not in a registry: imported as OCI archives. See JobService for
-    deadlines and errors.
+    """Images of a customer: pushed into the mesh's own registry, or imported as OCI archives. See
+    JobService for deadlines and errors.
+
+    A mesh with a registry (GetRegistry) takes pushes by `tickmesh image push`, docker, podman and
+    skopeo, to `{address}/{customer}/{image}`. Jobs name such an image as they name an imported one, by
+    `report:1` alone; every executor pulls it from there when it first needs it, those that join later
+    too. An imported image is on the executors that were attached, and on no others.
     """
 
     @_abc_1.abstractmethod
@@ -87,12 +122,32 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetRegistry(
+        self,
+        request: _image_pb2.GetRegistryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.Registry, _abc.Awaitable[_image_pb2.Registry]]:
+        """Tells where the mesh's own registry is. Errors: FAILED_PRECONDITION (this mesh has none)."""
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _image_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.PullImageResponse, _abc.Awaitable[_image_pb2.PullImageResponse]]:
+        """Has every executor that is attached pull what a pushed image's name stands for now, so that it
+        is there before it is needed. A push ends with it; without it executors that have an earlier
+        image of that name learn of the new one within a minute. Answers when all have it or have failed.
+        Errors: NOT_FOUND (the registry has no such image), FAILED_PRECONDITION (no registry).
+        """
+
+    @_abc_1.abstractmethod
     def GetImage(
         self,
         request: _image_pb2.GetImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.Image, _abc.Awaitable[_image_pb2.Image]]:
-        """Gets an imported image. Errors: NOT_FOUND."""
+        """Gets a pushed or imported image. Errors: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListImages(
@@ -100,7 +155,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.ListImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ListImagesResponse, _abc.Awaitable[_image_pb2.ListImagesResponse]]:
-        """Lists the imported images of a customer, ordered by name."""
+        """Lists the images of a customer, ordered by name."""
 
     @_abc_1.abstractmethod
     def DeleteImage(
@@ -108,6 +163,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.DeleteImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes an imported image. Executions that run keep theirs. Errors: NOT_FOUND."""
+        """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
+        Errors: NOT_FOUND.
+        """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

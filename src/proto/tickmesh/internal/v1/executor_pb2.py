@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tickmesh/internal/v1/executor.proto\x12\x14tickmesh.internal.v1\"l\n\x13StreamOutputRequest\x12\x1f\n\nattempt_id\x18\x01 \x01(\tB\x00R\tattemptId\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x00R\x06\x63ursor\x12\x18\n\x06\x66ollow\x18\x03 \x01(\x08\x42\x00R\x06\x66ollow:\x00\"\xcb\x01\n\x14StreamOutputResponse\x12\x14\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x00R\x04\x64\x61ta\x12\x18\n\x06stream\x18\x02 \x01(\x05\x42\x00R\x06stream\x12\x18\n\x06\x63ursor\x18\x03 \x01(\tB\x00R\x06\x63ursor\x12%\n\rdropped_bytes\x18\x04 \x01(\x03\x42\x00R\x0c\x64roppedBytes\x12#\n\x0ctime_offsets\x18\x05 \x03(\x05\x42\x00R\x0btimeOffsets\x12\x1b\n\x08times_ns\x18\x06 \x03(\x03\x42\x00R\x07timesNs:\x00\"N\n\x14ImportArchiveRequest\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x00R\x04\x64\x61ta:\x00\"T\n\x15ImportArchiveResponse\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x00R\tsizeBytes:\x00\"1\n\x13ListArchivesRequest\x12\x18\n\x06prefix\x18\x01 \x01(\tB\x00R\x06prefix:\x00\"U\n\x14ListArchivesResponse\x12;\n\x08\x61rchives\x18\x01 \x03(\x0b\x32\x1d.tickmesh.internal.v1.ArchiveB\x00R\x08\x61rchives:\x00\"f\n\x07\x41rchive\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x03 \x01(\x03\x42\x00R\tsizeBytes:\x00\"8\n\x14\x44\x65leteArchiveRequest\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference:\x00\"\x19\n\x15\x44\x65leteArchiveResponse:\x00\"J\n\x0c\x44rainRequest\x12\x14\n\x04undo\x18\x01 \x01(\x08\x42\x00R\x04undo\x12\"\n\x0c\x65nd_after_ms\x18\x02 \x01(\x03\x42\x00R\nendAfterMs:\x00\"2\n\rDrainResponse\x12\x1f\n\nheld_count\x18\x01 \x01(\x05\x42\x00R\theldCount:\x00\x32\x93\x04\n\x0f\x45xecutorService\x12i\n\x0cStreamOutput\x12).tickmesh.internal.v1.StreamOutputRequest\x1a*.tickmesh.internal.v1.StreamOutputResponse\"\x00\x30\x01\x12j\n\x0bImportImage\x12*.tickmesh.internal.v1.ImportArchiveRequest\x1a+.tickmesh.internal.v1.ImportArchiveResponse\"\x00(\x01\x12g\n\x0cListArchives\x12).tickmesh.internal.v1.ListArchivesRequest\x1a*.tickmesh.internal.v1.ListArchivesResponse\"\x00\x12j\n\rDeleteArchive\x12*.tickmesh.internal.v1.DeleteArchiveRequest\x1a+.tickmesh.internal.v1.DeleteArchiveResponse\"\x00\x12R\n\x05\x44rain\x12\".tickmesh.internal.v1.DrainRequest\x1a#.tickmesh.internal.v1.DrainResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tickmesh/internal/v1/executor.proto\x12\x14tickmesh.internal.v1\"l\n\x13StreamOutputRequest\x12\x1f\n\nattempt_id\x18\x01 \x01(\tB\x00R\tattemptId\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x00R\x06\x63ursor\x12\x18\n\x06\x66ollow\x18\x03 \x01(\x08\x42\x00R\x06\x66ollow:\x00\"\xcb\x01\n\x14StreamOutputResponse\x12\x14\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x00R\x04\x64\x61ta\x12\x18\n\x06stream\x18\x02 \x01(\x05\x42\x00R\x06stream\x12\x18\n\x06\x63ursor\x18\x03 \x01(\tB\x00R\x06\x63ursor\x12%\n\rdropped_bytes\x18\x04 \x01(\x03\x42\x00R\x0c\x64roppedBytes\x12#\n\x0ctime_offsets\x18\x05 \x03(\x05\x42\x00R\x0btimeOffsets\x12\x1b\n\x08times_ns\x18\x06 \x03(\x03\x42\x00R\x07timesNs:\x00\"N\n\x14ImportArchiveRequest\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x00R\x04\x64\x61ta:\x00\"T\n\x15ImportArchiveResponse\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x00R\tsizeBytes:\x00\"1\n\x13ListArchivesRequest\x12\x18\n\x06prefix\x18\x01 \x01(\tB\x00R\x06prefix:\x00\"U\n\x14ListArchivesResponse\x12;\n\x08\x61rchives\x18\x01 \x03(\x0b\x32\x1d.tickmesh.internal.v1.ArchiveB\x00R\x08\x61rchives:\x00\"f\n\x07\x41rchive\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x03 \x01(\x03\x42\x00R\tsizeBytes:\x00\"6\n\x12PullArchiveRequest\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference:\x00\"R\n\x13PullArchiveResponse\x12\x18\n\x06\x64igest\x18\x01 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x03\x42\x00R\tsizeBytes:\x00\"8\n\x14\x44\x65leteArchiveRequest\x12\x1e\n\treference\x18\x01 \x01(\tB\x00R\treference:\x00\"\x19\n\x15\x44\x65leteArchiveResponse:\x00\"J\n\x0c\x44rainRequest\x12\x14\n\x04undo\x18\x01 \x01(\x08\x42\x00R\x04undo\x12\"\n\x0c\x65nd_after_ms\x18\x02 \x01(\x03\x42\x00R\nendAfterMs:\x00\"2\n\rDrainResponse\x12\x1f\n\nheld_count\x18\x01 \x01(\x05\x42\x00R\theldCount:\x00\x32\xf9\x04\n\x0f\x45xecutorService\x12i\n\x0cStreamOutput\x12).tickmesh.internal.v1.StreamOutputRequest\x1a*.tickmesh.internal.v1.StreamOutputResponse\"\x00\x30\x01\x12j\n\x0bImportImage\x12*.tickmesh.internal.v1.ImportArchiveRequest\x1a+.tickmesh.internal.v1.ImportArchiveResponse\"\x00(\x01\x12g\n\x0cListArchives\x12).tickmesh.internal.v1.ListArchivesRequest\x1a*.tickmesh.internal.v1.ListArchivesResponse\"\x00\x12\x64\n\x0bPullArchive\x12(.tickmesh.internal.v1.PullArchiveRequest\x1a).tickmesh.internal.v1.PullArchiveResponse\"\x00\x12j\n\rDeleteArchive\x12*.tickmesh.internal.v1.DeleteArchiveRequest\x1a+.tickmesh.internal.v1.DeleteArchiveResponse\"\x00\x12R\n\x05\x44rain\x12\".tickmesh.internal.v1.DrainRequest\x1a#.tickmesh.internal.v1.DrainResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,14 +45,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTARCHIVESRESPONSE']._serialized_end=679
   _globals['_ARCHIVE']._serialized_start=681
   _globals['_ARCHIVE']._serialized_end=783
-  _globals['_DELETEARCHIVEREQUEST']._serialized_start=785
-  _globals['_DELETEARCHIVEREQUEST']._serialized_end=841
-  _globals['_DELETEARCHIVERESPONSE']._serialized_start=843
-  _globals['_DELETEARCHIVERESPONSE']._serialized_end=868
-  _globals['_DRAINREQUEST']._serialized_start=870
-  _globals['_DRAINREQUEST']._serialized_end=944
-  _globals['_DRAINRESPONSE']._serialized_start=946
-  _globals['_DRAINRESPONSE']._serialized_end=996
-  _globals['_EXECUTORSERVICE']._serialized_start=999
-  _globals['_EXECUTORSERVICE']._serialized_end=1530
+  _globals['_PULLARCHIVEREQUEST']._serialized_start=785
+  _globals['_PULLARCHIVEREQUEST']._serialized_end=839
+  _globals['_PULLARCHIVERESPONSE']._serialized_start=841
+  _globals['_PULLARCHIVERESPONSE']._serialized_end=923
+  _globals['_DELETEARCHIVEREQUEST']._serialized_start=925
+  _globals['_DELETEARCHIVEREQUEST']._serialized_end=981
+  _globals['_DELETEARCHIVERESPONSE']._serialized_start=983
+  _globals['_DELETEARCHIVERESPONSE']._serialized_end=1008
+  _globals['_DRAINREQUEST']._serialized_start=1010
+  _globals['_DRAINREQUEST']._serialized_end=1084
+  _globals['_DRAINRESPONSE']._serialized_start=1086
+  _globals['_DRAINRESPONSE']._serialized_end=1136
+  _globals['_EXECUTORSERVICE']._serialized_start=1139
+  _globals['_EXECUTORSERVICE']._serialized_end=1772
 # @@protoc_insertion_point(module_scope)

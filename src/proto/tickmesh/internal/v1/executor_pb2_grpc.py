@@ -50,6 +50,11 @@ class ExecutorServiceStub(object):
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesResponse.FromString,
                 _registered_method=True)
+        self.PullArchive = channel.unary_unary(
+                '/tickmesh.internal.v1.ExecutorService/PullArchive',
+                request_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveResponse.FromString,
+                _registered_method=True)
         self.DeleteArchive = channel.unary_unary(
                 '/tickmesh.internal.v1.ExecutorService/DeleteArchive',
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.DeleteArchiveRequest.SerializeToString,
@@ -87,6 +92,13 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullArchive(self, request, context):
+        """Has here what a name of the mesh's own registry stands for now. NOT_FOUND if it has none such.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteArchive(self, request, context):
         """Forgets an imported image. NOT_FOUND if there is none.
         """
@@ -118,6 +130,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.ListArchives,
                     request_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesRequest.FromString,
                     response_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesResponse.SerializeToString,
+            ),
+            'PullArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullArchive,
+                    request_deserializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveRequest.FromString,
+                    response_serializer=tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveResponse.SerializeToString,
             ),
             'DeleteArchive': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteArchive,
@@ -212,6 +229,33 @@ class ExecutorService(object):
             '/tickmesh.internal.v1.ExecutorService/ListArchives',
             tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesRequest.SerializeToString,
             tickmesh_dot_internal_dot_v1_dot_executor__pb2.ListArchivesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.internal.v1.ExecutorService/PullArchive',
+            tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveRequest.SerializeToString,
+            tickmesh_dot_internal_dot_v1_dot_executor__pb2.PullArchiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

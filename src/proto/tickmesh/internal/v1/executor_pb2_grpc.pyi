@@ -39,6 +39,8 @@ class ExecutorServiceStub:
     """Imports an OCI archive; see tickmesh.v1.ImageService.ImportImage."""
     ListArchives: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ListArchivesRequest, _executor_pb2.ListArchivesResponse]
     """The imported images whose reference begins with a prefix."""
+    PullArchive: _grpc.UnaryUnaryMultiCallable[_executor_pb2.PullArchiveRequest, _executor_pb2.PullArchiveResponse]
+    """Has here what a name of the mesh's own registry stands for now. NOT_FOUND if it has none such."""
     DeleteArchive: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DeleteArchiveRequest, _executor_pb2.DeleteArchiveResponse]
     """Forgets an imported image. NOT_FOUND if there is none."""
     Drain: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]
@@ -55,6 +57,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """Imports an OCI archive; see tickmesh.v1.ImageService.ImportImage."""
     ListArchives: _aio.UnaryUnaryMultiCallable[_executor_pb2.ListArchivesRequest, _executor_pb2.ListArchivesResponse]  # type: ignore[assignment]
     """The imported images whose reference begins with a prefix."""
+    PullArchive: _aio.UnaryUnaryMultiCallable[_executor_pb2.PullArchiveRequest, _executor_pb2.PullArchiveResponse]  # type: ignore[assignment]
+    """Has here what a name of the mesh's own registry stands for now. NOT_FOUND if it has none such."""
     DeleteArchive: _aio.UnaryUnaryMultiCallable[_executor_pb2.DeleteArchiveRequest, _executor_pb2.DeleteArchiveResponse]  # type: ignore[assignment]
     """Forgets an imported image. NOT_FOUND if there is none."""
     Drain: _aio.UnaryUnaryMultiCallable[_executor_pb2.DrainRequest, _executor_pb2.DrainResponse]  # type: ignore[assignment]
@@ -86,6 +90,14 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_executor_pb2.ListArchivesResponse, _abc.Awaitable[_executor_pb2.ListArchivesResponse]]:
         """The imported images whose reference begins with a prefix."""
+
+    @_abc_1.abstractmethod
+    def PullArchive(
+        self,
+        request: _executor_pb2.PullArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.PullArchiveResponse, _abc.Awaitable[_executor_pb2.PullArchiveResponse]]:
+        """Has here what a name of the mesh's own registry stands for now. NOT_FOUND if it has none such."""
 
     @_abc_1.abstractmethod
     def DeleteArchive(

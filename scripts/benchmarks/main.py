@@ -18,6 +18,7 @@ import fairness
 import fire
 import recurrence
 import registered
+import soak
 import write
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, Any]]], str]] = {
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Awaitable[dict[str, A
     "failover": (failover.run, "what SIGKILL of the leader, or of every replica, costs"),
     "registered": (registered.run, "a replica with millions of schedules: memory, opening, calls"),
     "recurrence": (recurrence.run, "next fires of a million schedules over 2,000 expressions"),
+    "soak": (soak.run, "10,000 executions in a row, and what they leave on the host"),
     "write": (write.run, "durable creates a second, beside a 3-node etcd's puts"),
 }
 SECONDS_MAX = 3_600.0
@@ -65,6 +67,9 @@ def _arguments() -> argparse.Namespace:
         help="fire: so many at one instant, as much less often (default 1)",
     )
     parser.add_argument("--executes", type=int, default=50, help="cold Executes (default 50)")
+    parser.add_argument(
+        "--executions", type=int, default=10_000, help="soak: in a row (default 10,000)"
+    )
     parser.add_argument("--replicas", type=int, default=3, help="of the shard (default 3)")
     parser.add_argument("--executors", type=int, default=1, help="burst: processes (default 1)")
     parser.add_argument(

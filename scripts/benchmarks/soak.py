@@ -88,7 +88,11 @@ class Host:
         return found
 
     def _on_host(self) -> dict[str, int]:
-        cgroups = sum(1 for _ in CGROUPS.glob(f"**/tickmesh-{self._owner}/*/"))
+        parent = f"tickmesh-{self._owner}"
+        cgroups = sum(
+            len([path for path in _paths(hierarchy / parent) if path.is_dir()])
+            for hierarchy in (CGROUPS, *_paths(CGROUPS))
+        )
         ledger = sqlite3.connect(f"file:{self._directory}/ledger.db?mode=ro", uri=True)
         try:
             rows = {
@@ -145,11 +149,15 @@ def _lines(path: str) -> int:
     return len(Path(path).read_text().splitlines())
 
 
-def _listed(directory: str | Path) -> list[str]:
+def _paths(directory: str | Path) -> list[Path]:
     try:
-        return [path.name for path in Path(directory).iterdir()]
-    except FileNotFoundError:
+        return list(Path(directory).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _listed(directory: str | Path) -> list[str]:
+    return [path.name for path in _paths(directory)]
 
 
 def _links(directory: str, prefix: str) -> Iterable[str]:
@@ -244,9 +252,8 @@ def difference(before: dict[str, int], after: dict[str, int]) -> dict[str, list[
 async def network_job(api: Api) -> str:
     """The stamp job, with a network."""
     job = job_pb2.Job(
-        container=job_pb2.Container(image="stamp:1"),
+        container=job_pb2.Container(image="stamp:1", network=job_pb2.NETWORK_EGRESS),
         resources=job_pb2.Resources(memory_bytes=64 << 20),
-        network=job_pb2.NETWORK_EGRESS,
     )
     request = job_pb2.CreateJobRequest(parent=bed.CUSTOMER, job_id="egress", job=job)
     return (await api.jobs.CreateJob(request, timeout=CALL_DEADLINE_S)).name

@@ -121,7 +121,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shard that is restored from a backup takes one of its own."""
     backup_directory: str = ""
     """Where BackupShard makes its directories: an absolute path on this host, best on another disk.
-    Empty: backups are refused."""
+    Empty, and no backup_store: backups are refused."""
+    backup_store: ObjectStore | None = None
+    """In place of backup_directory; what --restore reads an s3:// backup with."""
     clock_skew_max_ms: int = 250
     """A leader whose wall clock is further than this from a majority's hands leadership over."""
     executor_lease_ms: int = 10_000

@@ -29,6 +29,9 @@ CONNECT_TIMEOUT_S = 5
 RETRIES_MAX = 2
 """Of a request, by the library, for what passes by itself; callers have longer patience."""
 
+PARTS_AT_ONCE = 2
+"""Of a file that is stored, 5 MiB each: what is in memory."""
+
 READ_CHUNK_BYTES = 1024 * 1024
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -114,7 +117,7 @@ class Objects:
         """Store a file's content, in parts. Blocking."""
         assert _KEY.fullmatch(key), key
         with self._explained("written to"):
-            obstore.put(self._store, key, path)
+            obstore.put(self._store, key, path, max_concurrency=PARTS_AT_ONCE)
             if self._directory is not None:
                 _sync(self._directory, key)
 

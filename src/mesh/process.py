@@ -46,11 +46,11 @@ def _bound_malloc() -> None:
 def run(
     service: str,
     main: Callable[[config.Config, asyncio.Event], Awaitable[None]],
-    restore: Callable[[config.Config, Path], str] | None = None,
+    restore: Callable[[config.Config, str], str] | None = None,
 ) -> None:
     """Entry of `python -m tickmesh.{service} --config FILE`.
 
-    With `--restore DIRECTORY`, for a service that can, `restore` makes its data from a backup and
+    With `--restore WHERE`, for a service that can, `restore` makes its data from a backup and
     says what it made, and nothing is served; it raises ValueError if it is refused.
 
     `main` serves until the event is set (SIGTERM or SIGINT), then ends in order. Exit codes: 0
@@ -59,7 +59,11 @@ def run(
     parser = argparse.ArgumentParser(prog=f"python -m tickmesh.{service}")
     parser.add_argument("--config", type=Path, required=True, help="TOML file")
     if restore is not None:
-        parser.add_argument("--restore", type=Path, help="make data from a backup, and end")
+        parser.add_argument(
+            "--restore",
+            metavar="WHERE",
+            help="make data from a backup (a directory, or s3://bucket/prefix/name), and end",
+        )
     arguments = parser.parse_args()
     try:
         settings = config.load(arguments.config)

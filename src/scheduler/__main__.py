@@ -1,4 +1,4 @@
-"""`python -m tickmesh.scheduler --config FILE [--restore DIRECTORY]`."""
+"""`python -m tickmesh.scheduler --config FILE [--restore WHERE]`."""
 
 from ..mesh.process import run
 from .server import restore, serve

@@ -1,23 +1,28 @@
 """Backups of a shard, and replicas made from them: files, a manifest, checksums. Blocking calls.
 
-A backup is a directory with the files of one RocksDB checkpoint and `manifest.json`, which names
-each with its size and SHA-256, and is itself under a checksum. It appears whole, by a rename. The
+A backup is a name in a directory or an S3-compatible store, and under it the files of one RocksDB
+checkpoint and `manifest.json`, which names each with its size and SHA-256, and is itself under a
+checksum. The manifest is put last: what has none is no backup. The
 same backup restored on several replicas gives them the same state at the same place of the log, so
 that they are one group at once; a further one may join without data, as a learner.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from ..mesh.config import SchedulerConfig
+from ..mesh.config import ConfigError, ObjectStore, SchedulerConfig
+from ..mesh.objects import Objects, ObjectsUnavailable
 from .core.commands import ENTRY_VERSION
 from .raft.errors import JournalError
 from .raft.journal import Journal, Position
@@ -36,7 +41,8 @@ MANIFEST_BYTES_MAX = 64 * 1024 * 1024
 
 CHUNK_BYTES = 1024 * 1024
 SYNC_BYTES = 32 * 1024 * 1024
-"""A copy is synced this often, so that the journal's own syncs never wait behind a whole file."""
+"""What is restored is synced this often, so that another replica's journal on the same disk never
+waits behind a whole file."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 
@@ -94,42 +100,94 @@ class _Sealed(msgspec.Struct, frozen=True):
     manifest: msgspec.Raw
 
 
-def write(checkpoint: Path, destination: Path, origin: Origin) -> Manifest:
-    """Make a backup of a checkpoint's files. Raises BackupError; then there is none."""
-    if destination.exists():
-        raise BackupExists(f"{destination} is there already: name another directory")
-    partial = destination.with_name(f".{destination.name}.partial")
+class Place(NamedTuple):
+    """Where a backup is."""
+
+    objects: Objects
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.objects.url}/{self.name}"
+
+    def key(self, file: str) -> str:
+        """Of one of its files."""
+        return f"{self.name}/{file}"
+
+
+def backups(settings: SchedulerConfig) -> Objects | None:
+    """Where backups are made, as configured; None: nowhere. Raises ConfigError."""
+    if settings.backup_directory and settings.backup_store:
+        raise ConfigError("scheduler.backup_directory and backup_store: set one of them")
+    if settings.backup_store is not None:
+        return Objects(settings.backup_store, "scheduler.backup_store")
+    if not settings.backup_directory:
+        return None
+    if not Path(settings.backup_directory).is_absolute():
+        raise ConfigError(
+            f"scheduler.backup_directory {settings.backup_directory!r} is not an absolute path"
+        )
+    return Objects(ObjectStore(settings.backup_directory), "scheduler.backup_directory")
+
+
+def place(where: str, settings: SchedulerConfig) -> Place:
+    """A backup by its directory, or by "s3://bucket/prefix/name", which is reached as backup_store
+    says. Raises BackupError."""
+    if where.startswith("s3://"):
+        url, _, name = where.rstrip("/").rpartition("/")
+        store = settings.backup_store or ObjectStore(url)
+        store = msgspec.structs.replace(store, url=url)
+    else:
+        path = Path(where).absolute()
+        if not path.is_dir():
+            raise BackupError(
+                f"{path / MANIFEST} cannot be read: no such directory. Is it a backup?"
+            )
+        store, name = ObjectStore(str(path.parent)), path.name
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        files = [
-            _copy(checkpoint / name, partial / name)
-            for name in sorted(path.name for path in checkpoint.iterdir())
-        ]
-        manifest = Manifest(origin, metadata.version("tickmesh"), tuple(files))
-        encoded = msgspec.json.encode(manifest)
-        sealed = _Sealed(FORMAT, hashlib.sha256(encoded).hexdigest(), msgspec.Raw(encoded))
-        with (partial / MANIFEST).open("xb") as file:
-            file.write(msgspec.json.encode(sealed))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_directory(partial)
-        partial.rename(destination)
-        sync_directory(destination.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        return Place(Objects(store, "--restore"), name)
+    except ConfigError as error:
+        raise BackupError(str(error)) from error
+
+
+def write(checkpoint: Path, destination: Place, origin: Origin) -> Manifest:
+    """Make a backup of a checkpoint's files. Raises BackupError; then there is none."""
+    objects = destination.objects
+    try:
+        if objects.exists(destination.name):
+            raise BackupExists(f"{destination} is there already: name another")
+        try:
+            files = tuple(
+                _put(checkpoint / name, destination)
+                for name in sorted(path.name for path in checkpoint.iterdir())
+            )
+            manifest = Manifest(origin, metadata.version("tickmesh"), files)
+            encoded = msgspec.json.encode(manifest)
+            sealed = _Sealed(FORMAT, hashlib.sha256(encoded).hexdigest(), msgspec.Raw(encoded))
+            if not objects.put_new(destination.key(MANIFEST), msgspec.json.encode(sealed)):
+                raise BackupExists(f"{destination} was made by somebody else meanwhile")
+        except (OSError, ObjectsUnavailable):
+            with contextlib.suppress(ObjectsUnavailable):
+                objects.remove(destination.name)
+            raise
+    except (OSError, ObjectsUnavailable) as error:
         raise BackupError(f"the backup {destination} could not be written: {error}") from error
     return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(source: Place) -> Manifest:
     """What a backup says of itself. Raises BackupError."""
-    path = directory / MANIFEST
+    path = f"{source}/{MANIFEST}"
+    data = b""
     try:
-        with path.open("rb") as file:
-            data = file.read(MANIFEST_BYTES_MAX + 1)
-    except OSError as error:
-        raise BackupError(f"{path} cannot be read: {error.strerror}. Is it a backup?") from error
+        pieces = source.objects.read(source.key(MANIFEST))
+        if pieces is None:
+            raise BackupError(f"{path} cannot be read: there is none. Is it a backup?")
+        for piece in pieces:
+            data += piece
+            if len(data) > MANIFEST_BYTES_MAX:
+                break
+    except ObjectsUnavailable as error:
+        raise BackupError(f"{path} cannot be read: {error}") from error
     damaged = BackupError(f"{path} is damaged: take another copy of this backup")
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
@@ -145,10 +203,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise damaged from error
 
 
-def restore(directory: Path, settings: SchedulerConfig) -> Manifest:
-    """Make a replica's data from a backup, as the configuration names and places it. Raises
-    BackupError; then there is no data."""
-    manifest = read_manifest(directory)
+def restore(where: str, settings: SchedulerConfig) -> Manifest:
+    """Make a replica's data from a backup (see `place`), as the configuration names and places it.
+    Raises BackupError; then there is no data."""
+    source = place(where, settings)
+    manifest = read_manifest(source)
     origin = manifest.origin
     group_id = settings.group_id or settings.shard.shard_id
     target = Path(settings.data_directory)
@@ -165,7 +224,7 @@ def restore(directory: Path, settings: SchedulerConfig) -> Manifest:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "state").mkdir(parents=True)
         for file in manifest.files:
-            _restore_file(directory, scratch / "state", file)
+            _restore_file(source, scratch / "state", file)
         sync_directory(scratch / "state")
         _check_state(scratch / "state", origin)
         _make_journal(scratch / "journal", origin, group_id, settings.replica_id)
@@ -175,8 +234,8 @@ def restore(directory: Path, settings: SchedulerConfig) -> Manifest:
         sync_directory(journal.parent)
         (scratch / "state").rename(state)
         sync_directory(target)
-    except OSError as error:
-        raise BackupError(f"{directory} could not be restored to {target}: {error}") from error
+    except (OSError, ObjectsUnavailable) as error:
+        raise BackupError(f"{source} could not be restored to {target}: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return manifest
@@ -200,12 +259,24 @@ def _check_fit(origin: Origin, settings: SchedulerConfig, group_id: str) -> None
         )
 
 
-def _copy(source: Path, target: Path) -> File:
-    """Copy a file, synced; raises OSError."""
+def _put(source: Path, destination: Place) -> File:
+    """Put a file. Raises OSError, ObjectsUnavailable."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with source.open("rb") as reader:
+        while data := reader.read(CHUNK_BYTES):
+            digest.update(data)
+            size_bytes += len(data)
+    destination.objects.put_file(destination.key(source.name), source)
+    return File(source.name, size_bytes, digest.hexdigest())
+
+
+def _save(pieces: Iterator[bytes], target: Path) -> File:
+    """Make a file, synced. Raises OSError, ObjectsUnavailable."""
     digest = hashlib.sha256()
     size_bytes = unsynced_bytes = 0
-    with source.open("rb") as reader, target.open("xb") as writer:
-        while data := reader.read(CHUNK_BYTES):
+    with target.open("xb") as writer:
+        for data in pieces:
             digest.update(data)
             writer.write(data)
             size_bytes += len(data)
@@ -216,17 +287,17 @@ def _copy(source: Path, target: Path) -> File:
                 unsynced_bytes = 0
         writer.flush()
         os.fsync(writer.fileno())
-    return File(source.name, size_bytes, digest.hexdigest())
+    return File(target.name, size_bytes, digest.hexdigest())
 
 
-def _restore_file(directory: Path, target: Path, file: File) -> None:
+def _restore_file(backup: Place, target: Path, file: File) -> None:
     if not _FILE_NAME.fullmatch(file.name):
         raise BackupError(f"{file.name!r} is not a name that a backup's file can have")
-    source = directory / file.name
-    try:
-        copied = _copy(source, target / file.name)
-    except FileNotFoundError:
-        raise BackupError(f"{source} is missing: take another copy of this backup") from None
+    source = f"{backup}/{file.name}"
+    pieces = backup.objects.read(backup.key(file.name))
+    if pieces is None:
+        raise BackupError(f"{source} is missing: take another copy of this backup")
+    copied = _save(pieces, target / file.name)
     if copied != file:
         raise BackupError(
             f"{source} is damaged: it has {copied.size_bytes} bytes with SHA-256 {copied.sha256},"

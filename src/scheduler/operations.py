@@ -31,7 +31,10 @@ class Operations:
         self._replica = replica
         self._state = state
         self._settings = settings
-        self._backup: tuple[Path, asyncio.Task[cluster_pb2.BackupShardResponse]] | None = None
+        self._backups = backup.backups(settings)
+        self._backup: tuple[backup.Place, asyncio.Task[cluster_pb2.BackupShardResponse]] | None = (
+            None
+        )
         """The one under way, or the last."""
         self.steps: dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]] = {
             f"{_PREFIX}/TransferLeadership": (
@@ -72,12 +75,12 @@ class Operations:
     ) -> cluster_pb2.BackupShardResponse:
         """See cluster.proto. Goes on when its caller has gone; who asks again for the same waits
         for the same."""
-        if not self._settings.backup_directory:
+        if self._backups is None:
             raise FailedPrecondition(
-                f"{self._settings.replica_id}, which leads, has no scheduler.backup_directory in "
-                "its configuration: backups have no place to go"
+                f"{self._settings.replica_id}, which leads, has no scheduler.backup_directory or "
+                "backup_store in its configuration: backups have no place to go"
             )
-        destination = Path(self._settings.backup_directory) / request.directory
+        destination = backup.Place(self._backups, request.directory)
         if self._backup is not None and not self._backup[1].done():
             under_way, task = self._backup
             if under_way != destination:
@@ -87,7 +90,7 @@ class Operations:
             self._backup = destination, task
         return await asyncio.shield(task)
 
-    async def _make_backup(self, destination: Path) -> cluster_pb2.BackupShardResponse:
+    async def _make_backup(self, destination: backup.Place) -> cluster_pb2.BackupShardResponse:
         settings = self._settings
         links = Path(settings.data_directory) / LINKS
         try:

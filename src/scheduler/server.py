@@ -35,11 +35,11 @@ WEIGHT_MAX = 100
 log = telemetry.logger(__name__)
 
 
-def restore(config: Config, directory: Path) -> str:
+def restore(config: Config, where: str) -> str:
     """Make this replica's data from a backup; what was made. Raises backup.BackupError."""
     settings = config.scheduler
     assert settings is not None
-    manifest = backup.restore(directory, settings)
+    manifest = backup.restore(where, settings)
     return (
         f"{settings.data_directory} holds {manifest.origin.shard_id} as of entry "
         f"{manifest.origin.index}: {len(manifest.files)} files, {manifest.size_bytes:,} bytes"
@@ -58,10 +58,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             raise ConfigError(
                 f"scheduler.customer_weights.{customer} is {weight}, not 1 to {WEIGHT_MAX}"
             )
-    if settings.backup_directory and not Path(settings.backup_directory).is_absolute():
-        raise ConfigError(
-            f"scheduler.backup_directory {settings.backup_directory!r} is not an absolute path"
-        )
+    await asyncio.to_thread(backup.backups, settings)  # what is wrong with it is said at the start
     clock = SteadyClock(SystemClock())
     directory = Path(settings.data_directory)
     (directory / "raft").mkdir(parents=True, exist_ok=True)

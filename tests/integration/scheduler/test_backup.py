@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from tests.unit.scheduler.worlds import START_MS, World
-from tickmesh.mesh.config import Peer, SchedulerConfig, ShardMembers, Tls
+from tickmesh.mesh.config import ConfigError, ObjectStore, Peer, SchedulerConfig, ShardMembers, Tls
+from tickmesh.mesh.objects import Objects
 from tickmesh.scheduler import backup
 from tickmesh.scheduler.backup import BackupError, BackupExists, Manifest, Origin
 from tickmesh.scheduler.core.commands import ENTRY_VERSION
@@ -22,6 +23,8 @@ from tickmesh.scheduler.raft.memory_transport import MemoryNetwork
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State, encode_entry
+
+from ..stores import BUCKET, SECRET, S3Server
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index, term = world.state.applied
     backend.close()
     origin = Origin("shard-0", "shard-0", "a", index, term, START_MS, ENTRY_VERSION)
-    backup.write(directory / "checkpoint", directory / "backups" / "first", origin)
+    backup.write(directory / "checkpoint", at(directory / "backups" / "first"), origin)
     return directory / "backups" / "first"
 
 
@@ -50,6 +53,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(made: Path, tmp_path: Path) -> Path:
     """One that a test may damage."""
     return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def at(directory: Path) -> backup.Place:
+    """A backup's place, which may not be there yet."""
+    return backup.Place(Objects(ObjectStore(str(directory.parent)), "tests"), directory.name)
 
 
 def settings(directory: Path, replica_id: str = "a", **changes: str) -> SchedulerConfig:
@@ -68,7 +76,7 @@ def refused(directory: Path, target: SchedulerConfig, *says: str) -> None:
     """It is, for a reason that says these, and nothing is left."""
     before = sorted(Path(target.data_directory).rglob("*"))
     with pytest.raises(BackupError) as error:
-        backup.restore(directory, target)
+        backup.restore(str(directory), target)
     for words in says:
         assert words in str(error.value)
     assert sorted(Path(target.data_directory).rglob("*")) == before
@@ -76,7 +84,7 @@ def refused(directory: Path, target: SchedulerConfig, *says: str) -> None:
 
 def reseal(directory: Path, change: Callable[[Manifest], Manifest], format_: int = 1) -> None:
     """Another manifest, under a checksum that is right."""
-    manifest = backup.read_manifest(directory)
+    manifest = backup.read_manifest(at(directory))
     encoded = msgspec.json.encode(change(manifest))
     sealed = {
         "format": format_,
@@ -89,8 +97,8 @@ def reseal(directory: Path, change: Callable[[Manifest], Manifest], format_: int
 
 
 def test_what_is_restored_is_what_was_there(made: Path, tmp_path: Path) -> None:
-    manifest = backup.restore(made, settings(tmp_path))
-    assert manifest == backup.read_manifest(made)
+    manifest = backup.restore(str(made), settings(tmp_path))
+    assert manifest == backup.read_manifest(at(made))
     backend = RocksBackend(tmp_path / "a" / "state")
     state = State(backend)
     assert state.applied == (manifest.origin.index, manifest.origin.term)
@@ -99,7 +107,7 @@ def test_what_is_restored_is_what_was_there(made: Path, tmp_path: Path) -> None:
 
 
 def test_any_flipped_byte_of_a_file_is_refused_by_its_name(copy: Path, tmp_path: Path) -> None:
-    for file in backup.read_manifest(copy).files:
+    for file in backup.read_manifest(at(copy)).files:
         path = copy / file.name
         whole = path.read_bytes()
         for place in {0, len(whole) // 2, len(whole) - 1} if whole else ():
@@ -112,7 +120,7 @@ def test_any_flipped_byte_of_a_file_is_refused_by_its_name(copy: Path, tmp_path:
         path.unlink()
         refused(copy, settings(tmp_path), str(path), "missing")
         path.write_bytes(whole)
-    backup.restore(copy, settings(tmp_path))
+    backup.restore(str(copy), settings(tmp_path))
 
 
 def test_any_flipped_bit_of_the_manifest_is_refused_by_its_name(copy: Path) -> None:
@@ -123,11 +131,11 @@ def test_any_flipped_bit_of_the_manifest_is_refused_by_its_name(copy: Path) -> N
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         with pytest.raises(BackupError, match=backup.MANIFEST):
-            backup.read_manifest(copy)
+            backup.read_manifest(at(copy))
     for shorter in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:shorter])
         with pytest.raises(BackupError, match=backup.MANIFEST):
-            backup.read_manifest(copy)
+            backup.read_manifest(at(copy))
 
 
 def test_what_is_no_backup_is_said_to_be_none(tmp_path: Path) -> None:
@@ -138,7 +146,7 @@ def test_what_does_not_fit_is_refused(copy: Path, tmp_path: Path) -> None:
     refused(copy, settings(tmp_path, shard_id="shard-1"), "'shard-0'", "'shard-1'")
     refused(copy, settings(tmp_path, group_id="shard-0"), "scheduler.group_id")
     refused(copy, settings(tmp_path, group_id=""), "scheduler.group_id")
-    origin = backup.read_manifest(copy).origin
+    origin = backup.read_manifest(at(copy)).origin
 
     def newer(manifest: Manifest) -> Manifest:
         changed = msgspec.structs.replace(origin, entry_version=ENTRY_VERSION + 1)
@@ -169,7 +177,7 @@ def test_what_does_not_fit_is_refused(copy: Path, tmp_path: Path) -> None:
 
 
 def test_data_is_never_overwritten(made: Path, tmp_path: Path) -> None:
-    backup.restore(made, settings(tmp_path))
+    backup.restore(str(made), settings(tmp_path))
     refused(made, settings(tmp_path), "overwrites no data")
     (tmp_path / "b" / "state").mkdir(parents=True)
     refused(made, settings(tmp_path, "b"), "overwrites no data")
@@ -179,23 +187,23 @@ def test_a_restore_that_was_cut_off_can_be_repeated(made: Path, tmp_path: Path) 
     left = tmp_path / "a" / "restoring" / "state"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"x")
-    backup.restore(made, settings(tmp_path))
+    backup.restore(str(made), settings(tmp_path))
     assert not (tmp_path / "a" / "restoring").exists()
 
 
 def test_a_backup_is_written_whole_or_not_at_all(made: Path, tmp_path: Path) -> None:
-    origin = backup.read_manifest(made).origin
+    origin = backup.read_manifest(at(made)).origin
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "a").write_bytes(b"1")
     (checkpoint / "b").mkdir()  # it cannot be read as a file
     with pytest.raises(BackupError, match="could not be written"):
-        backup.write(checkpoint, tmp_path / "to" / "one", origin)
+        backup.write(checkpoint, at(tmp_path / "to" / "one"), origin)
     assert list((tmp_path / "to").iterdir()) == []
     (checkpoint / "b").rmdir()
-    backup.write(checkpoint, tmp_path / "to" / "one", origin)
+    backup.write(checkpoint, at(tmp_path / "to" / "one"), origin)
     with pytest.raises(BackupExists):
-        backup.write(checkpoint, tmp_path / "to" / "one", origin)
+        backup.write(checkpoint, at(tmp_path / "to" / "one"), origin)
 
 
 async def caught_up(replica: Replica, leader: Replica) -> None:
@@ -210,10 +218,10 @@ async def test_restored_replicas_are_a_group_and_take_a_new_one_in(
 ) -> None:
     network = MemoryNetwork()
     backends, replicas = [], []
-    index = backup.read_manifest(made).origin.index
+    index = backup.read_manifest(at(made)).origin.index
     for name in "abc":
         if name != "c":  # it joins with an empty disk
-            backup.restore(made, settings(tmp_path, name))
+            backup.restore(str(made), settings(tmp_path, name))
         backend = RocksBackend(tmp_path / name / "state")
         backends.append(backend)
         config = ReplicaConfig(
@@ -235,7 +243,7 @@ async def test_restored_replicas_are_a_group_and_take_a_new_one_in(
             )
         )
     leader = await leads
-    assert leader.term > backup.read_manifest(made).origin.term
+    assert leader.term > backup.read_manifest(at(made)).origin.term
     await leader.propose(encode_entry(START_MS, []))
     assert leader.applied_index > index
     await caught_up(replicas[2], leader)
@@ -244,3 +252,58 @@ async def test_restored_replicas_are_a_group_and_take_a_new_one_in(
     for backend in backends:
         assert State(backend).applied[0] > index
         backend.close()
+
+
+async def test_the_same_in_an_s3_compatible_store(made: Path, tmp_path: Path) -> None:
+    server = S3Server(tmp_path)
+    store = ObjectStore(f"s3://{BUCKET}/backups", server.address, "eu-central-1", "tests", SECRET)
+    with_store = msgspec.structs.replace(settings(tmp_path), backup_store=store)
+    where = f"s3://{BUCKET}/backups/first"
+    whole = tmp_path / "whole"
+    for file in backup.read_manifest(at(made)).files:
+        whole.mkdir(exist_ok=True)
+        shutil.copy(made / file.name, whole / file.name)
+    origin = backup.read_manifest(at(made)).origin
+    objects = await asyncio.to_thread(backup.backups, with_store)
+    assert objects is not None
+    destination = backup.Place(objects, "first")
+    with pytest.raises(BackupError, match="first could not be written"):  # it is not there yet
+        await asyncio.to_thread(backup.write, whole, destination, origin)
+    await server.start()
+    try:
+        manifest = await asyncio.to_thread(backup.write, whole, destination, origin)
+        with pytest.raises(BackupExists):
+            await asyncio.to_thread(backup.write, whole, destination, origin)
+        assert await asyncio.to_thread(backup.restore, where, with_store) == manifest
+        backend = RocksBackend(tmp_path / "a" / "state")
+        assert State(backend).applied == (origin.index, origin.term)
+        backend.close()
+        other = msgspec.structs.replace(settings(tmp_path, "b"), backup_store=store)
+        for missing in ("nothing", ""):
+            with pytest.raises(BackupError, match="Is it a backup"):
+                await asyncio.to_thread(backup.restore, f"s3://{BUCKET}/backups/{missing}x", other)
+        # Damaged, in each file and in the manifest: refused by name, and nothing is made.
+        for name in (*(file.name for file in manifest.files), backup.MANIFEST):
+            data = await objects.get(f"first/{name}", 1 << 30)
+            assert data is not None
+            if not data:
+                continue
+            await objects.put(f"first/{name}", data[:-1] + bytes([data[-1] ^ 1]))
+            with pytest.raises(BackupError, match=f"{where}/{name} is damaged"):
+                await asyncio.to_thread(backup.restore, where, other)
+            await objects.delete([f"first/{name}"])
+            with pytest.raises(BackupError, match=f"{where}/{name}"):
+                await asyncio.to_thread(backup.restore, where, other)
+            await objects.put(f"first/{name}", data)
+        assert not list((tmp_path / "b").glob("*"))
+        await asyncio.to_thread(backup.restore, where, other)
+    finally:
+        server.stop()
+
+
+def test_two_places_for_backups_are_one_too_many(tmp_path: Path) -> None:
+    both = msgspec.structs.replace(
+        settings(tmp_path), backup_directory="/tmp", backup_store=ObjectStore("s3://bucket")
+    )
+    with pytest.raises(ConfigError, match="set one of them"):
+        backup.backups(both)

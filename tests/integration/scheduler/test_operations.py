@@ -19,8 +19,9 @@ import msgspec
 import pytest
 
 from tickmesh.mesh import errors
-from tickmesh.mesh.config import Config, ShardMembers
+from tickmesh.mesh.config import Config, ObjectStore, ShardMembers
 from tickmesh.mesh.local import Child, LocalMesh, LocalOptions
+from tickmesh.mesh.objects import Objects
 from tickmesh.proto.tickmesh.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -31,6 +32,8 @@ from tickmesh.proto.tickmesh.v1 import (
     schedule_pb2,
     schedule_pb2_grpc,
 )
+
+from ..stores import BUCKET, SECRET, S3Server
 
 pytestmark = pytest.mark.integration
 
@@ -299,7 +302,8 @@ async def restored(
     )
     config = target / f"restore-{child.name}.toml"
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_bytes(msgspec.toml.encode({"scheduler": msgspec.to_builtins(settings)}))
+    set_keys = {k: v for k, v in msgspec.to_builtins(settings).items() if v is not None}
+    config.write_bytes(msgspec.toml.encode({"scheduler": set_keys}))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tickmesh.scheduler", "--config", config, "--restore", directory),
         stdout=asyncio.subprocess.PIPE,
@@ -474,3 +478,48 @@ async def test_the_leader_tells_what_it_knows_of_clocks(tmp_path: Path) -> None:
         for clock in leader.peer_clocks:
             assert abs(clock.offset_ns) <= clock.uncertainty_ns < 1_000_000_000
         assert not any(r.clock_fault or r.clock_step_count for r in cluster.shards[0].replicas)
+
+
+async def test_a_backup_goes_to_an_s3_compatible_store_and_comes_from_it(tmp_path: Path) -> None:
+    server = S3Server(tmp_path)
+    store = ObjectStore(f"s3://{BUCKET}/shards", server.address, "eu-central-1", "tests", SECRET)
+    options = LocalOptions(runtime="inprocess", scheduler=(("backup_store", store),))
+    where = f"s3://{BUCKET}/shards/monday"
+    request = cluster_pb2.BackupShardRequest(shard_id="shard-0", directory="monday")
+    group = ("group_id", "again")
+    try:
+        async with LocalMesh(tmp_path / "old", options) as mesh:
+            operator = Operator(mesh)
+            job = job_pb2.CreateJobRequest(parent="customers/acme", job_id="kept")
+            job.job.container.image = "words:1"
+            await operator.jobs.CreateJob(job, timeout=TIMEOUT_S)
+            error = await refusal(operator.cluster.BackupShard(request, timeout=90))
+            assert isinstance(error, errors.FailedPrecondition)
+            assert where in error.message and SECRET not in error.message
+            await server.start()
+            made = await operator.cluster.BackupShard(request, timeout=90)
+            assert (made.path, made.replica_id) == (where, "shard-0-0")
+            error = await refusal(operator.cluster.BackupShard(request, timeout=TIMEOUT_S))
+            assert isinstance(error, errors.AlreadyExists)
+            (child,) = mesh.replicas
+            await operator.channel.close()
+        code, said = await restored(child, tmp_path / "new", where, group)
+        assert (code, f"{made.file_count} files" in said) == (0, True), said
+        again = tmp_path / "again"
+        code, said = await restored(child, again, f"{where}-not", group)
+        assert code == 1 and "Is it a backup?" in said
+        objects = Objects(store, "tests")
+        stored = [key async for keys in objects.keys("monday") for key in keys]
+        victim = next(key for key in stored if key.endswith(".sst"))
+        data = await objects.get(victim, 1 << 30)
+        assert data is not None
+        await objects.put(victim, data[:-1] + bytes([data[-1] ^ 1]))
+        code, said = await restored(child, again, where, group)
+        assert code == 1 and f"s3://{BUCKET}/shards/{victim} is damaged" in said
+        server.stop()
+        code, said = await restored(child, again, where, group)
+        assert code == 1 and "cannot be read" in said and SECRET not in said
+        assert not list((again / child.name).glob("*"))
+        assert SECRET not in child.log.read_text()
+    finally:
+        server.stop()

@@ -435,7 +435,9 @@ class BackupShardRequest(_message.Message):
     shard_id: _builtins.str
     """Shard id. Required."""
     directory: _builtins.str
-    """Name of the new directory, made in the scheduler's configured backup_directory. Required."""
+    """Name of the new directory, made in the scheduler's configured backup_directory, or below the
+    url of its backup_store. Required.
+    """
     def __init__(
         self,
         *,
@@ -460,9 +462,9 @@ class BackupShardResponse(_message.Message):
     FILE_COUNT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
-    """Replica id of who made it: the directory is on its host."""
+    """Replica id of who made it: a directory is on its host."""
     path: _builtins.str
-    """Absolute path there."""
+    """Absolute path there, or "s3://bucket/prefix/directory"."""
     applied_index: _builtins.int
     """Index of the last entry that the copy holds."""
     file_count: _builtins.int

@@ -113,9 +113,9 @@ class ClusterServiceServicer(object):
 
     def BackupShard(self, request, context):
         """Copies a shard's state, as of one moment, into a directory on the host of the replica that
-        leads, while everything goes on. `python -m tickmesh.scheduler --config FILE --restore
-        DIRECTORY` makes a replica of another shard from it. Takes about a second for 200 MB; a call
-        whose deadline passes does not end it.
+        leads, or into an S3-compatible store, as its configuration says, while everything goes on.
+        `python -m tickmesh.scheduler --config FILE --restore WHERE` makes a replica of another shard
+        from it. Takes about a second for 200 MB; a call whose deadline passes does not end it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

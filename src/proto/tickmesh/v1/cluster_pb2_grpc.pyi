@@ -52,9 +52,9 @@ class ClusterServiceStub:
     """
     BackupShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.BackupShardRequest, _cluster_pb2.BackupShardResponse]
     """Copies a shard's state, as of one moment, into a directory on the host of the replica that
-    leads, while everything goes on. `python -m tickmesh.scheduler --config FILE --restore
-    DIRECTORY` makes a replica of another shard from it. Takes about a second for 200 MB; a call
-    whose deadline passes does not end it.
+    leads, or into an S3-compatible store, as its configuration says, while everything goes on.
+    `python -m tickmesh.scheduler --config FILE --restore WHERE` makes a replica of another shard
+    from it. Takes about a second for 200 MB; a call whose deadline passes does not end it.
     """
 
 @_typing.type_check_only
@@ -81,9 +81,9 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
     BackupShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.BackupShardRequest, _cluster_pb2.BackupShardResponse]  # type: ignore[assignment]
     """Copies a shard's state, as of one moment, into a directory on the host of the replica that
-    leads, while everything goes on. `python -m tickmesh.scheduler --config FILE --restore
-    DIRECTORY` makes a replica of another shard from it. Takes about a second for 200 MB; a call
-    whose deadline passes does not end it.
+    leads, or into an S3-compatible store, as its configuration says, while everything goes on.
+    `python -m tickmesh.scheduler --config FILE --restore WHERE` makes a replica of another shard
+    from it. Takes about a second for 200 MB; a call whose deadline passes does not end it.
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,9 +143,9 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.BackupShardResponse, _abc.Awaitable[_cluster_pb2.BackupShardResponse]]:
         """Copies a shard's state, as of one moment, into a directory on the host of the replica that
-        leads, while everything goes on. `python -m tickmesh.scheduler --config FILE --restore
-        DIRECTORY` makes a replica of another shard from it. Takes about a second for 200 MB; a call
-        whose deadline passes does not end it.
+        leads, or into an S3-compatible store, as its configuration says, while everything goes on.
+        `python -m tickmesh.scheduler --config FILE --restore WHERE` makes a replica of another shard
+        from it. Takes about a second for 200 MB; a call whose deadline passes does not end it.
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,6 +39,7 @@ from .types import (
     ApiKey,
     ApiScope,
     Backfill,
+    Backup,
     Cluster,
     Container,
     Execution,
@@ -209,6 +210,21 @@ class AsyncClient:
         )
         answer = await self._transport.unary(self._cluster.DrainExecutor, request, deadline_s)
         return convert.from_executor(answer)
+
+    async def backup_shard(
+        self,
+        shard_id: str,
+        directory: str,
+        *,
+        deadline_s: float | None = limits.BACKUP_DEADLINE_S,
+    ) -> Backup:
+        """Copy a shard as of now to where its configuration keeps backups, under a new name.
+
+        A deadline that passes does not end it: asked for again, the same backup is waited for.
+        """
+        request = cluster_pb2.BackupShardRequest(shard_id=shard_id, directory=directory)
+        answer = await self._transport.unary(self._cluster.BackupShard, request, deadline_s)
+        return convert.from_backup(answer)
 
 
 class AsyncJobs:

@@ -563,6 +563,17 @@ def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
     )
 
 
+def from_backup(message: cluster_pb2.BackupShardResponse) -> types.Backup:
+    """From the API's message."""
+    return types.Backup(
+        replica_id=message.replica_id,
+        path=message.path,
+        applied_index=message.applied_index,
+        file_count=message.file_count,
+        size_bytes=message.size_bytes,
+    )
+
+
 def from_executor(message: cluster_pb2.Executor) -> types.Executor:
     """From the API's message."""
     return types.Executor(

@@ -17,6 +17,9 @@ RECONNECT_DELAY_S = 0.1
 RECONNECT_DELAY_MAX_S = 2.0
 """Between tries to open a stream again; doubled each time."""
 
+BACKUP_DEADLINE_S = 300.0
+"""As long as a call may take; a second for 200 MB is usual."""
+
 UPLOAD_CHUNK_BYTES = 256 * 1024
 """Data in one message of an image's import: large enough to be fast, small enough to show progress
 on a slow line (the server takes up to 1 MiB)."""

@@ -577,6 +577,20 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """A copy of a shard that was made."""
+
+    replica_id: str
+    """Of who made it: a directory is on its host."""
+    path: str
+    """The directory there, or "s3://bucket/prefix/directory"."""
+    applied_index: int
+    """Of the last entry of the log that it holds."""
+    file_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Executor:
     """A worker host."""
 

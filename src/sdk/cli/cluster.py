@@ -100,3 +100,20 @@ def drain(
             say(f"{executor}: {left}")
             time.sleep(DRAINED_POLL_S)
     print(f"executor {executor} has drained")
+
+
+@cluster.command("backup")
+@click.argument("name")
+@click.option("--shard", default="shard-0", show_default=True, help="Which.")
+@pass_settings
+def backup(settings: Settings, /, name: str, shard: str) -> None:
+    """Copy a shard, as of now, to where its scheduler's configuration keeps backups.
+
+    `python -m tickmesh.scheduler --config FILE --restore WHERE` makes another shard of it.
+    """
+    with spinner(f"{shard}: copying"):
+        made = settings.client.backup_shard(shard, name)
+    print(
+        f"{shard} as of entry {made.applied_index} is in {made.path}: {made.file_count} files, "
+        f"{made.size_bytes:,} bytes, by {made.replica_id}"
+    )

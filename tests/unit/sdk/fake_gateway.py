@@ -65,6 +65,7 @@ class FakeGateway(
         self.executions: dict[str, execution_pb2.Execution] = {}
         self.payloads: dict[str, bytes] = {}
         self.backfills: dict[str, int] = {}
+        self.backups: list[str] = []
         self.drains: list[cluster_pb2.DrainExecutorRequest] = []
         self.images: dict[str, image_pb2.Image] = {}
         self.keys: dict[str, customer_pb2.ApiKey] = {}
@@ -658,6 +659,20 @@ class FakeGateway(
             egress=True,
         )
         return answer
+
+    def BackupShard(
+        self, request: cluster_pb2.BackupShardRequest, context: Any
+    ) -> cluster_pb2.BackupShardResponse:
+        if request.directory in self.backups:
+            abort(context, errors.AlreadyExists(f"s3://backups/{request.directory} is there"))
+        self.backups.append(request.directory)
+        return cluster_pb2.BackupShardResponse(
+            replica_id="shard-0-1",
+            path=f"s3://backups/{request.directory}",
+            applied_index=4_711,
+            file_count=9,
+            size_bytes=102_752,
+        )
 
     def DrainExecutor(
         self, request: cluster_pb2.DrainExecutorRequest, context: Any

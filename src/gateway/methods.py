@@ -112,6 +112,12 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ScheduleService/ListFires": (Kind.SHARD, "parent", _S, _LARGE),
     "ScheduleService/GetScheduleStatistics": (Kind.SHARD_ALONE, "name", _S, _SMALL),
     "ScheduleService/VerifySchedule": (Kind.SHARD_ALONE, "name", _S, _SMALL),
+    "CalendarService/CreateCalendar": (Kind.SHARD, "parent", _R, _SMALL),
+    "CalendarService/GetCalendar": (Kind.SHARD, "name", _S, _SMALL),
+    "CalendarService/ListCalendars": (Kind.SHARD, "parent", _S, _LARGE),
+    # Alone: it ends once every schedule that uses the calendar follows.
+    "CalendarService/UpdateCalendar": (Kind.SHARD_ALONE, "calendar.name", _N, _SMALL),
+    "CalendarService/DeleteCalendar": (Kind.SHARD, "name", _N, _SMALL),
     "ExecutionService/ExecuteJob": (Kind.SHARD, "name", _R, _SMALL),
     "ExecutionService/BatchExecuteJobs": (Kind.SHARD, "parent", _R, _LARGE),
     "ExecutionService/GetExecution": (Kind.SHARD, "name", _S, _SMALL),

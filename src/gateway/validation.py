@@ -15,7 +15,7 @@ from protovalidate import CompilationError, EvaluationError, Validator, Violatio
 from ..mesh.errors import InvalidRequest, MessageTooLarge, invalid
 from ..mesh.limits import MESSAGE_BYTES_MAX
 from ..mesh.names import is_id
-from .methods import Kind, Method
+from .methods import Method
 
 VIOLATIONS_REPORTED_MAX = 20
 """Violations named in one answer: they travel in trailing metadata, where gRPC allows 8 KiB."""
@@ -50,6 +50,9 @@ PATTERN_FORMS: dict[str, str] = {
         "customers/{customer}/jobs/{job}/executions/{execution}, customers/{customer}/jobs/{job}, "
         "or customers/{customer}/jobs/- for every job"
     ),
+    f"^customers/{_ID}/calendars/{_ID}$": (
+        f"customers/{{customer}}/calendars/{{calendar}} (each id is {_ID_WORDS})"
+    ),
     f"^customers/{_ID}/images/{_IMAGE_NAME}$": (
         "customers/{customer}/images/{image}, with image as report:1: [a-z0-9] with single or "
         'repeated ".", "_" or "-" between, then optionally ":" and a tag of up to 64 of '
@@ -69,11 +72,12 @@ PATTERN_FORMS: dict[str, str] = {
 }
 """What each pattern of the protos asks for, in words. A test holds this complete."""
 
-# How a row of METHODS names its resource, for the methods whose routing field has no pattern: the
-# messages Job and Schedule are shared with creates, where the name is the server's to set.
+# How a row of METHODS names its resource, for the methods whose routing field has no pattern: Job,
+# Schedule and Calendar are shared with creates, where the name is the server's to set.
 _UPDATE_COLLECTIONS = {
     "job.name": ("customers", "jobs"),
     "schedule.name": ("customers", "jobs", "schedules"),
+    "calendar.name": ("customers", "calendars"),
 }
 
 _validator = Validator()
@@ -95,7 +99,7 @@ def check(method: Method, data: bytes) -> Any:
             "bytes, another message, or text that is not UTF-8"
         ) from None
     check_message(request)
-    if method.routing_field in _UPDATE_COLLECTIONS and method.kind is Kind.SHARD:
+    if method.routing_field in _UPDATE_COLLECTIONS:
         _check_updated_name(method, request)
     return request
 

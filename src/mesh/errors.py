@@ -10,7 +10,8 @@
     ├── EtagMismatch                  ABORTED              ETAG_MISMATCH
     ├── FailedPrecondition            FAILED_PRECONDITION
     │   ├── JobHasSchedules                                JOB_HAS_SCHEDULES
-    │   └── NotPaused                                      NOT_PAUSED
+    │   ├── NotPaused                                      NOT_PAUSED
+    │   └── CalendarInUse                                  CALENDAR_IN_USE
     ├── ResourceExhausted             RESOURCE_EXHAUSTED
     │   ├── Overloaded                                     OVERLOADED (with RetryInfo)
     │   ├── TooManyAttempts                                TOO_MANY_ATTEMPTS (with RetryInfo)
@@ -134,6 +135,12 @@ class NotPaused(FailedPrecondition):
     """The schedule is not paused."""
 
     reason = "NOT_PAUSED"
+
+
+class CalendarInUse(FailedPrecondition):
+    """Schedules use the calendar."""
+
+    reason = "CALENDAR_IN_USE"
 
 
 class ResourceExhausted(TickmeshError):

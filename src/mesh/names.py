@@ -4,6 +4,7 @@ customers/{customer}
 customers/{customer}/jobs/{job}
 customers/{customer}/jobs/{job}/schedules/{schedule}
 customers/{customer}/jobs/{job}/executions/{execution}
+customers/{customer}/calendars/{calendar}
 customers/{customer}/images/{image}
 customers/{customer}/keys/{key}
 """
@@ -43,6 +44,13 @@ class KeyName(NamedTuple):
     key: str
 
 
+class CalendarName(NamedTuple):
+    """The parts of a calendar's name."""
+
+    customer: str
+    calendar: str
+
+
 class JobName(NamedTuple):
     """The parts of a job's name."""
 
@@ -63,6 +71,11 @@ def job_name(customer: str, job: str) -> str:
 def schedule_name(customer: str, job: str, schedule: str) -> str:
     """customers/{customer}/jobs/{job}/schedules/{schedule}"""
     return f"customers/{customer}/jobs/{job}/schedules/{schedule}"
+
+
+def calendar_name(customer: str, calendar: str) -> str:
+    """customers/{customer}/calendars/{calendar}"""
+    return f"customers/{customer}/calendars/{calendar}"
 
 
 def execution_name(customer: str, job: str, execution: str) -> str:
@@ -96,6 +109,11 @@ def parse_job(name: str, field: str = "name") -> JobName:
 def parse_schedule(name: str, field: str = "name") -> ScheduleName:
     """The ids in a schedule's name; InvalidRequest naming `field` otherwise."""
     return ScheduleName(*_parts(name, ("customers", "jobs", "schedules"), field))
+
+
+def parse_calendar(name: str, field: str = "name") -> CalendarName:
+    """The ids in a calendar's name; InvalidRequest naming `field` otherwise."""
+    return CalendarName(*_parts(name, ("customers", "calendars"), field))
 
 
 def parse_execution(name: str, field: str = "name") -> ExecutionName:

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf import empty_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from msgspec.structs import replace
 
 from ..mesh import names
 from ..mesh.errors import (
     AlreadyExists,
+    CalendarInUse,
     EtagMismatch,
     FailedPrecondition,
     InvalidRequest,
@@ -31,14 +33,21 @@ from ..mesh.errors import (
     invalid,
 )
 from ..mesh.limits import BATCH_ITEMS_MAX
-from ..proto.tickmesh.v1 import customer_pb2, execution_pb2, job_pb2, schedule_pb2
+from ..proto.tickmesh.v1 import (
+    calendar_pb2,
+    customer_pb2,
+    execution_pb2,
+    job_pb2,
+    schedule_pb2,
+)
 from . import convert, pages
-from .core import commands, recurrence
+from .core import commands, pins, recurrence
+from .core.calendars import CALENDARS_MAX, PINNED_MAX, left_without, listed
 from .core.commands import Outcome, Placement, Refused, Why
 from .core.customers import KEYS_MAX
 from .core.fires import BACKFILL_MAX
 from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
-from .core.model import ACTIVE_STATES, Execution, ExecutionState, Job, Schedule
+from .core.model import ACTIVE_STATES, Calendar, Execution, ExecutionState, Job, Schedule
 from .customers import Customers
 from .ledgers import Ledgers
 from .shard import Shard
@@ -115,6 +124,19 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
             )
         case Why.NEVER_FIRES:
             return invalid(field or "schedule.recurrence", "has no instant that is still to come")
+        case Why.IN_USE:
+            return CalendarInUse(
+                f"schedules use the calendar: {what}. Take it out of their excluded_calendars first"
+            )
+        case Why.LEAVES_NOTHING:
+            return CalendarInUse(
+                f"the calendar would leave these schedules nothing to fire: {what}. Change or"
+                " delete them first"
+            )
+        case Why.TOO_MANY_CALENDARS:
+            return FailedPrecondition(
+                f"customer {what} has {CALENDARS_MAX:,} calendars, and may have no more: delete one"
+            )
 
 
 def labels(message: Any) -> tuple[tuple[str, str], ...]:
@@ -165,6 +187,14 @@ class Calls:
                 schedule_pb2.BackfillScheduleRequest,
                 self.backfill_schedule,
             ),
+            "tickmesh.v1.CalendarService/CreateCalendar": (
+                calendar_pb2.CreateCalendarRequest,
+                self.create_calendar,
+            ),
+            "tickmesh.v1.CalendarService/DeleteCalendar": (
+                calendar_pb2.DeleteCalendarRequest,
+                self.delete_calendar,
+            ),
             "tickmesh.v1.ExecutionService/ExecuteJob": (
                 execution_pb2.ExecuteJobRequest,
                 self.execute_job,
@@ -201,6 +231,14 @@ class Calls:
                 schedule_pb2.ListFiresRequest,
                 self._ledgers.list_fires,
             ),
+            "tickmesh.v1.CalendarService/GetCalendar": (
+                calendar_pb2.GetCalendarRequest,
+                self.get_calendar,
+            ),
+            "tickmesh.v1.CalendarService/ListCalendars": (
+                calendar_pb2.ListCalendarsRequest,
+                self.list_calendars,
+            ),
             "tickmesh.v1.ExecutionService/GetExecution": (
                 execution_pb2.GetExecutionRequest,
                 self.get_execution,
@@ -232,6 +270,10 @@ class Calls:
             "tickmesh.v1.ScheduleService/VerifySchedule": (
                 schedule_pb2.VerifyScheduleRequest,
                 self._ledgers.verify,
+            ),
+            "tickmesh.v1.CalendarService/UpdateCalendar": (
+                calendar_pb2.UpdateCalendarRequest,
+                self.update_calendar,
             ),
             "tickmesh.v1.ExecutionService/CancelExecution": (
                 execution_pb2.CancelExecutionRequest,
@@ -404,7 +446,9 @@ class Calls:
         """See the proto."""
         customer, job_id = names.parse_job(request.parent, "parent")
         hashed = request_hash(request.request_id)
-        new = self._new_schedule(request.schedule, request.schedule_id, hashed, 0, "schedule")
+        new = self._new_schedule(
+            request.schedule, request.schedule_id, customer, hashed, 0, "schedule"
+        )
         if request.validate_only:
             return self._checked(request.schedule)
         message = request.schedule
@@ -420,7 +464,12 @@ class Calls:
         hashed = request_hash(request.request_id)
         new = [
             self._new_schedule(
-                item.schedule, item.schedule_id, hashed, index, f"schedules[{index}].schedule"
+                item.schedule,
+                item.schedule_id,
+                customer,
+                hashed,
+                index,
+                f"schedules[{index}].schedule",
             )
             for index, item in enumerate(request.schedules)
         ]
@@ -453,11 +502,12 @@ class Calls:
         self,
         schedule: schedule_pb2.Schedule,
         schedule_id: str,
+        customer: str,
         hashed: bytes,
         index: int,
         field: str,
     ) -> commands.NewSchedule:
-        spec = self._spec(schedule.recurrence, f"{field}.recurrence")
+        spec = self._spec(schedule.recurrence, customer, f"{field}.recurrence")
         drawn = self._draw(UID_BYTES)
         return commands.NewSchedule(
             schedule_id or made_id("schedule", request_uid(hashed, index) if hashed else drawn),
@@ -468,12 +518,35 @@ class Calls:
             schedule.payload,
         )
 
-    def _spec(self, message: schedule_pb2.Recurrence, field: str) -> recurrence.Spec:
+    def _spec(self, message: schedule_pb2.Recurrence, customer: str, field: str) -> recurrence.Spec:
         """What a schedule may have as its recurrence."""
         now_ms = self._shard.now_ms()
-        spec = convert.spec_of(message, now_ms, field)
-        convert.check_rate(spec, now_ms, field)
+        spec, ready = self._checked_spec(message, customer, now_ms, field)
+        convert.check_rate(ready, now_ms, field)
         return spec
+
+    def _checked_spec(
+        self, message: schedule_pb2.Recurrence, customer: str, now_ms: int, field: str
+    ) -> tuple[recurrence.Spec, recurrence.Spec]:
+        """What a message says: as it is stored, and with its calendars' content."""
+        if not message.excluded_calendars:
+            spec = convert.spec_of(message, now_ms, field)
+            return spec, spec
+        given = list(message.excluded_calendars)
+        for index, name in enumerate(given):
+            path = f"{field}.excluded_calendars[{index}]"
+            if name in given[:index]:
+                raise invalid(path, f"{name} is named twice")
+            parts = names.parse_calendar(name, path)
+            if parts.customer != customer or self._shard.queries.calendar(*parts) is None:
+                raise NotFound(f"{path}: there is no {name}", metadata={"resource": name})
+        view = self._shard.queries.view()
+
+        def ready(spec: recurrence.Spec) -> recurrence.Spec:
+            return pins.ready(view, customer, pins.pinned(view, customer, spec))
+
+        spec = convert.spec_of(message, now_ms, field, ready)
+        return spec, ready(spec)
 
     def get_schedule(self, request: schedule_pb2.GetScheduleRequest) -> Message:
         """See the proto."""
@@ -503,8 +576,8 @@ class Calls:
             message = convert.schedule_message(schedule)
             merge(request.schedule, message, request.update_mask, SCHEDULE_FIELDS)
             spec = schedule.spec
-            if message.recurrence != convert.recurrence_message(spec):
-                spec = self._spec(message.recurrence, "schedule.recurrence")
+            if message.recurrence != convert.recurrence_message(spec, parts.customer):
+                spec = self._spec(message.recurrence, parts.customer, "schedule.recurrence")
             policy = convert.policy_of(message)
             if request.validate_only:
                 return message
@@ -607,14 +680,109 @@ class Calls:
         """See the proto."""
         now_ms = self._shard.now_ms()
         after_ms = convert.to_ms(request.after_time) if request.HasField("after_time") else now_ms
-        spec = convert.spec_of(request.recurrence, min(after_ms, now_ms), "recurrence")
+        customer = names.parse_customer(request.parent)
+        asked_ms = min(after_ms, now_ms)
+        _, spec = self._checked_spec(request.recurrence, customer, asked_ms, "recurrence")
         response = schedule_pb2.PreviewScheduleResponse()
         for fire in recurrence.preview(spec, after_ms, request.count or PREVIEW_DEFAULT):
-            if not fire.skipped:
-                response.fires.add(
-                    due_time=convert.from_ms(fire.due_ms), local_time=fire.local, note=fire.note
-                )
+            told = response.skipped if fire.skipped else response.fires
+            told.add(due_time=convert.from_ms(fire.due_ms), local_time=fire.local, note=fire.note)
         return response
+
+    # -- calendars -----------------------------------------------------------------------------
+
+    def _calendar(self, name: str, field: str = "name") -> Calendar:
+        calendar = self._shard.queries.calendar(*names.parse_calendar(name, field))
+        if calendar is None:
+            raise NotFound(f"there is no {name}")
+        return calendar
+
+    def create_calendar(self, request: calendar_pb2.CreateCalendarRequest) -> Write:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        hashed = request_hash(request.request_id)
+        drawn = self._draw(UID_BYTES)
+        content = convert.calendar_content(request.calendar, self._shard.now_ms(), "calendar")
+        if request.validate_only:
+            return self._checked(request.calendar)
+        command = commands.CreateCalendar(
+            customer,
+            request.calendar_id or made_id("calendar", request_uid(hashed, 0) if hashed else drawn),
+            drawn,
+            request.calendar.display_name,
+            labels(request.calendar),
+            content,
+            hashed,
+        )
+        return self._submit(
+            command, lambda made: convert.calendar_message(made[0]), field="calendar_id"
+        )
+
+    def get_calendar(self, request: calendar_pb2.GetCalendarRequest) -> Message:
+        """See the proto."""
+        return convert.calendar_message(self._calendar(request.name))
+
+    def list_calendars(self, request: calendar_pb2.ListCalendarsRequest) -> Message:
+        """See the proto."""
+        customer = names.parse_customer(request.parent)
+        after = pages.start(request.page_token, "calendars", request.parent)
+        found, following = self._shard.queries.calendars(
+            customer, after, pages.size(request.page_size)
+        )
+        return calendar_pb2.ListCalendarsResponse(
+            calendars=[convert.calendar_message(calendar) for calendar in found],
+            next_page_token=pages.token(following, "calendars", request.parent),
+        )
+
+    async def update_calendar(self, request: calendar_pb2.UpdateCalendarRequest) -> Message:
+        """See the proto."""
+        parts = names.parse_calendar(request.calendar.name, "calendar.name")
+        given = convert.version_of(request.calendar.etag)
+        for _ in range(UPDATE_TRIES_MAX):
+            await self._shard.replica.read_barrier()
+            calendar = self._calendar(request.calendar.name, "calendar.name")
+            if given not in (0, calendar.version):
+                raise refusal(Refused(Why.VERSION_MISMATCH, parts.calendar))
+            message = convert.calendar_message(calendar)
+            merge(request.calendar, message, request.update_mask, CALENDAR_FIELDS)
+            content = convert.calendar_content(message, self._shard.now_ms(), "calendar")
+            await self._check_users(calendar, content)
+            if request.validate_only:
+                return message
+            command = commands.UpdateCalendar(
+                *parts, calendar.version, message.display_name, labels(message), content
+            )
+            try:
+                made = await self._do(command, weight=PINNED_MAX)
+            except EtagMismatch:
+                if given:
+                    raise
+                continue
+            while self._shard.queries.view().calendar_pending(*parts) is not None:
+                await self._do(commands.PinSchedules(*parts), weight=PINNED_MAX)
+            return convert.calendar_message(made[0])
+        raise EtagMismatch(f"{request.calendar.name} is being changed by others all the time")
+
+    async def _check_users(self, calendar: Calendar, content: recurrence.Calendar) -> None:
+        """Raises CalendarInUse if a calendar's new content left one that uses it nothing to fire;
+        the command does so for the first, too."""
+        changed = replace(calendar, content=content, digest=recurrence.calendar_digest(content))
+        if changed.digest == calendar.digest:
+            return
+        after: bytes | None = b""
+        while after is not None:
+            stranded, after = left_without(
+                self._shard.queries.view(), changed, after, self._shard.now_ms()
+            )
+            if stranded:
+                raise refusal(Refused(Why.LEAVES_NOTHING, listed(stranded)))
+            await asyncio.sleep(0)
+
+    def delete_calendar(self, request: calendar_pb2.DeleteCalendarRequest) -> Write:
+        """See the proto."""
+        parts = names.parse_calendar(request.name)
+        command = commands.DeleteCalendar(*parts, convert.version_of(request.etag))
+        return self._submit(command, lambda _: empty_pb2.Empty())
 
     # -- executions ----------------------------------------------------------------------------
 
@@ -758,6 +926,9 @@ SCHEDULE_FIELDS = frozenset(
         "pause_after_failures",
     }
 )
+
+
+CALENDAR_FIELDS = frozenset({"display_name", "labels", "dates", "windows", "time_zone"})
 
 
 def merge(given: Message, stored: Message, mask: FieldMask, fields: frozenset[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -16,12 +17,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ..mesh import names
 from ..mesh.errors import EtagMismatch, InvalidRequest, invalid
 from ..proto.tickmesh.internal.v1 import shard_pb2
-from ..proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
+from ..proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
 from .core import recurrence
 from .core.ids import execution_id, spell
 from .core.ledger import Outcome, Row, definition_of
 from .core.model import (
     Attempt,
+    Calendar,
     Execution,
     ExecutionState,
     Job,
@@ -264,6 +266,10 @@ def _spec(raw: bytes) -> recurrence.Spec:
             (to_ms(window.start_time), to_ms(window.end_time))
             for window in message.excluded_windows
         ),
+        calendars=tuple(
+            recurrence.Pin(names.parse_calendar(name, "excluded_calendars").calendar)
+            for name in message.excluded_calendars
+        ),
     )
 
 
@@ -275,8 +281,16 @@ def _problems(spec: recurrence.Spec, after_ms: int) -> tuple[tuple[str, str], ..
     )
 
 
-def spec_of(message: schedule_pb2.Recurrence, now_ms: int, field: str) -> recurrence.Spec:
-    """The engine's spec. Raises InvalidRequest naming every field that is wrong."""
+def spec_of(
+    message: schedule_pb2.Recurrence,
+    now_ms: int,
+    field: str,
+    ready: Callable[[recurrence.Spec], recurrence.Spec] = lambda spec: spec,
+) -> recurrence.Spec:
+    """The engine's spec. Raises InvalidRequest naming every field that is wrong.
+
+    ready: gives a spec its calendars' content, for the check.
+    """
     spec = _spec(message.SerializeToString(deterministic=True))
     past = [index for index, at_ms in enumerate(spec.at_ms) if at_ms <= now_ms]
     if past:
@@ -284,7 +298,7 @@ def spec_of(message: schedule_pb2.Recurrence, now_ms: int, field: str) -> recurr
             f"{field}.times[{past[0]}]: is in the past",
             fields=tuple((f"{field}.times[{index}]", "is in the past") for index in past),
         )
-    problems = _problems(spec, _asked_at(spec, now_ms))
+    problems = _problems(ready(spec), _asked_at(spec, now_ms))
     if problems:
         fields = tuple((f"{field}.{path}" if path else field, text) for path, text in problems)
         raise InvalidRequest(f"{fields[0][0]}: {fields[0][1]}", fields=fields)
@@ -294,7 +308,7 @@ def spec_of(message: schedule_pb2.Recurrence, now_ms: int, field: str) -> recurr
 def _asked_at(spec: recurrence.Spec, now_ms: int) -> int:
     """0 unless bounds or exclusions make what is right depend on when it is asked: then it need
     not be computed again."""
-    dated = spec.at_ms or spec.excluded_dates or spec.excluded_windows
+    dated = spec.at_ms or spec.excluded_dates or spec.excluded_windows or spec.calendars
     timeless = not dated and spec.end_ms is None and spec.start_ms is None
     return 0 if timeless else now_ms
 
@@ -342,8 +356,8 @@ def _fill_policy(message: schedule_pb2.Schedule, policy: Policy) -> None:
         message.start_deadline.FromMilliseconds(policy.start_deadline_ms)
 
 
-def recurrence_message(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
-    """The public message of a spec."""
+def recurrence_message(spec: recurrence.Spec, customer: str) -> schedule_pb2.Recurrence:
+    """The public message of a customer's spec."""
     message = schedule_pb2.Recurrence(crons=spec.crons, time_zone=spec.zone)
     for period_ms, phase_ms in spec.every:
         interval = message.intervals.add()
@@ -366,12 +380,19 @@ def recurrence_message(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
     message.excluded_dates.extend(spec.excluded_dates)
     for start_ms, end_ms in spec.excluded_windows:
         message.excluded_windows.add(start_time=from_ms(start_ms), end_time=from_ms(end_ms))
+    message.excluded_calendars.extend(
+        names.calendar_name(customer, pin.name) for pin in spec.calendars
+    )
     return message
 
 
 @lru_cache(maxsize=SPECS_CACHED_MAX)
-def _recurrence_cached(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
-    return recurrence_message(spec)
+def _recurrence_shared(spec: recurrence.Spec) -> schedule_pb2.Recurrence:
+    return recurrence_message(spec, "")
+
+
+def _recurrence_cached(spec: recurrence.Spec, customer: str) -> schedule_pb2.Recurrence:
+    return recurrence_message(spec, customer) if spec.calendars else _recurrence_shared(spec)
 
 
 def fill_schedule(message: schedule_pb2.Schedule, schedule: Schedule) -> schedule_pb2.Schedule:
@@ -400,7 +421,7 @@ def fill_schedule(message: schedule_pb2.Schedule, schedule: Schedule) -> schedul
 def schedule_message(schedule: Schedule) -> schedule_pb2.Schedule:
     """The public message of a schedule."""
     message = schedule_pb2.Schedule(
-        recurrence=_recurrence_cached(schedule.spec),
+        recurrence=_recurrence_cached(schedule.spec, schedule.customer),
         payload=schedule.payload,
         labels=dict(schedule.labels),
     )
@@ -433,6 +454,8 @@ def row_message(schedule: Schedule, number: int, row: Row) -> schedule_pb2.Ledge
             schedule.job_id,
             spell(execution_id(row.first_ms, schedule.uid)),
         )
+    elif row.outcome is Outcome.EXCLUDED and row.detail:
+        message.calendar = names.calendar_name(schedule.customer, row.detail.decode())
     return message
 
 
@@ -440,10 +463,56 @@ def _fill_definition(message: schedule_pb2.Schedule, schedule: Schedule, row: Ro
     definition = definition_of(row)
     message.name = names.schedule_name(schedule.customer, schedule.job_id, schedule.schedule_id)
     message.uid = spell(definition.uid)
-    message.recurrence.CopyFrom(_recurrence_cached(definition.spec))
+    message.recurrence.CopyFrom(_recurrence_cached(definition.spec, schedule.customer))
     message.state = _SCHEDULE_STATE(definition.state)
     message.etag = etag(definition.version)
     _fill_policy(message, definition.policy)
+
+
+# -- calendars ---------------------------------------------------------------------------------
+
+
+def calendar_content(
+    calendar: calendar_pb2.Calendar, now_ms: int, field: str
+) -> recurrence.Calendar:
+    """What a calendar excludes. Raises InvalidRequest naming every field that is wrong."""
+    content = recurrence.Calendar(
+        dates=tuple(calendar.dates),
+        windows=tuple(
+            (to_ms(window.start_time), to_ms(window.end_time)) for window in calendar.windows
+        ),
+        zone=calendar.time_zone,
+    )
+    problems = recurrence.validate_calendar(content, after_ms=now_ms)
+    if problems:
+        fields = tuple(
+            (
+                f"{field}.{_problem_field(problem.field)}" if problem.field else field,
+                problem.message,
+            )
+            for problem in problems
+        )
+        raise InvalidRequest(f"{fields[0][0]}: {fields[0][1]}", fields=fields)
+    return content
+
+
+def calendar_message(calendar: Calendar) -> calendar_pb2.Calendar:
+    """The public message of a calendar."""
+    return calendar_pb2.Calendar(
+        name=names.calendar_name(calendar.customer, calendar.calendar_id),
+        uid=spell(calendar.uid),
+        display_name=calendar.display_name,
+        labels=dict(calendar.labels),
+        dates=calendar.content.dates,
+        windows=[
+            schedule_pb2.TimeWindow(start_time=from_ms(start_ms), end_time=from_ms(end_ms))
+            for start_ms, end_ms in calendar.content.windows
+        ],
+        time_zone=calendar.content.zone,
+        create_time=from_ms(calendar.create_ms),
+        update_time=from_ms(calendar.update_ms),
+        etag=etag(calendar.version),
+    )
 
 
 # -- executions --------------------------------------------------------------------------------

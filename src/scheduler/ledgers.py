@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from ..mesh.errors import Overloaded, invalid
 from ..proto.tickmesh.v1 import schedule_pb2
 from . import convert, pages
-from .core import audit
+from .core import audit, pins
 from .core.history import PERIOD_MS
 from .core.ids import execution_id
 from .core.ledger import Outcome, Row
@@ -159,6 +159,7 @@ class Ledgers:
             from_ms=from_ms,
             until_ms=until_ms,
             kept_ms=self._shard.state.meta.history_from * PERIOD_MS,
+            ready=lambda spec: pins.ready(queries.view(), schedule.customer, spec),
         )
 
 

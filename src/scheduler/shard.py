@@ -9,7 +9,8 @@ from ..mesh import telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..proto.tickmesh.internal.v1 import shard_pb2
-from .core.commands import AnyCommand, DropHistory, DueFire, Fire, Placement
+from .core.calendars import PINNED_MAX
+from .core.commands import AnyCommand, DropHistory, DueFire, Fire, PinSchedules, Placement
 from .core.history import period
 from .core.ids import attempt_id
 from .core.model import Execution, Job, Timer, TimerKind
@@ -27,6 +28,13 @@ FIRE_MAX = 1_000
 
 FORGET_INTERVAL_S = 60.0
 """Between looks for history that is over: it is dropped by the day."""
+
+PIN_INTERVAL_S = 2.0
+"""Between looks for changed calendars that schedules do not follow yet: their change was cut off,
+by the loss of a leader or by a caller's deadline."""
+
+PIN_MAX = 100
+"""Such calendars looked at together."""
 
 RUN_MS_MAX = 2 * 86_400_000
 """An execution has ended so long after its due time: a day of running, and waiting before."""
@@ -185,6 +193,7 @@ class Shard:
             group.create_task(self.leading.run())
             group.create_task(self._fire(self.leading, self._window))
             group.create_task(self._forget())
+            group.create_task(self._pin())
 
     def _tell(self, execution: Execution) -> None:
         self.changes.tell(Change(self.changes.index, execution))
@@ -233,6 +242,15 @@ class Shard:
             if any(when < before for when in self.state.backend.periods()):
                 await self._insist(DropHistory(before), 1)
             await asyncio.sleep(FORGET_INTERVAL_S)
+
+    async def _pin(self) -> None:
+        """Let schedules follow the calendars that they use, where nobody else sees to it."""
+        while True:
+            pending = self.queries.view().calendars_pending(PIN_MAX)
+            for customer, calendar_id in pending:
+                await self._insist(PinSchedules(customer, calendar_id), PINNED_MAX)
+            if not pending:
+                await asyncio.sleep(PIN_INTERVAL_S)
 
     async def _insist(self, command: AnyCommand, weight: int) -> None:
         while True:

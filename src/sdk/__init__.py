@@ -15,6 +15,7 @@ TickmeshError (errors.py).
 from .aio import AsyncClient, AsyncExecutionHandle, AsyncWatch
 from .errors import (
     AlreadyExists,
+    CalendarInUse,
     CursorExpired,
     DeadlineExceeded,
     DeadlineRequired,
@@ -53,6 +54,7 @@ from .types import (
     Attempt,
     Backfill,
     Backup,
+    Calendar,
     Cluster,
     Container,
     Execution,
@@ -101,6 +103,8 @@ __all__ = [
     "Attempt",
     "Backfill",
     "Backup",
+    "Calendar",
+    "CalendarInUse",
     "Client",
     "Cluster",
     "Container",

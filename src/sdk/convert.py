@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..mesh.errors import invalid
 from ..proto.tickmesh.v1 import (
+    calendar_pb2,
     cluster_pb2,
     customer_pb2,
     execution_pb2,
@@ -21,7 +22,7 @@ from ..proto.tickmesh.v1 import (
     job_pb2,
     schedule_pb2,
 )
-from . import types
+from . import names, types
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -199,6 +200,7 @@ def recurrence_of(
     max_fires: int = 0,
     excluded_dates: Sequence[str | datetime.date] = (),
     excluded_windows: Sequence[types.TimeWindow] = (),
+    excluded_calendars: Sequence[str] = (),
 ) -> types.Recurrence:
     """A recurrence from the short forms that people write: one cron, an interval, an instant."""
     if not isinstance(every, types.Interval):
@@ -217,11 +219,32 @@ def recurrence_of(
         max_fires=max_fires,
         excluded_dates=tuple(str(date) for date in excluded_dates),
         excluded_windows=tuple(excluded_windows),
+        excluded_calendars=tuple(excluded_calendars),
     )
 
 
-def to_recurrence(recurrence: types.Recurrence, path: str) -> schedule_pb2.Recurrence:
-    """As the API says it. path: of the recurrence in the request, for errors."""
+def _to_windows(windows: Sequence[types.TimeWindow], path: str) -> list[schedule_pb2.TimeWindow]:
+    return [
+        schedule_pb2.TimeWindow(
+            start_time=to_timestamp(window.start_time, f"{path}[{number}].start_time"),
+            end_time=to_timestamp(window.end_time, f"{path}[{number}].end_time"),
+        )
+        for number, window in enumerate(windows)
+    ]
+
+
+def _from_windows(windows: Iterable[schedule_pb2.TimeWindow]) -> tuple[types.TimeWindow, ...]:
+    return tuple(
+        types.TimeWindow(start_time=_instant(each.start_time), end_time=_instant(each.end_time))
+        for each in windows
+    )
+
+
+def to_recurrence(
+    recurrence: types.Recurrence, path: str, customer: str
+) -> schedule_pb2.Recurrence:
+    """As the API says it. path: of the recurrence in the request, for errors; customer: whose
+    calendars are meant by their ids."""
     times = [
         to_timestamp(time, f"{path}.times[{number}]")
         for number, time in enumerate(recurrence.times)
@@ -243,16 +266,9 @@ def to_recurrence(recurrence: types.Recurrence, path: str) -> schedule_pb2.Recur
         jitter=to_duration(recurrence.jitter),
         max_fires=recurrence.max_fires,
         excluded_dates=recurrence.excluded_dates,
-        excluded_windows=[
-            schedule_pb2.TimeWindow(
-                start_time=to_timestamp(
-                    window.start_time, f"{path}.excluded_windows[{number}].start_time"
-                ),
-                end_time=to_timestamp(
-                    window.end_time, f"{path}.excluded_windows[{number}].end_time"
-                ),
-            )
-            for number, window in enumerate(recurrence.excluded_windows)
+        excluded_windows=_to_windows(recurrence.excluded_windows, f"{path}.excluded_windows"),
+        excluded_calendars=[
+            names.calendar(customer, each) for each in recurrence.excluded_calendars
         ],
     )
 
@@ -278,20 +294,48 @@ def from_recurrence(message: schedule_pb2.Recurrence) -> types.Recurrence:
         jitter=from_duration(message, "jitter"),
         max_fires=message.max_fires,
         excluded_dates=tuple(message.excluded_dates),
-        excluded_windows=tuple(
-            types.TimeWindow(start_time=_instant(each.start_time), end_time=_instant(each.end_time))
-            for each in message.excluded_windows
-        ),
+        excluded_windows=_from_windows(message.excluded_windows),
+        excluded_calendars=tuple(message.excluded_calendars),
     )
 
 
-def to_schedule(schedule: types.Schedule) -> schedule_pb2.Schedule:
+def to_calendar(calendar: types.Calendar) -> calendar_pb2.Calendar:
     """As the API says it; what the server sets is left out, but the name and etag."""
+    return calendar_pb2.Calendar(
+        name=calendar.name,
+        etag=calendar.etag,
+        display_name=calendar.display_name,
+        labels=calendar.labels,
+        dates=calendar.dates,
+        windows=_to_windows(calendar.windows, "calendar.windows"),
+        time_zone=calendar.time_zone,
+    )
+
+
+def from_calendar(message: calendar_pb2.Calendar) -> types.Calendar:
+    """From the API's message."""
+    return types.Calendar(
+        name=message.name,
+        uid=message.uid,
+        display_name=message.display_name,
+        labels=dict(sorted(message.labels.items())),
+        dates=tuple(message.dates),
+        windows=_from_windows(message.windows),
+        time_zone=message.time_zone,
+        create_time=from_timestamp(message, "create_time"),
+        update_time=from_timestamp(message, "update_time"),
+        etag=message.etag,
+    )
+
+
+def to_schedule(schedule: types.Schedule, customer: str) -> schedule_pb2.Schedule:
+    """As the API says it; what the server sets is left out, but the name and etag. customer: whose
+    calendars are meant by their ids."""
     return schedule_pb2.Schedule(
         name=schedule.name,
         etag=schedule.etag,
         labels=schedule.labels,
-        recurrence=to_recurrence(schedule.recurrence, "schedule.recurrence"),
+        recurrence=to_recurrence(schedule.recurrence, "schedule.recurrence", customer),
         payload=schedule.payload,
         overlap_policy=_to_enum(
             schedule_pb2.OverlapPolicy, "OVERLAP_POLICY", schedule.overlap_policy
@@ -350,12 +394,13 @@ def from_schedule(message: schedule_pb2.Schedule) -> types.Schedule:
     )
 
 
-def from_fire(message: schedule_pb2.PreviewedFire) -> types.Fire:
+def from_fire(message: schedule_pb2.PreviewedFire, *, skipped: bool = False) -> types.Fire:
     """From the API's message."""
     return types.Fire(
         due_time=message.due_time.ToDatetime(tzinfo=datetime.UTC),
         local_time=message.local_time,
         note=message.note,
+        skipped=skipped,
     )
 
 
@@ -381,6 +426,7 @@ def from_row(message: schedule_pb2.LedgerRow) -> types.LedgerRow:
         execution=message.execution,
         definition=from_schedule(message.definition) if message.HasField("definition") else None,
         hash=message.hash,
+        calendar=message.calendar,
     )
 
 

@@ -10,7 +10,8 @@ TickmeshError                 .message, .reason, .fields, .retry_after_ms
 ├── EtagMismatch              somebody else was faster: read again, then decide
 ├── FailedPrecondition
 │   ├── JobHasSchedules
-│   └── NotPaused
+│   ├── NotPaused
+│   └── CalendarInUse         schedules use it: .message names them
 ├── ResourceExhausted
 │   ├── Overloaded            try again after .retry_after_ms
 │   ├── TooManyAttempts       the same: too many calls carried no good API key
@@ -37,6 +38,7 @@ from __future__ import annotations
 
 from ..mesh.errors import (
     AlreadyExists,
+    CalendarInUse,
     CursorExpired,
     DeadlineExceeded,
     DeadlineRequired,
@@ -71,6 +73,7 @@ from .types import Execution, ExecutionReason
 
 __all__ = [
     "AlreadyExists",
+    "CalendarInUse",
     "CursorExpired",
     "DeadlineExceeded",
     "DeadlineRequired",

@@ -5,6 +5,7 @@
     hello/0abc          customers/{customer}/jobs/hello/executions/0abc
     report:1            customers/{customer}/images/report:1
     0123456789abcdef    customers/{customer}/keys/0123456789abcdef, of an API key
+    holidays            customers/{customer}/calendars/holidays
 
 A full name is taken as it is.
 """
@@ -37,6 +38,17 @@ def schedule(customer: str, given: str) -> str:
     if not job_id or not schedule_id or "/" in schedule_id:
         raise invalid("schedule", f"{given!r} is not of the form JOB/SCHEDULE")
     return names.schedule_name(customer, job_id, schedule_id)
+
+
+def calendar(customer: str, given: str) -> str:
+    """A calendar by its id or name. Raises InvalidRequest."""
+    if given.startswith("customers/"):
+        return names.calendar_name(*names.parse_calendar(given, "calendar"))
+    if "/" in given or not given:
+        raise invalid(
+            "calendar", f"{given!r} is not a calendar's id, nor its name customers/C/calendars/N"
+        )
+    return names.calendar_name(customer, given)
 
 
 def execution(customer: str, given: str) -> str | None:

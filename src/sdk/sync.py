@@ -17,6 +17,8 @@ from typing import Self
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from ..proto.tickmesh.v1 import (
+    calendar_pb2,
+    calendar_pb2_grpc,
     cluster_pb2,
     cluster_pb2_grpc,
     customer_pb2,
@@ -40,6 +42,7 @@ from .types import (
     ApiScope,
     Backfill,
     Backup,
+    Calendar,
     Cluster,
     Container,
     Execution,
@@ -72,8 +75,8 @@ from .types import (
 
 
 class Client:
-    """A customer's view of a mesh: `jobs`, `schedules`, `executions`, `images`, `keys`, and
-    execute().
+    """A customer's view of a mesh: `jobs`, `schedules`, `calendars`, `executions`, `images`,
+    `keys`, and execute().
 
     Use it as a context manager, or close it.
     """
@@ -102,6 +105,7 @@ class Client:
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._transport.channel)
         self.jobs = Jobs(self._transport)
         self.schedules = Schedules(self._transport)
+        self.calendars = Calendars(self._transport)
         self.executions = Executions(self._transport)
         self.images = Images(self._transport)
         self.keys = Keys(self._transport)
@@ -409,6 +413,7 @@ class Schedules:
         max_fires: int = 0,
         excluded_dates: Sequence[str | date] = (),
         excluded_windows: Sequence[TimeWindow] = (),
+        excluded_calendars: Sequence[str] = (),
         payload: bytes | str = b"",
         overlap_policy: OverlapPolicy | None = None,
         overlap_queue_max: int = 0,
@@ -441,6 +446,7 @@ class Schedules:
                 max_fires=max_fires,
                 excluded_dates=excluded_dates,
                 excluded_windows=excluded_windows,
+                excluded_calendars=excluded_calendars,
             ),
             payload=convert.payload_bytes(payload),
             overlap_policy=overlap_policy,
@@ -475,7 +481,7 @@ class Schedules:
         request = schedule_pb2.CreateScheduleRequest(
             parent=names.job(self._customer, job),
             schedule_id=schedule_id,
-            schedule=convert.to_schedule(schedule),
+            schedule=convert.to_schedule(schedule, self._customer),
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
         )
@@ -495,7 +501,8 @@ class Schedules:
             parent=names.job(self._customer, job),
             schedules=[
                 schedule_pb2.NewSchedule(
-                    schedule_id=each.schedule_id, schedule=convert.to_schedule(each.schedule)
+                    schedule_id=each.schedule_id,
+                    schedule=convert.to_schedule(each.schedule, self._customer),
                 )
                 for each in schedules
             ],
@@ -540,7 +547,7 @@ class Schedules:
         is all. If schedule.etag is set, EtagMismatch is raised when somebody was faster.
         """
         request = schedule_pb2.UpdateScheduleRequest(
-            schedule=convert.to_schedule(schedule),
+            schedule=convert.to_schedule(schedule, self._customer),
             update_mask=FieldMask(paths=update_mask),
             validate_only=validate_only,
         )
@@ -671,11 +678,13 @@ class Schedules:
         fold_policy: FoldPolicy | None = None,
         after: datetime | None = None,
         count: int = 0,
+        with_skipped: bool = False,
         deadline_s: float | None = None,
     ) -> Sequence[Fire]:
         """The next fires of a recurrence, and what daylight saving does to each; stores nothing.
 
         recurrence: or its parts, as in create(). after: default now. count: default 10.
+        with_skipped: also the instants among them that do not fire, with the reason.
         """
         wanted = recurrence or convert.recurrence_of(
             cron=cron,
@@ -687,12 +696,123 @@ class Schedules:
         )
         request = schedule_pb2.PreviewScheduleRequest(
             parent=names.customer(self._customer),
-            recurrence=convert.to_recurrence(wanted, "recurrence"),
+            recurrence=convert.to_recurrence(wanted, "recurrence", self._customer),
             after_time=convert.to_timestamp(after, "after_time"),
             count=count,
         )
         answer = self._transport.unary(self._stub.PreviewSchedule, request, deadline_s)
-        return [convert.from_fire(each) for each in answer.fires]
+        fires = [convert.from_fire(each) for each in answer.fires]
+        if with_skipped:
+            fires += [convert.from_fire(each, skipped=True) for each in answer.skipped]
+            fires.sort(key=lambda fire: fire.due_time)
+        return fires
+
+
+class Calendars:
+    """When schedules do not fire: `client.calendars`. A calendar is named by its id or its resource
+    name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._customer = transport.target.customer
+        self._stub = calendar_pb2_grpc.CalendarServiceStub(transport.channel)
+
+    def create(
+        self,
+        calendar_id: str = "",
+        *,
+        dates: Sequence[str | date] = (),
+        windows: Sequence[TimeWindow] = (),
+        time_zone: str = "",
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Calendar:
+        """Create a calendar from its parts; see Calendar for each."""
+        calendar = Calendar(
+            dates=tuple(str(each) for each in dates),
+            windows=tuple(windows),
+            time_zone=time_zone,
+            display_name=display_name,
+            labels=labels or {},
+        )
+        return self.add(
+            calendar,
+            calendar_id,
+            request_id=request_id,
+            validate_only=validate_only,
+            deadline_s=deadline_s,
+        )
+
+    def add(
+        self,
+        calendar: Calendar,
+        calendar_id: str = "",
+        *,
+        request_id: str = "",
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Calendar:
+        """Create a calendar. calendar_id: default made by the server."""
+        request = calendar_pb2.CreateCalendarRequest(
+            parent=names.customer(self._customer),
+            calendar_id=calendar_id,
+            calendar=convert.to_calendar(calendar),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.CreateCalendar, request, deadline_s)
+        return convert.from_calendar(answer)
+
+    def get(self, calendar: str, *, deadline_s: float | None = None) -> Calendar:
+        """One calendar. Raises NotFound."""
+        request = calendar_pb2.GetCalendarRequest(name=names.calendar(self._customer, calendar))
+        answer = self._transport.unary(self._stub.GetCalendar, request, deadline_s)
+        return convert.from_calendar(answer)
+
+    def list(self, *, page_size: int = 0, deadline_s: float | None = None) -> Iterator[Calendar]:
+        """All calendars, ordered by id; pages are fetched as they are needed."""
+        token = ""
+        while True:
+            request = calendar_pb2.ListCalendarsRequest(
+                parent=names.customer(self._customer), page_size=page_size, page_token=token
+            )
+            answer = self._transport.unary(self._stub.ListCalendars, request, deadline_s)
+            for each in answer.calendars:
+                yield convert.from_calendar(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    def update(
+        self,
+        calendar: Calendar,
+        update_mask: Sequence[str],
+        *,
+        validate_only: bool = False,
+        deadline_s: float | None = None,
+    ) -> Calendar:
+        """Change a calendar, as from dataclasses.replace(), and the schedules that use it.
+
+        update_mask: which fields, as "dates"; "*" is all. If calendar.etag is set, EtagMismatch is
+        raised when somebody was faster. Raises CalendarInUse if it left a schedule nothing to fire.
+        """
+        request = calendar_pb2.UpdateCalendarRequest(
+            calendar=convert.to_calendar(calendar),
+            update_mask=FieldMask(paths=update_mask),
+            validate_only=validate_only,
+        )
+        answer = self._transport.unary(self._stub.UpdateCalendar, request, deadline_s)
+        return convert.from_calendar(answer)
+
+    def delete(self, calendar: str, *, etag: str = "", deadline_s: float | None = None) -> None:
+        """Delete a calendar. Raises CalendarInUse, with the schedules that use it."""
+        request = calendar_pb2.DeleteCalendarRequest(
+            name=names.calendar(self._customer, calendar), etag=etag
+        )
+        self._transport.unary(self._stub.DeleteCalendar, request, deadline_s)
 
 
 class Executions:

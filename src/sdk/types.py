@@ -298,6 +298,8 @@ class Recurrence:
     excluded_dates: tuple[str, ...] = ()
     """In the time zone: "2026-12-25", or "12-25" for every year."""
     excluded_windows: tuple[TimeWindow, ...] = ()
+    excluded_calendars: tuple[str, ...] = ()
+    """Ids or resource names of the customer's calendars."""
 
     def __str__(self) -> str:
         """For people, in a few words."""
@@ -354,6 +356,30 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calendar:
+    """Dates and windows on which schedules that use it do not fire."""
+
+    name: str = ""
+    """customers/{customer}/calendars/{calendar}"""
+    dates: tuple[str, ...] = ()
+    """Local: "2026-12-25", or "12-25" for every year."""
+    windows: tuple[TimeWindow, ...] = ()
+    time_zone: str = ""
+    """IANA, for the dates; "" is that of each schedule."""
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    uid: str = ""
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fire:
     """One instant of a recurrence."""
 
@@ -361,7 +387,9 @@ class Fire:
     local_time: str
     """In the recurrence's zone, as "2027-03-29T03:00:00+02:00"."""
     note: str = ""
-    """What daylight saving did to it; empty if nothing."""
+    """What daylight saving or an exclusion did to it; empty if nothing."""
+    skipped: bool = False
+    """It does not fire: the note says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +419,8 @@ class LedgerRow:
     """What the schedule was from then on, for DEFINED."""
     hash: str = ""
     """Hexadecimal; chains the rows."""
+    calendar: str = ""
+    """The resource name of the calendar that excludes it, for EXCLUDED by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

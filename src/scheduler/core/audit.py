@@ -12,10 +12,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from . import recurrence
 from .ledger import Definition, Outcome, Row, chained, definition_of
 from .model import Execution, ExecutionState, Schedule, ScheduleState
+from .recurrence import Spec
 from .recurrence.limits import COUNT_MAX
 
 PROBLEMS_MAX = 100
@@ -81,16 +83,18 @@ def verify(
     from_ms: int,
     until_ms: int,
     kept_ms: int = 0,
+    ready: Callable[[Spec], Spec] = lambda spec: spec,
 ) -> Report:
     """Checks a schedule's whole chain, and every instant with from_ms <= instant < until_ms.
 
     schedule: as it stands now. rows: all of its ledger that is kept, (number, row) in order, read
     at one moment with it. execution: the execution of an instant, if it is kept. kept_ms:
-    executions that were due before may have been forgotten.
+    executions that were due before may have been forgotten. ready: a definition's spec with its
+    calendars' content.
     """
     report = Report()
     kept = _chain(report, schedule, rows, kept_ms)
-    timeline = _Timeline(report, kept)
+    timeline = _Timeline(report, kept, ready)
     if not timeline.definitions:
         report.complete = False
         return report
@@ -138,14 +142,16 @@ def _chain(
 class _Timeline:
     """Which definition held when."""
 
-    def __init__(self, report: Report, rows: list[Row]) -> None:
+    def __init__(self, report: Report, rows: list[Row], ready: Callable[[Spec], Spec]) -> None:
         self.starts: list[int] = []
         self.definitions: list[Definition] = []
         for row in rows:
             if row.outcome is Outcome.DEFINED:
                 try:
                     definition = definition_of(row)
-                except msgspec.DecodeError as error:
+                    definition = replace(definition, spec=ready(definition.spec))
+                    _check_contents(definition.spec)
+                except (msgspec.DecodeError, LookupError) as error:
                     report.add(Kind.TAMPERED, row.at_ms, f"a definition cannot be read: {error}")
                     continue
                 self.starts.append(max([row.first_ms, *self.starts[-1:]]))
@@ -160,6 +166,12 @@ class _Timeline:
         """Whether a definition began with after <= time <= until."""
         at = bisect_right(self.starts, after_ms - 1)
         return at < len(self.starts) and self.starts[at] <= until_ms
+
+
+def _check_contents(spec: Spec) -> None:
+    for pin in spec.calendars:
+        if pin.content is not None and recurrence.calendar_digest(pin.content) != pin.digest:
+            raise LookupError(f"what calendar {pin.name} said was changed")
 
 
 class _Coverage:

@@ -11,9 +11,11 @@ import enum
 
 import msgspec
 
+from . import recurrence
 from .model import (
     ApiKey,
     Attempt,
+    Calendar,
     Execution,
     Job,
     JobSpec,
@@ -249,6 +251,45 @@ class RevokeApiKey(Command, frozen=True):
     key_id: bytes
 
 
+class CreateCalendar(Command, frozen=True):
+    """Create a calendar."""
+
+    customer: str
+    calendar_id: str
+    uid: bytes
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    content: recurrence.Calendar
+    request: bytes
+
+
+class UpdateCalendar(Command, frozen=True):
+    """Replace what a calendar says, and change the first schedules that use it."""
+
+    customer: str
+    calendar_id: str
+    version: int
+    """The version that the change was made from; 0: any."""
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    content: recurrence.Calendar
+
+
+class DeleteCalendar(Command, frozen=True):
+    """Delete a calendar that no schedule uses."""
+
+    customer: str
+    calendar_id: str
+    version: int
+
+
+class PinSchedules(Command, frozen=True):
+    """Change the next schedules that use a calendar to what it says now."""
+
+    customer: str
+    calendar_id: str
+
+
 AnyCommand = (
     CreateJobs
     | UpdateJob
@@ -268,6 +309,10 @@ AnyCommand = (
     | DropHistory
     | CreateApiKey
     | RevokeApiKey
+    | CreateCalendar
+    | UpdateCalendar
+    | DeleteCalendar
+    | PinSchedules
 )
 
 
@@ -292,7 +337,14 @@ OUTPUT_SINCE = 2
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""
 
-SINCE: dict[type, int] = {CreateApiKey: 2, RevokeApiKey: 2}
+SINCE: dict[type, int] = {
+    CreateApiKey: 2,
+    RevokeApiKey: 2,
+    CreateCalendar: 2,
+    UpdateCalendar: 2,
+    DeleteCalendar: 2,
+    PinSchedules: 2,
+}
 """Commands that version 1 does not know: the version that they are new in. They are proposed only
 once every replica knows it."""
 
@@ -308,6 +360,11 @@ class Why(enum.IntEnum):
     NEVER_FIRES = 6
     TOO_MANY = 7
     TOO_MANY_KEYS = 8
+    IN_USE = 9
+    """By the schedules that `what` names."""
+    LEAVES_NOTHING = 10
+    """To fire for the schedules that `what` names."""
+    TOO_MANY_CALENDARS = 11
 
 
 class Refused(Exception):
@@ -321,6 +378,14 @@ class Refused(Exception):
         self.index = index
 
 
-Outcome = list[Job] | list[Schedule] | list[Execution] | list[ApiKey] | list[int] | Refused
+Outcome = (
+    list[Job]
+    | list[Schedule]
+    | list[Execution]
+    | list[ApiKey]
+    | list[Calendar]
+    | list[int]
+    | Refused
+)
 """What came of a command: the records that it made changed or deleted (for DropHistory the period),
 or why it was refused."""

@@ -44,6 +44,8 @@ from .model import (
     Timer,
     TimerKind,
 )
+from .pins import note_use, ready
+from .recurrence import Spec
 from .recurrence.limits import COUNT_MAX
 from .view import View
 
@@ -75,9 +77,9 @@ def found(view: View, customer: str, job_id: str, schedule_id: str) -> tuple[Job
     return job, schedule
 
 
-def following(schedule: Schedule, after_ms: int, fired: int) -> tuple[int, int]:
-    """(nominal, due) of the schedule's next instant after one; (0, 0) if there is none."""
-    spec = schedule.spec
+def following(schedule: Schedule, spec: Spec, after_ms: int, fired: int) -> tuple[int, int]:
+    """(nominal, due) of the schedule's next instant after one; (0, 0) if there is none. spec: its
+    own, ready."""
     if spec.max_fires is not None and fired >= spec.max_fires:
         return 0, 0
     key = schedule.uid.hex()
@@ -103,6 +105,8 @@ class Turn:
         self._view = view
         self._job = job
         self.schedule = schedule
+        self.spec = ready(view, schedule.customer, schedule.spec)
+        """The schedule's, with its calendars' content."""
         self._now_ms = now_ms
         self._key = schedule.uid.hex()
         self.running = schedule.running
@@ -123,7 +127,7 @@ class Turn:
         first_ms: int,
         last_ms: int = 0,
         count: int = 1,
-        definition: Definition | None = None,
+        detail: str | Definition = "",
     ) -> None:
         """Add a row. count: COUNT_MAX or more is told as 0, too many."""
         row = make(
@@ -134,7 +138,7 @@ class Turn:
             first_ms,
             last_ms or first_ms,
             0 if count >= COUNT_MAX else count,
-            definition,
+            detail,
         )
         self._view.put_row(self.schedule.uid, self._count, row)
         self._count += 1
@@ -147,16 +151,14 @@ class Turn:
         )
         finished = schedule.state is ScheduleState.FINISHED
         from_ms = self._last_ms if finished else self._now_ms
-        self.note(Outcome.DEFINED, from_ms, definition=definition)
+        self.note(Outcome.DEFINED, from_ms, detail=definition)
 
     def note_undecided(self, outcome: Outcome) -> None:
         """One row for the instants that have passed and were not decided, if there are any."""
         first_ms, until_ms = self._first_unrecorded(), self._now_ms
         if not first_ms or first_ms > until_ms:
             return
-        _, later = recurrence.latest_fire(
-            self.schedule.spec, first_ms, until_ms, hash_key=self._key
-        )
+        _, later = recurrence.latest_fire(self.spec, first_ms, until_ms, hash_key=self._key)
         self.note(outcome, first_ms, until_ms, 1 + later)
         if outcome is Outcome.MISSED:
             self._missed += 1 + later
@@ -172,7 +174,7 @@ class Turn:
         """The next instant that has no row; 0: there is none."""
         nominal_ms: int | None = self.schedule.next_ms
         while nominal_ms and self._has_execution(nominal_ms):
-            nominal_ms = recurrence.next_fire(self.schedule.spec, nominal_ms, hash_key=self._key)
+            nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
         return nominal_ms or 0
 
     def drop_waiting(self, outcome: Outcome) -> None:
@@ -186,12 +188,12 @@ class Turn:
         schedule = self.schedule
         # Fires are armed a little ahead of their due time, so few instants lie between now and the
         # last one that fired. Jitter moves due times later: look back by it.
-        nominal_ms: int | None = self._now_ms - schedule.spec.jitter_ms
+        nominal_ms: int | None = self._now_ms - self.spec.jitter_ms
         while nominal_ms is not None:
-            nominal_ms = recurrence.next_fire(schedule.spec, nominal_ms, hash_key=self._key)
+            nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
             if nominal_ms is None or nominal_ms > schedule.last_ms:
                 return
-            due_ms = recurrence.due_ms(schedule.spec, nominal_ms, hash_key=self._key)
+            due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
             identity = execution_id(nominal_ms, schedule.uid)
             armed = self._view.execution(schedule.job_uid, identity)
             if armed is None or due_ms <= self._now_ms:
@@ -222,7 +224,7 @@ class Turn:
     ) -> None:
         """Say what becomes of one instant."""
         policy, now_ms = self.schedule.policy, self._now_ms
-        due_ms = recurrence.due_ms(self.schedule.spec, nominal_ms, hash_key=self._key)
+        due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
         self._last_ms = max(self._last_ms, nominal_ms)
         if self._has_execution(nominal_ms):
             if not (self.running or self.waiting):
@@ -272,7 +274,7 @@ class Turn:
         deadline_ms = self.schedule.policy.start_deadline_ms
         while self.waiting and not self.running:
             nominal_ms, self.waiting = self.waiting[0], self.waiting[1:]
-            due_ms = recurrence.due_ms(self.schedule.spec, nominal_ms, hash_key=self._key)
+            due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
             if deadline_ms and self._now_ms - due_ms > deadline_ms:
                 self.note(Outcome.DEADLINE, nominal_ms)
             else:
@@ -327,7 +329,7 @@ class Turn:
     def catch_up(self, placement: Placement | None) -> int:
         """Decide every instant that is later than the grace; the last of them."""
         schedule = self.schedule
-        spec, policy, first_ms = schedule.spec, schedule.policy, self._first_unrecorded()
+        spec, policy, first_ms = self.spec, schedule.policy, self._first_unrecorded()
         until_ms = self._now_ms - MISFIRE_GRACE_MS - spec.jitter_ms
         if not first_ms or first_ms > max(until_ms, schedule.next_ms):
             # It was armed and taken back, came up again, and was missed: it stays taken back.
@@ -359,7 +361,7 @@ class Turn:
 
     def _last_instants(self, first_ms: int, latest_ms: int, most: int) -> list[int]:
         """The last `most` instants in [first, latest], oldest first."""
-        spec, key = self.schedule.spec, self._key
+        spec, key = self.spec, self._key
 
         def count(after_ms: int) -> int:
             return recurrence.latest_fire(spec, after_ms, latest_ms, hash_key=key)[1]
@@ -381,7 +383,7 @@ class Turn:
 
     def move_on(self, after_ms: int) -> None:
         """Set the timer for the first instant after one, and note what is skipped on the way."""
-        nominal_ms, due_ms = following(self.schedule, after_ms, self._claimed)
+        nominal_ms, due_ms = following(self.schedule, self.spec, after_ms, self._claimed)
         if nominal_ms:
             self.note_skips(after_ms, nominal_ms)
         finished = not nominal_ms
@@ -394,21 +396,26 @@ class Turn:
         )
 
     def note_skips(self, after_ms: int, until_ms: int) -> None:
-        for skip in recurrence.skips(self.schedule.spec, after_ms, until_ms, hash_key=self._key):
+        """Tell what is left out between two instants."""
+        for skip in recurrence.skips(self.spec, after_ms, until_ms, hash_key=self._key):
             outcome = Outcome.CLOCK if skip.by_clock else Outcome.EXCLUDED
-            self.note(outcome, skip.first_ms, skip.last_ms, skip.count)
+            self.note(outcome, skip.first_ms, skip.last_ms, skip.count, skip.calendar)
 
     def renew(self, **changes: Any) -> None:
         """Change what the schedule is; `resume` must follow."""
-        if self.schedule.due_ms:
-            self._view.delete_timer(timer(self.schedule))
+        before = self.schedule
+        if before.due_ms:
+            self._view.delete_timer(timer(before))
         self.schedule = replace(
-            self.schedule, due_ms=0, deferred=False, version=self.schedule.version + 1, **changes
+            before, due_ms=0, deferred=False, version=before.version + 1, **changes
         )
+        if self.schedule.spec != before.spec:
+            note_use(self._view, before, self.schedule)
+            self.spec = ready(self._view, self.schedule.customer, self.schedule.spec)
 
     def resume(self, *, paused: bool) -> Schedule:
         """Go on from the first instant after now, or stay paused before it."""
-        nominal_ms, due_ms = following(self.schedule, self._now_ms, self._claimed)
+        nominal_ms, due_ms = following(self.schedule, self.spec, self._now_ms, self._claimed)
         if nominal_ms:
             self.note_skips(self._now_ms, nominal_ms)
         waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE
@@ -515,16 +522,17 @@ def backfill(view: View, command: BackfillSchedule, now_ms: int) -> list[Executi
     if earlier is not None:
         return earlier
     key = schedule.uid.hex()
+    spec = ready(view, schedule.customer, schedule.spec)
     end_ms = min(command.end_ms, now_ms + 1) - 1
     _, count = recurrence.latest_fire(
-        schedule.spec, command.start_ms - 1, max(end_ms, command.start_ms - 1), hash_key=key
+        spec, command.start_ms - 1, max(end_ms, command.start_ms - 1), hash_key=key
     )
     if count >= BACKFILL_MAX:
         raise Refused(Why.TOO_MANY, command.schedule_id)
     made = []
     nominal_ms = command.start_ms - 1
     for _ in range(count):
-        nominal_ms = recurrence.next_fire(schedule.spec, nominal_ms, hash_key=key) or end_ms
+        nominal_ms = recurrence.next_fire(spec, nominal_ms, hash_key=key) or end_ms
         origin = hashlib.blake2b(
             command.origin + nominal_ms.to_bytes(8, "big"), digest_size=UID_BYTES
         ).digest()

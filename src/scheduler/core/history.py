@@ -20,7 +20,10 @@ def period(time_ms: int) -> int:
 
 
 def drop(view: View, command: DropHistory) -> list[int]:
-    """Forget every period before one, unless something that was due in them has not ended."""
+    """Forget every period before one, unless something that was due in them has not ended, or
+    schedules are pinned to calendars' contents that are history by now."""
+    if view.calendars_pending(1):
+        return []
     if view.active_before(command.before * PERIOD_MS) or command.before <= view.history_from:
         return []
     view.drop_history(command.before)

@@ -3,7 +3,8 @@
 A row is about one instant, or about a run of them in order (first, last, how many) with the same
 outcome: a second-by-second schedule that is paused for a year has one row for it. Rows of outcome
 DEFINED hold the schedule's definition as of a time, so that the instants that should have been can
-be computed again from the ledger alone (audit.py). Rows are numbered from 0 in the order of their
+be computed again from the ledger alone (audit.py); calendars are named in it by their content's
+digest (pins.py). Rows are numbered from 0 in the order of their
 decision; their times never run backwards.
 
     hash(n) = BLAKE2b-16(hash(n - 1) + n in 8 bytes, big-endian + the row's fields as msgpack)
@@ -68,8 +69,8 @@ class Row(Record, frozen=True):
     last_ms: int
     count: int
     """Instants of the run; 0: too many to count (1,000 or more)."""
-    definition: bytes
-    """A Definition, for DEFINED; else empty."""
+    detail: bytes
+    """A Definition, for DEFINED; the calendar's id, for EXCLUDED by one; else empty."""
     hash: bytes
 
 
@@ -82,7 +83,7 @@ def chained(previous: bytes, number: int, row: Row) -> bytes:
     return _hash(
         previous,
         number,
-        (row.outcome, row.at_ms, row.first_ms, row.last_ms, row.count, row.definition),
+        (row.outcome, row.at_ms, row.first_ms, row.last_ms, row.count, row.detail),
     )
 
 
@@ -99,14 +100,14 @@ def make(
     first_ms: int,
     last_ms: int,
     count: int,
-    definition: Definition | None = None,
+    detail: str | Definition = "",
 ) -> Row:
     """A row with its hash."""
-    raw = b"" if definition is None else _encode(definition)
+    raw = detail.encode() if isinstance(detail, str) else _encode(detail)
     digest = _hash(previous, number, (outcome, at_ms, first_ms, last_ms, count, raw))
     return Row(outcome, at_ms, first_ms, last_ms, count, raw, digest)
 
 
 def definition_of(row: Row) -> Definition:
     """What a DEFINED row holds. Raises msgspec.DecodeError if it was damaged."""
-    return _DEFINITION.decode(row.definition)
+    return _DEFINITION.decode(row.detail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import commands, customers, executions, fires, history, jobs, schedules
+from . import calendars, commands, customers, executions, fires, history, jobs, schedules
 from .commands import AnyCommand, Outcome, Refused
 from .model import Execution
 from .view import View
@@ -60,6 +60,14 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return customers.create_key(view, command, now_ms)
         case commands.RevokeApiKey():
             return customers.revoke_key(view, command, now_ms)
+        case commands.CreateCalendar():
+            return calendars.create(view, command, now_ms)
+        case commands.UpdateCalendar():
+            return calendars.update(view, command, now_ms)
+        case commands.DeleteCalendar():
+            return calendars.delete(view, command)
+        case commands.PinSchedules():
+            return calendars.pin(view, command, now_ms)
 
 
 def _followed(view: View, changed: list[Execution], now_ms: int) -> list[Execution]:

@@ -11,6 +11,7 @@ import enum
 
 import msgspec
 
+from . import recurrence
 from .recurrence import Spec
 
 
@@ -213,6 +214,25 @@ class Schedule(Record, frozen=True):
     """Rows in its ledger."""
     ledger_hash: bytes = b""
     """Of the last row: see ledger.py."""
+
+
+class Calendar(Record, frozen=True):
+    """A customer's named set of exclusions. Schedules are pinned to its content: see pins.py."""
+
+    customer: str
+    calendar_id: str
+    uid: bytes
+    display_name: str
+    labels: tuple[tuple[str, str], ...]
+    content: recurrence.Calendar
+    digest: bytes
+    """Of the content: what schedules are pinned to."""
+    create_ms: int
+    update_ms: int
+    version: int
+    """The etag: one more with every change."""
+    request: bytes
+    """Hash of the request_id that created it; empty if there was none."""
 
 
 class Attempt(Record, frozen=True):

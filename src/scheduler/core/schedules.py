@@ -17,6 +17,7 @@ from .fires import Turn, found, timer
 from .jobs import check_version, existing
 from .ledger import Definition, Outcome, Row, make
 from .model import Job, Schedule, ScheduleState
+from .pins import note_use, pinned, ready
 from .view import View
 
 
@@ -36,7 +37,7 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
                 raise Refused(Why.ALREADY_EXISTS, new.schedule_id, index)
             made.append(stored)
             continue
-        schedule, row = _made(job, new, command.request, now_ms)
+        schedule, row = _made(view, job, new, command.request, now_ms, index)
         if not schedule.next_ms:
             raise Refused(Why.NEVER_FIRES, new.schedule_id, index)
         made.append(schedule)
@@ -45,10 +46,9 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
         view.put_schedule(schedule)
         view.put_row(schedule.uid, 0, row)
         view.put_timer(timer(schedule))
-        skipped = recurrence.skips(
-            schedule.spec, now_ms, schedule.next_ms, hash_key=schedule.uid.hex()
-        )
-        if skipped:
+        note_use(view, None, schedule)
+        spec = ready(view, job.customer, schedule.spec)
+        if recurrence.skips(spec, now_ms, schedule.next_ms, hash_key=schedule.uid.hex()):
             turn = Turn(view, job, schedule, now_ms)
             turn.note_skips(now_ms, schedule.next_ms)
             turn.finish()
@@ -57,11 +57,15 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
     return made
 
 
-def _made(job: Job, new: NewSchedule, request: bytes, now_ms: int) -> tuple[Schedule, Row]:
+def _made(
+    view: View, job: Job, new: NewSchedule, request: bytes, now_ms: int, index: int
+) -> tuple[Schedule, Row]:
     """The schedule, and the first row of its ledger, which says what it is."""
     key = new.uid.hex()
-    nominal_ms = recurrence.next_fire(new.spec, now_ms, hash_key=key) or 0
-    due_ms = recurrence.due_ms(new.spec, nominal_ms, hash_key=key) if nominal_ms else 0
+    stored = pinned(view, job.customer, new.spec, index)
+    spec = ready(view, job.customer, stored)
+    nominal_ms = recurrence.next_fire(spec, now_ms, hash_key=key) or 0
+    due_ms = recurrence.due_ms(spec, nominal_ms, hash_key=key) if nominal_ms else 0
     active = ScheduleState.ACTIVE
     row = make(
         b"",
@@ -71,7 +75,7 @@ def _made(job: Job, new: NewSchedule, request: bytes, now_ms: int) -> tuple[Sche
         now_ms,
         now_ms,
         1,
-        Definition(new.uid, 1, active, new.spec, new.policy),
+        Definition(new.uid, 1, active, stored, new.policy),
     )
     schedule = Schedule(
         job.customer,
@@ -80,7 +84,7 @@ def _made(job: Job, new: NewSchedule, request: bytes, now_ms: int) -> tuple[Sche
         job.uid,
         new.uid,
         new.labels,
-        new.spec,
+        stored,
         new.policy,
         new.payload,
         active,
@@ -104,7 +108,9 @@ def update(view: View, command: UpdateSchedule, now_ms: int) -> list[Schedule]:
     """Instants before now are not made up for; armed fires after now are taken back."""
     job, schedule = found(view, command.customer, command.job_id, command.schedule_id)
     check_version(schedule.version, command.version, command.schedule_id)
-    if recurrence.next_fire(command.spec, now_ms, hash_key=schedule.uid.hex()) is None:
+    stored = pinned(view, job.customer, command.spec)
+    spec = ready(view, job.customer, stored)
+    if recurrence.next_fire(spec, now_ms, hash_key=schedule.uid.hex()) is None:
         raise Refused(Why.NEVER_FIRES, command.schedule_id)
     turn = Turn(view, job, schedule, now_ms)
     paused = schedule.state is ScheduleState.PAUSED
@@ -112,7 +118,7 @@ def update(view: View, command: UpdateSchedule, now_ms: int) -> list[Schedule]:
     turn.take_back()
     turn.renew(
         labels=command.labels,
-        spec=command.spec,
+        spec=stored,
         policy=command.policy,
         payload=command.payload,
         update_ms=now_ms,
@@ -136,6 +142,7 @@ def delete(view: View, command: DeleteSchedules, now_ms: int) -> list[Schedule]:
         if schedule.due_ms:
             view.delete_timer(timer(schedule))
         view.delete_schedule(schedule)
+        note_use(view, schedule, None)
     view.set_schedule_count(job.uid, view.schedule_count(job.uid) - len(doomed))
     return doomed
 

@@ -5,6 +5,10 @@
     s job_uid schedule                      Schedule
     c job_uid                               how many schedules the job has
     a job_uid id(16)                        empty: executions that have not ended
+    nc customer 0 calendar                  Calendar
+    nn customer                             how many calendars the customer has
+    nu customer 0 calendar 0 job_uid schedule   empty: schedules that use a calendar
+    np customer 0 calendar                  up to which of those follow the calendar's last change
     k job_uid active_key                    id of the execution with that key that has not ended
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
     u customer                              Customer
@@ -18,6 +22,7 @@ and history, which begins with `h period(4)` and is dropped by the period, a day
     l schedule_uid number(8)                Row of a schedule's ledger
     w index(8) number(2)                    job_uid id(16): an execution that an entry changed
     q customer 0 request                    executions that a request made
+    r digest                                what a calendar said until an entry changed it
 
 Integers are big-endian; `newest` is the complement of the due time, so that newer sorts first. An
 execution is in the period of its due time; the others are in that of the entry that wrote them.
@@ -32,6 +37,7 @@ from ..core.model import Timer, TimerKind
 META = b"m"
 TIMERS = b"t"
 ACTIVE = b"a"
+PENDING = b"np"
 HISTORY = b"h"
 PERIOD_BYTES = 4
 NEWEST = (1 << 48) - 1
@@ -65,6 +71,37 @@ def schedule(job_uid: bytes, schedule_id: str) -> bytes:
 def schedule_count(job_uid: bytes) -> bytes:
     """Of a job's number of schedules."""
     return b"c" + job_uid
+
+
+def calendar(customer: str, calendar_id: str) -> bytes:
+    """Of a Calendar; with an empty calendar_id the prefix of a customer's."""
+    return b"nc%b\0%b" % (customer.encode(), calendar_id.encode())
+
+
+def calendar_count(customer: str) -> bytes:
+    """Of a customer's number of calendars."""
+    return b"nn" + customer.encode()
+
+
+def calendar_user(customer: str, calendar_id: str, user: bytes) -> bytes:
+    """Of a schedule that uses a calendar: its job's uid and its id; empty: the prefix of all."""
+    return b"nu%b\0%b\0%b" % (customer.encode(), calendar_id.encode(), user)
+
+
+def calendar_pending(customer: str, calendar_id: str) -> bytes:
+    """Of how far the users of a changed calendar follow it."""
+    return PENDING + b"%b\0%b" % (customer.encode(), calendar_id.encode())
+
+
+def split_calendar_pending(key: bytes) -> tuple[str, str]:
+    """(customer, calendar id) of a `calendar_pending` key."""
+    customer, _, calendar_id = key[len(PENDING) :].decode().partition("\0")
+    return customer, calendar_id
+
+
+def calendar_content(period: int, digest: bytes) -> bytes:
+    """Of what a calendar said."""
+    return history(period) + b"r" + digest
 
 
 def newest_first(execution: bytes) -> bytes:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
-from ..core.model import ApiKey, Execution, Job, JobSpec, Schedule, Timer
+from ..core.model import ApiKey, Calendar, Execution, Job, JobSpec, Schedule, Timer
 from . import keys
 from .backend import Backend
 from .view import (
     Meta,
     StoreView,
     decode_api_key,
+    decode_calendar,
     decode_execution,
     decode_job,
     decode_request,
@@ -30,26 +31,27 @@ class Queries:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def _view(self) -> StoreView:
+    def view(self) -> StoreView:
+        """The state as the core reads it."""
         return StoreView(self._backend, Meta())
 
     def job(self, customer: str, job_id: str) -> Job | None:
         """The job, if there is one."""
-        return self._view().job(customer, job_id)
+        return self.view().job(customer, job_id)
 
     def spec(self, job: Job | None, job_uid: bytes, revision: int) -> JobSpec | None:
         """What a revision of a job runs, be the job deleted meanwhile or not."""
         if job is not None and job.uid == job_uid and job.revision == revision:
             return job.spec
-        return self._view().spec(job_uid, revision)
+        return self.view().spec(job_uid, revision)
 
     def schedule(self, job_uid: bytes, schedule_id: str) -> Schedule | None:
         """The schedule, if there is one."""
-        return self._view().schedule(job_uid, schedule_id)
+        return self.view().schedule(job_uid, schedule_id)
 
     def execution(self, job_uid: bytes, execution: bytes) -> Execution | None:
         """The execution, if it is kept."""
-        return self._view().execution(job_uid, execution)
+        return self.view().execution(job_uid, execution)
 
     def owner(self, customer: str, execution: bytes) -> bytes | None:
         """The uid of the job that a customer's execution belongs to, if it is kept."""
@@ -63,7 +65,7 @@ class Queries:
 
     def api_key(self, customer: str, key_id: bytes) -> ApiKey | None:
         """The key, if there is one."""
-        return self._view().api_key(customer, key_id)
+        return self.view().api_key(customer, key_id)
 
     def api_keys(self, customer: str, after: bytes, count: int) -> tuple[list[ApiKey], bytes]:
         """A page of a customer's keys by id, and where the next begins."""
@@ -74,6 +76,15 @@ class Queries:
         """A page of a job's schedules by id, and where the next begins."""
         pairs, following = self._page(keys.schedule(job_uid, ""), after, count)
         return [decode_schedule(value) for _, value in pairs], following
+
+    def calendar(self, customer: str, calendar_id: str) -> Calendar | None:
+        """The calendar, if there is one."""
+        return self.view().calendar(customer, calendar_id)
+
+    def calendars(self, customer: str, after: bytes, count: int) -> tuple[list[Calendar], bytes]:
+        """A page of a customer's calendars by id, and where the next begins."""
+        pairs, following = self._page(keys.calendar(customer, ""), after, count)
+        return [decode_calendar(value) for _, value in pairs], following
 
     def executions(
         self,

@@ -7,11 +7,14 @@ from typing import Any
 
 import msgspec
 
+from ..core import recurrence
 from ..core.history import period
+from ..core.ids import UID_BYTES
 from ..core.ledger import Row
 from ..core.model import (
     ACTIVE_STATES,
     ApiKey,
+    Calendar,
     Customer,
     Execution,
     Job,
@@ -29,12 +32,15 @@ _SCHEDULE = msgspec.msgpack.Decoder(Schedule)
 _EXECUTION = msgspec.msgpack.Decoder(Execution)
 _CUSTOMER = msgspec.msgpack.Decoder(Customer)
 _API_KEY = msgspec.msgpack.Decoder(ApiKey)
+_CALENDAR = msgspec.msgpack.Decoder(Calendar)
+_CONTENT = msgspec.msgpack.Decoder(recurrence.Calendar)
 _BYTES = msgspec.msgpack.Decoder(bytes)
 _COUNT = msgspec.msgpack.Decoder(int)
 _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
 
 decode_job = _JOB.decode
 decode_schedule = _SCHEDULE.decode
+decode_calendar = _CALENDAR.decode
 decode_execution = _EXECUTION.decode
 decode_api_key = _API_KEY.decode
 decode_request = _REQUEST.decode
@@ -147,6 +153,89 @@ class StoreView:
         """See core.View."""
         self._meta.schedule_count += count - self.schedule_count(job_uid)
         self._write(keys.schedule_count(job_uid), count)
+
+    def calendar(self, customer: str, calendar_id: str) -> Calendar | None:
+        """See core.View."""
+        found: Calendar | None = self._read(keys.calendar(customer, calendar_id), _CALENDAR)
+        return found
+
+    def put_calendar(self, calendar: Calendar) -> None:
+        """See core.View."""
+        self._write(keys.calendar(calendar.customer, calendar.calendar_id), calendar)
+
+    def delete_calendar(self, calendar: Calendar) -> None:
+        """See core.View."""
+        self._write(keys.calendar(calendar.customer, calendar.calendar_id), None)
+
+    def calendar_count(self, customer: str) -> int:
+        """See core.View."""
+        return self._read(keys.calendar_count(customer), _COUNT) or 0
+
+    def set_calendar_count(self, customer: str, count: int) -> None:
+        """See core.View."""
+        self._write(keys.calendar_count(customer), count)
+
+    def content(self, digest: bytes) -> recurrence.Calendar | None:
+        """See core.View."""
+        for when in (period(self._meta.time_ms), *reversed(self._backend.periods())):
+            found: recurrence.Calendar | None
+            found = self._read(keys.calendar_content(when, digest), _CONTENT)
+            if found is not None:
+                return found
+        return None
+
+    def put_content(self, digest: bytes, content: recurrence.Calendar) -> None:
+        """See core.View."""
+        self._write(keys.calendar_content(period(self._meta.time_ms), digest), content)
+
+    def calendar_users(
+        self, customer: str, calendar_id: str, after: bytes, count: int
+    ) -> list[tuple[bytes, str]]:
+        """See core.View."""
+        prefix = keys.calendar_user(customer, calendar_id, b"")
+        start = prefix + after + b"\0" if after else prefix
+        written = {key: value for key, value in self._written.items() if key.startswith(prefix)}
+        found = [key for key, value in written.items() if value is not None and key >= start]
+        stored = 0
+        for key, _ in self._backend.scan(start, keys.after_prefix_of(prefix)):
+            if stored == count:
+                break
+            if key not in written:
+                found.append(key)
+                stored += 1
+        users = [key[len(prefix) :] for key in sorted(found)[:count]]
+        return [(user[:UID_BYTES], user[UID_BYTES:].decode()) for user in users]
+
+    def set_calendar_user(self, calendar_id: str, schedule: Schedule, uses: bool) -> None:
+        """See core.View."""
+        user = schedule.job_uid + schedule.schedule_id.encode()
+        key = keys.calendar_user(schedule.customer, calendar_id, user)
+        self._written[key] = b"" if uses else None
+
+    def calendar_pending(self, customer: str, calendar_id: str) -> bytes | None:
+        """See core.View."""
+        found: bytes | None = self._read(keys.calendar_pending(customer, calendar_id), _BYTES)
+        return found
+
+    def set_calendar_pending(self, customer: str, calendar_id: str, after: bytes | None) -> None:
+        """See core.View."""
+        key = keys.calendar_pending(customer, calendar_id)
+        # Encoded: a bytes value of its own would be taken for one that is encoded already.
+        self._known[key] = after
+        self._written[key] = None if after is None else _encode(after)
+
+    def calendars_pending(self, count: int) -> list[tuple[str, str]]:
+        """See core.View."""
+        written = {
+            key: value for key, value in self._written.items() if key.startswith(keys.PENDING)
+        }
+        found = [key for key, value in written.items() if value is not None]
+        for key, _ in self._backend.scan(keys.PENDING, keys.after_prefix_of(keys.PENDING)):
+            if len(found) >= count:
+                break
+            if key not in written:
+                found.append(key)
+        return [keys.split_calendar_pending(key) for key in sorted(found)[:count]]
 
     def execution(self, job_uid: bytes, execution: bytes) -> Execution | None:
         """See core.View."""

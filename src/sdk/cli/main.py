@@ -48,6 +48,7 @@ COMMANDS = {
         "schedules:group",
         "When jobs fire: create, list, pause, trigger, fires, ...",
     ),
+    "calendar": ("calendars:group", "When schedules do not fire: create, update, list, delete."),
     "execution": ("executions:group", "Runs of jobs: list, get, watch, cancel."),
     "audit": ("audit:group", "Whether ledgers tell the truth: verify."),
     "logs": ("executions:logs", "Print what an execution wrote."),

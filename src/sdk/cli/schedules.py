@@ -52,6 +52,9 @@ def _recurrence_options(function: Any) -> Any:
                 multiple=True,
                 help="As 2030-01-01T00:00Z/2030-01-02T00:00Z: no fire in it.",
             ),
+            click.option(
+                "--exclude-calendar", multiple=True, help="A calendar: no fire on its dates."
+            ),
             click.option("--max-fires", type=int, default=0, help="Finished after so many."),
         )
     ):
@@ -176,6 +179,7 @@ def _recurrence_of(given: dict[str, Any]) -> Any:
             types.TimeWindow(start_time=start, end_time=end)
             for start, end in given["exclude_window"]
         ],
+        excluded_calendars=tuple(each for each in given["exclude_calendar"] if each),
     )
 
 
@@ -225,6 +229,7 @@ FIELDS = {
     ),
     "exclude_date": ("recurrence.excluded_dates",),
     "exclude_window": ("recurrence.excluded_windows",),
+    "exclude_calendar": ("recurrence.excluded_calendars",),
     "start": ("recurrence.start_time",),
     "end": ("recurrence.end_time",),
     **{
@@ -448,6 +453,8 @@ def preview(
 ) -> None:
     """Show the next fires of a schedule, or of a recurrence that is not stored.
 
+    The table shows what is skipped among them, too.
+
     \b
     tickmesh schedule preview report/nightly
     tickmesh schedule preview --cron "30 2 * * *" --time-zone Europe/Berlin
@@ -461,8 +468,9 @@ def preview(
         recurrence = client.schedules.get(schedule).recurrence
     else:
         recurrence = _recurrence(given)
-    fires = client.schedules.preview(recurrence, after=after, count=count)
-    if output == "table" and fires:
+    for_people = output == "table"
+    fires = client.schedules.preview(recurrence, after=after, count=count, with_skipped=for_people)
+    if for_people and fires:
         print_table(tables.FIRES, fires)
     else:
         print_list(output, tables.FIRES, fires, "it never fires again")

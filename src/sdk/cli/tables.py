@@ -132,7 +132,24 @@ KEYS: tuple[Column[types.ApiKey], ...] = (
 )
 
 
+CALENDARS: tuple[Column[types.Calendar], ...] = (
+    Column("CALENDAR", lambda calendar: calendar.id),
+    Column("DATES", lambda calendar: _listed(calendar.dates, "dates")),
+    Column("WINDOWS", lambda calendar: str(len(calendar.windows)), right=True),
+    Column("TIME ZONE", lambda calendar: calendar.time_zone),
+    Column("CHANGED", lambda calendar: show_instant(calendar.update_time)),
+    Column("NAME", lambda calendar: calendar.display_name),
+)
+
+
+def _listed(things: tuple[str, ...], name: str) -> str:
+    """A few by name, more by number."""
+    return ", ".join(things) if len(things) <= EXCLUDED_SHOWN_MAX else f"{len(things)} {name}"
+
+
 def _row_about(row: types.LedgerRow) -> str:
+    if row.calendar:
+        return f"calendar {row.calendar.split('/')[-1]}"
     if row.definition is not None:
         return f"{row.definition.state} {describe(row.definition.recurrence)}"
     return "/".join(row.execution.split("/")[3::2])
@@ -181,7 +198,7 @@ PROBLEMS: tuple[Column[types.LedgerProblem], ...] = (
 )
 
 FIRES: tuple[Column[types.Fire], ...] = (
-    Column("DUE", lambda fire: show_instant(fire.due_time)),
+    Column("DUE", lambda fire: "skipped" if fire.skipped else show_instant(fire.due_time)),
     Column("LOCAL TIME", lambda fire: fire.local_time),
     Column("NOTE", lambda fire: fire.note),
 )
@@ -235,8 +252,9 @@ def describe(recurrence: types.Recurrence) -> str:
     parts += [f"at {show_instant(time)}" for time in recurrence.times]
     when = "; ".join(parts) + (f" ({recurrence.time_zone})" if recurrence.time_zone else "")
     dates, windows = recurrence.excluded_dates, recurrence.excluded_windows
-    less = ", ".join(dates) if len(dates) <= EXCLUDED_SHOWN_MAX else f"{len(dates)} dates"
+    less = [_listed(dates, "dates")] if dates else []
     if windows:
-        less += f"{', ' if less else ''}{len(windows)} window{'s' if len(windows) > 1 else ''}"
-    when += f", less {less}" if less else ""
+        less.append(f"{len(windows)} window{'s' if len(windows) > 1 else ''}")
+    less += [f"calendar {name.split('/')[-1]}" for name in recurrence.excluded_calendars]
+    when += f", less {', '.join(less)}" if less else ""
     return when + (f", {recurrence.max_fires} times" if recurrence.max_fires else "")

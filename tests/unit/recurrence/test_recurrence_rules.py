@@ -3,6 +3,7 @@
 import datetime
 import importlib.resources
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,20 +15,24 @@ from tickmesh.scheduler.core.recurrence import (
     Fold,
     Gap,
     Moves,
+    Pin,
     Spec,
-    UnknownCalendar,
     UnknownZone,
+    calendar_digest,
     describe,
     due_ms,
     fires_moved,
     latest_fire,
     next_fire,
     preview,
+    skips,
     validate,
+    validate_calendar,
     with_calendars,
     zones_version,
 )
 from tickmesh.scheduler.core.recurrence.limits import COUNT_MAX, HORIZON_MS, PREVIEW_MAX
+from tickmesh.scheduler.core.recurrence.pattern import month_days
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -126,17 +131,97 @@ def test_overlapping_windows_are_one() -> None:
     assert [next_fire(spec, after) for after in (0, 1_000)] == [1_000, 10_000]
 
 
-def test_calendars_are_named_and_then_replaced() -> None:
-    spec = Spec(crons=("0 0 * * *",), calendars=("holidays", "freeze"))
-    calendars = {
+def using(*calendars: Calendar, **parts: Any) -> Spec:
+    """A spec with calendars named a, b, c, ..."""
+    pins = [
+        Pin(chr(ord("a") + at), calendar_digest(calendar), calendar)
+        for at, calendar in enumerate(calendars)
+    ]
+    return Spec(calendars=tuple(pins), **parts)
+
+
+def test_calendars_are_named_and_then_given_their_content() -> None:
+    spec = Spec(crons=("0 0 * * *",), calendars=(Pin("holidays"), Pin("freeze")))
+    content = {
         "holidays": Calendar(dates=("2026-01-02",)),
         "freeze": Calendar(windows=((NEW_YEAR + 2 * DAY_MS, NEW_YEAR + 4 * DAY_MS),)),
     }
-    assert next_fire(with_calendars(spec, calendars), NEW_YEAR) == NEW_YEAR + 4 * DAY_MS
-    with pytest.raises(BadSpec, match="calendars"):
+    ready = with_calendars(spec, lambda pin: content[pin.name])
+    assert next_fire(ready, NEW_YEAR) == NEW_YEAR + 4 * DAY_MS
+    with pytest.raises(BadSpec, match="calendar 'holidays'"):
         next_fire(spec, NEW_YEAR)
-    with pytest.raises(UnknownCalendar, match="freeze"):
-        with_calendars(spec, {"holidays": Calendar()})
+
+
+def test_a_calendars_dates_are_local_to_its_zone_or_to_the_schedules() -> None:
+    # 16:00 UTC is the next day in Tokyo.
+    daily = {"crons": ("0 16 * * *",)}
+    tokyo = using(Calendar(dates=("2026-01-03",), zone="Asia/Tokyo"), **daily)
+    assert next_fire(tokyo, NEW_YEAR + DAY_MS) == instant("2026-01-03T16:00Z")
+    anywhere = using(Calendar(dates=("2026-01-03",)), **daily)
+    assert next_fire(anywhere, NEW_YEAR + 2 * DAY_MS) == instant("2026-01-04T16:00Z")
+    at_home = using(Calendar(dates=("2026-01-03",)), zone="Asia/Tokyo", crons=("0 1 * * *",))
+    assert next_fire(at_home, NEW_YEAR + DAY_MS) == instant("2026-01-03T16:00Z")
+
+
+def test_a_preview_and_the_skips_name_the_calendar() -> None:
+    spec = using(
+        Calendar(dates=("2026-01-02",)), Calendar(dates=("01-02", "01-03")), crons=("0 0 * * *",)
+    )
+    found = [fire.note for fire in preview(spec, NEW_YEAR, 1) if fire.skipped]
+    assert found == ["excluded by calendar a", "excluded by calendar b"]
+    told = skips(spec, NEW_YEAR, NEW_YEAR + 4 * DAY_MS)
+    assert [(skip.calendar, skip.count, skip.by_clock) for skip in told] == [
+        ("a", 1, False),
+        ("b", 1, False),
+    ]
+
+
+def test_an_exclusion_of_its_own_is_told_before_a_calendars() -> None:
+    spec = using(
+        Calendar(dates=("2026-01-02",)), crons=("0 0 * * *",), excluded_dates=("2026-01-02",)
+    )
+    assert [fire.note for fire in preview(spec, NEW_YEAR, 1) if fire.skipped] == ["excluded"]
+
+
+def test_calendars_that_leave_no_instant_are_told_by_name() -> None:
+    spec = using(Calendar(dates=("12-25",)), crons=("0 0 25 12 *",))
+    (problem,) = validate(spec, after_ms=NEW_YEAR)
+    assert problem.message == "never fires: calendar a leaves out every instant"
+
+
+EVERY_DAY = tuple(
+    f"{month:02}-{day:02}"
+    for month in range(1, 13)
+    for day in range(1, month_days(2024, month) + 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("calendar", "field", "text"),
+    [
+        (Calendar(dates=("2026-02-30",)), "dates[0]", "not a date"),
+        (Calendar(dates=("12-25",), zone="Europe/Berln"), "zone", "Europe/Berlin"),
+        (Calendar(windows=((5, 5),)), "windows[0]", "empty"),
+        (Calendar(dates=("12-25",) * 1_001), "dates", "at most 1000"),
+        (Calendar(dates=EVERY_DAY), "", "leaves out every instant"),
+        (Calendar(windows=((0, HORIZON_MS),)), "", "leaves out every instant"),
+    ],
+)
+def test_what_is_wrong_with_a_calendar_is_said(calendar: Calendar, field: str, text: str) -> None:
+    (problem,) = validate_calendar(calendar, after_ms=NEW_YEAR)
+    assert problem.field == field and text in problem.message
+
+
+def test_a_calendar_of_every_day_but_one_is_right() -> None:
+    calendar = Calendar(dates=tuple(date for date in EVERY_DAY if date != "07-01"))
+    assert validate_calendar(calendar, after_ms=NEW_YEAR) == []
+
+
+def test_a_content_has_one_digest() -> None:
+    one = Calendar(dates=("12-25",))
+    assert calendar_digest(one) == calendar_digest(Calendar(dates=("12-25",)))
+    assert calendar_digest(one) != calendar_digest(Calendar(dates=("12-26",)))
+    assert len({hash(Pin("a", b"x", one)), hash(Pin("a", b"x"))}) == 1
 
 
 def test_jitter_is_the_schedules_own_and_never_reorders() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.unit.scheduler.test_fires import end, fire_when_due
 from tests.unit.scheduler.worlds import HERE, START_MS, World
-from tickmesh.scheduler.core import audit, commands, recurrence
+from tickmesh.scheduler.core import audit, calendars, commands, pins, recurrence
 from tickmesh.scheduler.core.audit import Kind, Report
 from tickmesh.scheduler.core.ids import execution_id
 from tickmesh.scheduler.core.ledger import Outcome, Row, make
@@ -45,6 +46,7 @@ def verify(world: World, schedule: Schedule, rows: list[Row] | None = None) -> R
         ),
         from_ms=0,
         until_ms=world.now_ms + 1,
+        ready=lambda spec: pins.ready(world.queries.view(), schedule.customer, spec),
     )
 
 
@@ -59,7 +61,7 @@ def rechained(rows: list[Row]) -> list[Row]:
         previous = made[-1].hash if made else b""
         fields = (row.outcome, row.at_ms, row.first_ms, row.last_ms, row.count)
         forged = make(previous, number, *fields)
-        made.append(replace(forged, definition=row.definition) if row.definition else forged)
+        made.append(replace(forged, detail=row.detail) if row.detail else forged)
     return made
 
 
@@ -132,12 +134,32 @@ SPECS = (
     {"every": ((7_000, 0),), "jitter_ms": 3_000},
     {"crons": ("*/7 * * * * *", "30 * * * * *"), "max_fires": 40},
     {"crons": ("*/20 * * * * *",), "excluded_windows": ((START_MS + 70_000, START_MS + 200_000),)},
+    {"every": ((15_000, 0),), "calendars": (recurrence.Pin("quiet"),)},
+    {
+        "crons": ("*/5 * * * * *",),
+        "jitter_ms": 2_000,
+        "calendars": (recurrence.Pin("quiet"), recurrence.Pin("holidays")),
+    },
 )
 
 
+def quiet(chance: random.Random, now_ms: int) -> dict[str, Any]:
+    """What a calendar says: some minutes around now, or days."""
+    if chance.random() < 0.2:
+        return {"dates": ("2027-01-15",) if chance.random() < 0.3 else ("2027-01-20",)}
+    start_ms = now_ms + chance.randrange(-100_000, 100_000)
+    return {"windows": ((start_ms, start_ms + chance.randrange(1_000, 200_000)),)}
+
+
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_a_schedule_goes_through_its_ledger_stands(world: World, seed: int) -> None:
+def test_whatever_a_schedule_goes_through_its_ledger_stands(
+    world: World, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = random.Random(seed)
+    monkeypatch.setattr(calendars, "PINNED_MAX", 1)
+    for name in ("quiet", "holidays"):
+        world.calendar(name, **quiet(chance, world.now_ms))
+    world.schedule("another", every=((PERIOD_MS, 0),), calendars=(recurrence.Pin("quiet"),))
     schedule = world.schedule(
         policy=chance.choice(POLICIES),
         **chance.choice(SPECS),  # type: ignore[arg-type]
@@ -145,7 +167,7 @@ def test_whatever_a_schedule_goes_through_its_ledger_stands(world: World, seed: 
     for _ in range(120):
         world.now_ms += chance.choice((0, 500, 1_000, 5_000, 20_000, 90_000))
         stored = world.stored(schedule)
-        match chance.randrange(9):
+        match chance.randrange(11):
             case 0 if stored.state is ScheduleState.PAUSED:
                 world.do(commands.ResumeSchedule("acme", "hello", "often"))
             case 1 if chance.random() < 0.3:
@@ -156,6 +178,13 @@ def test_whatever_a_schedule_goes_through_its_ledger_stands(world: World, seed: 
                 world.do(
                     commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, policy, b"")
                 )
+            case 9 if chance.random() < 0.5:
+                world.change_calendar(
+                    chance.choice(("quiet", "holidays")), **quiet(chance, world.now_ms)
+                )
+            case 10:
+                for pending in world.queries.view().calendars_pending(10):
+                    world.do(commands.PinSchedules(*pending))
             case 3 | 4:
                 for active in list(world.queries.active())[:2]:
                     stopped = active.stop and chance.random() < 0.7

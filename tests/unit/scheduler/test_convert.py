@@ -13,6 +13,7 @@ from tickmesh.scheduler import convert
 from tickmesh.scheduler.calls import JOB_FIELDS, SCHEDULE_FIELDS
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.model import Attempt, Misfire, Overlap, Policy, Reason, Retry
+from tickmesh.scheduler.core.recurrence import Calendar, Spec, with_calendars
 
 from .worlds import START_MS, World
 
@@ -40,16 +41,22 @@ def told(call: Any, *arguments: Any) -> dict[str, str]:
     return dict(refused.value.fields)
 
 
+def with_empty_calendars(spec: Spec) -> Spec:
+    return with_calendars(spec, lambda _: Calendar())
+
+
 def test_a_recurrence_comes_back_as_it_was_given() -> None:
     given = minutely(
         max_fires=5,
         excluded_dates=["12-25", "2027-01-16"],
         excluded_windows=[window(START_MS, START_MS + HOUR_MS)],
+        excluded_calendars=["customers/acme/calendars/holidays"],
     )
-    spec = convert.spec_of(given, START_MS, "recurrence")
+    spec = convert.spec_of(given, START_MS, "recurrence", with_empty_calendars)
     assert (spec.max_fires, spec.excluded_dates) == (5, ("12-25", "2027-01-16"))
     assert spec.excluded_windows == ((START_MS, START_MS + HOUR_MS),)
-    assert convert.recurrence_message(spec) == given
+    assert [pin.name for pin in spec.calendars] == ["holidays"]
+    assert convert.recurrence_message(spec, "acme") == given
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,27 @@ class World:
         assert isinstance(made[0], Schedule)
         return made[0]
 
+    def calendar(self, calendar_id: str = "holidays", request: bytes = b"", **content: Any) -> Any:
+        """Create a calendar."""
+        return self.do(
+            commands.CreateCalendar(
+                "acme",
+                calendar_id,
+                self.next_uid(),
+                "",
+                (),
+                recurrence.Calendar(**content),
+                request,
+            )
+        )
+
+    def change_calendar(
+        self, calendar_id: str = "holidays", version: int = 0, **content: Any
+    ) -> Any:
+        """Replace what a calendar says."""
+        said = recurrence.Calendar(**content)
+        return self.do(commands.UpdateCalendar("acme", calendar_id, version, "", (), said))
+
     def stored(self, schedule: Schedule) -> Schedule:
         """A schedule as it stands now."""
         found = self.queries.schedule(schedule.job_uid, schedule.schedule_id)

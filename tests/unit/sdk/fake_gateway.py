@@ -21,6 +21,8 @@ from grpc_status import rpc_status
 
 from tickmesh.mesh import api_keys, errors
 from tickmesh.proto.tickmesh.v1 import (
+    calendar_pb2,
+    calendar_pb2_grpc,
     cluster_pb2,
     cluster_pb2_grpc,
     customer_pb2,
@@ -52,6 +54,7 @@ def stamp(ms: float) -> Timestamp:
 class FakeGateway(
     job_pb2_grpc.JobServiceServicer,
     schedule_pb2_grpc.ScheduleServiceServicer,
+    calendar_pb2_grpc.CalendarServiceServicer,
     execution_pb2_grpc.ExecutionServiceServicer,
     image_pb2_grpc.ImageServiceServicer,
     customer_pb2_grpc.CustomerServiceServicer,
@@ -62,6 +65,7 @@ class FakeGateway(
     def __init__(self) -> None:
         self.jobs: dict[str, job_pb2.Job] = {}
         self.schedules: dict[str, schedule_pb2.Schedule] = {}
+        self.calendars: dict[str, calendar_pb2.Calendar] = {}
         self.executions: dict[str, execution_pb2.Execution] = {}
         self.payloads: dict[str, bytes] = {}
         self.backfills: dict[str, int] = {}
@@ -169,6 +173,7 @@ class FakeGateway(
         )
         job_pb2_grpc.add_JobServiceServicer_to_server(self, server)
         schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(self, server)
+        calendar_pb2_grpc.add_CalendarServiceServicer_to_server(self, server)
         execution_pb2_grpc.add_ExecutionServiceServicer_to_server(self, server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(self, server)
         customer_pb2_grpc.add_CustomerServiceServicer_to_server(self, server)
@@ -366,6 +371,12 @@ class FakeGateway(
                 local_time=f"2027-01-15T09:{number:02d}:00+01:00",
                 note="the clocks go forward: 02:30 does not exist" if number == 1 else "",
             )
+        for name in request.recurrence.excluded_calendars:
+            answer.skipped.add(
+                due_time=stamp(NOW_MS + 30_000),
+                local_time="2027-01-15T09:00:30+01:00",
+                note=f"excluded by calendar {name.rpartition('/')[2]}",
+            )
         return answer
 
     def TriggerSchedule(self, request: Any, context: Any) -> Any:
@@ -417,6 +428,8 @@ class FakeGateway(
             elif outcome in (schedule_pb2.FIRE_OUTCOME_FIRED, schedule_pb2.FIRE_OUTCOME_CAUGHT_UP):
                 job = request.parent.partition("/schedules/")[0]
                 row.execution = f"{job}/executions/{number:04d}"
+            elif outcome == schedule_pb2.FIRE_OUTCOME_EXCLUDED:
+                row.calendar = "customers/default/calendars/holidays"
             elif outcome == schedule_pb2.FIRE_OUTCOME_PAUSED:
                 row.last_time.CopyFrom(stamp(at_ms + 120_000))
                 row.count = 0
@@ -458,6 +471,53 @@ class FakeGateway(
                 text="nothing says what became of this instant",
             )
         return answer
+
+    # Calendars ------------------------------------------------------------------------------------
+
+    def CreateCalendar(self, request: Any, context: Any) -> Any:
+        if request.request_id in self.by_request_id:
+            return self.by_request_id[request.request_id]
+        calendar = request.calendar
+        calendar.name = f"{request.parent}/calendars/{request.calendar_id or 'calendar-0001'}"
+        if calendar.name in self.calendars:
+            abort(context, errors.AlreadyExists(f"{calendar.name}: the id is taken"))
+        if "02-30" in calendar.dates:
+            abort(context, errors.invalid("calendar.dates[0]", "'02-30' is not a date"))
+        calendar.uid, calendar.etag = "2" * 16, "1"
+        calendar.create_time.CopyFrom(stamp(NOW_MS))
+        calendar.update_time.CopyFrom(stamp(NOW_MS))
+        if not request.validate_only:
+            self.calendars[calendar.name] = calendar
+            self.by_request_id[request.request_id] = calendar
+        return self._answer("CreateCalendar", context, calendar)
+
+    def GetCalendar(self, request: Any, context: Any) -> Any:
+        return self._found(self.calendars, request.name, context)
+
+    def ListCalendars(self, request: Any, context: Any) -> Any:
+        found = [c for n, c in sorted(self.calendars.items()) if n.startswith(request.parent + "/")]
+        page, token = self._page(found, request)
+        return calendar_pb2.ListCalendarsResponse(calendars=page, next_page_token=token)
+
+    def UpdateCalendar(self, request: Any, context: Any) -> Any:
+        calendar = self._found(self.calendars, request.calendar.name, context)
+        if request.calendar.etag not in ("", calendar.etag):
+            abort(context, errors.EtagMismatch(f"{calendar.name}: was changed by somebody else"))
+        request.update_mask.MergeMessage(request.calendar, calendar, True, True)
+        calendar.etag = str(int(calendar.etag) + 1)
+        return calendar
+
+    def DeleteCalendar(self, request: Any, context: Any) -> Any:
+        self._found(self.calendars, request.name, context)
+        users = [
+            "/".join(name.split("/")[3::2])
+            for name, schedule in self.schedules.items()
+            if request.name in schedule.recurrence.excluded_calendars
+        ]
+        if users:
+            abort(context, errors.CalendarInUse(f"schedules use it: {', '.join(users)}"))
+        del self.calendars[request.name]
+        return Empty()
 
     # Executions -----------------------------------------------------------------------------------
 

@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TOO_MANY_KEYS: _ErrorReason.ValueType  # 25
     """[RESOURCE_EXHAUSTED] The customer has as many API keys as it may have: revoke some."""
+    ERROR_REASON_CALENDAR_IN_USE: _ErrorReason.ValueType  # 26
+    """[FAILED_PRECONDITION] Schedules use the calendar: they are named."""
     ERROR_REASON_OUTPUT_CORRUPT: _ErrorReason.ValueType  # 30
     """[DATA_LOSS] The archived output of an execution is damaged."""
 
@@ -142,6 +144,8 @@ delay.
 """
 ERROR_REASON_TOO_MANY_KEYS: ErrorReason.ValueType  # 25
 """[RESOURCE_EXHAUSTED] The customer has as many API keys as it may have: revoke some."""
+ERROR_REASON_CALENDAR_IN_USE: ErrorReason.ValueType  # 26
+"""[FAILED_PRECONDITION] Schedules use the calendar: they are named."""
 ERROR_REASON_OUTPUT_CORRUPT: ErrorReason.ValueType  # 30
 """[DATA_LOSS] The archived output of an execution is damaged."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

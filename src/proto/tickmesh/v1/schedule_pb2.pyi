@@ -189,7 +189,7 @@ class _FireOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FireOutco
     FIRE_OUTCOME_CLOCK: _FireOutcome.ValueType  # 8
     """Skipped: daylight saving, by the gap or fold policy."""
     FIRE_OUTCOME_EXCLUDED: _FireOutcome.ValueType  # 9
-    """Skipped: an excluded date or window."""
+    """Skipped: an excluded date or window, of the schedule or of a calendar."""
     FIRE_OUTCOME_BRAKE: _FireOutcome.ValueType  # 10
     """Skipped: more than 120 fires in a minute, which also paused the schedule."""
 
@@ -215,7 +215,7 @@ FIRE_OUTCOME_PAUSED: FireOutcome.ValueType  # 7
 FIRE_OUTCOME_CLOCK: FireOutcome.ValueType  # 8
 """Skipped: daylight saving, by the gap or fold policy."""
 FIRE_OUTCOME_EXCLUDED: FireOutcome.ValueType  # 9
-"""Skipped: an excluded date or window."""
+"""Skipped: an excluded date or window, of the schedule or of a calendar."""
 FIRE_OUTCOME_BRAKE: FireOutcome.ValueType  # 10
 """Skipped: more than 120 fires in a minute, which also paused the schedule."""
 Global___FireOutcome: _TypeAlias = FireOutcome  # noqa: Y015
@@ -434,6 +434,7 @@ class Recurrence(_message.Message):
     MAX_FIRES_FIELD_NUMBER: _builtins.int
     EXCLUDED_DATES_FIELD_NUMBER: _builtins.int
     EXCLUDED_WINDOWS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_CALENDARS_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA time zone for crons, as "Europe/Berlin". Default "UTC". Zones come from the server's pinned
     tzdata, never from a host.
@@ -484,6 +485,13 @@ class Recurrence(_message.Message):
     def excluded_windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeWindow]:
         """Stretches of time in which nothing fires. At most 200."""
 
+    @_builtins.property
+    def excluded_calendars(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calendars whose dates and windows are excluded too, customers/{customer}/calendars/{calendar} of
+        the schedule's customer. At most 8, all different. Changing one changes the schedules that use it: see
+        CalendarService.
+        """
+
     def __init__(
         self,
         *,
@@ -499,10 +507,11 @@ class Recurrence(_message.Message):
         max_fires: _builtins.int = ...,
         excluded_dates: _abc.Iterable[_builtins.str] | None = ...,
         excluded_windows: _abc.Iterable[Global___TimeWindow] | None = ...,
+        excluded_calendars: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "jitter", b"jitter", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crons", b"crons", "end_time", b"end_time", "excluded_dates", b"excluded_dates", "excluded_windows", b"excluded_windows", "fold_policy", b"fold_policy", "gap_policy", b"gap_policy", "intervals", b"intervals", "jitter", b"jitter", "max_fires", b"max_fires", "start_time", b"start_time", "time_zone", b"time_zone", "times", b"times"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crons", b"crons", "end_time", b"end_time", "excluded_calendars", b"excluded_calendars", "excluded_dates", b"excluded_dates", "excluded_windows", b"excluded_windows", "fold_policy", b"fold_policy", "gap_policy", b"gap_policy", "intervals", b"intervals", "jitter", b"jitter", "max_fires", b"max_fires", "start_time", b"start_time", "time_zone", b"time_zone", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -908,18 +917,26 @@ class PreviewScheduleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRES_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fires(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewedFire]:
         """Oldest first. Fewer than asked for if there are no more."""
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewedFire]:
+        """Instants up to the last of those that do not fire, oldest first, with the reason in their note: an
+        exclusion ("excluded by calendar holidays") or daylight saving. At most 200.
+        """
 
     def __init__(
         self,
         *,
         fires: _abc.Iterable[Global___PreviewedFire] | None = ...,
+        skipped: _abc.Iterable[Global___PreviewedFire] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fires", b"fires"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fires", b"fires", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -937,7 +954,7 @@ class PreviewedFire(_message.Message):
     local_time: _builtins.str
     """The same in the recurrence's zone, as "2027-03-29T03:00:00+02:00"."""
     note: _builtins.str
-    """What daylight saving did to it, for people. Empty if nothing."""
+    """What daylight saving or an exclusion did to it, for people. Empty if nothing."""
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
         """When it is due."""
@@ -1160,6 +1177,7 @@ class LedgerRow(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     DEFINITION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    CALENDAR_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 0, in the order of decision. Old rows are forgotten with the history."""
     outcome: Global___FireOutcome.ValueType
@@ -1172,6 +1190,10 @@ class LedgerRow(_message.Message):
     """
     hash: _builtins.str
     """Hexadecimal. Chains the rows: each is drawn from the one before and from what the row says."""
+    calendar: _builtins.str
+    """The calendar that excludes it: a resource name. Only for EXCLUDED, and empty where the schedule's
+    own dates or windows do.
+    """
     @_builtins.property
     def decide_time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided. Before first_time for a fire that was armed ahead."""
@@ -1202,10 +1224,11 @@ class LedgerRow(_message.Message):
         execution: _builtins.str = ...,
         definition: Global___Schedule | None = ...,
         hash: _builtins.str = ...,
+        calendar: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decide_time", b"decide_time", "definition", b"definition", "first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decide_time", b"decide_time", "definition", b"definition", "execution", b"execution", "first_time", b"first_time", "hash", b"hash", "last_time", b"last_time", "number", b"number", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calendar", b"calendar", "count", b"count", "decide_time", b"decide_time", "definition", b"definition", "execution", b"execution", "first_time", b"first_time", "hash", b"hash", "last_time", b"last_time", "number", b"number", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

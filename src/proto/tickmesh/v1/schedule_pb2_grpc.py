@@ -120,7 +120,7 @@ class ScheduleServiceServicer(object):
 
     def CreateSchedule(self, request, context):
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
-        Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
+        Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
         zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
         that leave no instant, ...).
         """

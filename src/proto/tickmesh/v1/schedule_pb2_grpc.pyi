@@ -37,7 +37,7 @@ class ScheduleServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ScheduleServiceAsyncStub: ...
     CreateSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
-    Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
+    Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
     zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
     that leave no instant, ...).
     """
@@ -96,7 +96,7 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
-    Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
+    Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
     zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
     that leave no instant, ...).
     """
@@ -158,7 +158,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
-        Errors: NOT_FOUND (the job), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
+        Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
         zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
         that leave no instant, ...).
         """

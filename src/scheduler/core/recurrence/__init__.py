@@ -27,15 +27,14 @@ from .errors import (
     BadZoneFile,
     CronError,
     RecurrenceError,
-    UnknownCalendar,
     UnknownZone,
 )
 from .preview import Fire, preview
 from .program import due_ms, latest_fire, next_fire
 from .skips import Skip, skips
-from .spec import Calendar, Fold, Gap, Problem, Spec, with_calendars
+from .spec import Calendar, Fold, Gap, Pin, Problem, Spec, calendar_digest, with_calendars
 from .upgrade import Moves, fires_moved
-from .validate import validate
+from .validate import validate, validate_calendar
 from .zones import version as zones_version
 
 __all__ = [
@@ -47,12 +46,13 @@ __all__ = [
     "Fold",
     "Gap",
     "Moves",
+    "Pin",
     "Problem",
     "RecurrenceError",
     "Skip",
     "Spec",
-    "UnknownCalendar",
     "UnknownZone",
+    "calendar_digest",
     "describe",
     "due_ms",
     "fires_moved",
@@ -62,6 +62,7 @@ __all__ = [
     "preview",
     "skips",
     "validate",
+    "validate_calendar",
     "with_calendars",
     "zones_version",
 ]

@@ -36,7 +36,7 @@ def describe(spec: Spec, *, hash_key: str = "") -> str:
         if count:
             text += f", except {count} {name}{'s' * (count > 1)}"
     if spec.calendars:
-        text += f", except on {', '.join(spec.calendars)}"
+        text += f", except on {', '.join(pin.name for pin in spec.calendars)}"
     return text
 
 

@@ -4,7 +4,6 @@ RecurrenceError (a ValueError)
 ├── CronError            text that is not a cron expression
 ├── UnknownZone          no such zone in the pinned tzdata
 ├── BadZoneFile          a zone file that is not one
-├── UnknownCalendar      a calendar that the customer does not have
 └── BadSpec              anything else that `validate` would have told
 """
 
@@ -29,10 +28,6 @@ class UnknownZone(RecurrenceError):
 
 class BadZoneFile(RecurrenceError):
     """A zone file that is not one: the package is damaged, or a candidate upgrade is."""
-
-
-class UnknownCalendar(RecurrenceError):
-    """A spec names a calendar that the customer does not have."""
 
 
 class BadSpec(RecurrenceError):

@@ -25,7 +25,7 @@ EXCLUDED_WINDOWS_MAX: Final = 200
 """Maintenance windows; 18 bytes each in the record."""
 
 CALENDARS_MAX: Final = 8
-"""Named calendars on one schedule; their dates and windows count towards the two bounds above."""
+"""Calendars on one schedule; each has dates and windows up to the two bounds above."""
 
 JITTER_MS_MAX: Final = 6 * 3_600_000
 """Wider than any herd; a jitter of days would hide a schedule's own times."""
@@ -81,6 +81,9 @@ TEMPLATES_CACHED_MAX: Final = 8_192
 
 ZONES_CACHED_MAX: Final = 700
 """All the zones there are (598 in 2026f), about 40 KB each once used."""
+
+CALENDARS_CACHED_MAX: Final = 1_024
+"""Distinct sets of exclusions held ready, about 60 KB each for 1,000 dates; usual ones have 20."""
 
 MONTHS_CACHED_MAX: Final = 24
 """Day masks of months held for one pattern."""

@@ -76,10 +76,11 @@ def _explained(
             notes.setdefault(instant_ms, []).append(note)
         elif not runs and start_ms <= instant_ms < end_ms and len(skipped) < PREVIEW_SKIPPED_MAX:
             skipped.setdefault(instant_ms, []).append(note)
-    for instant_ms in _excluded(spec, start_ms, end_ms, hash_key):
+    for instant_ms, calendar in _excluded(spec, start_ms, end_ms, hash_key):
         if len(skipped) >= PREVIEW_SKIPPED_MAX:
             break
-        skipped.setdefault(instant_ms, []).append("excluded")
+        note = f"excluded by calendar {calendar}" if calendar else "excluded"
+        skipped.setdefault(instant_ms, []).append(note)
     result = [
         Fire(
             instant_ms,
@@ -96,15 +97,17 @@ def _explained(
     return sorted(result, key=lambda fire: fire.nominal_ms)
 
 
-def _excluded(spec: Spec, start_ms: int, end_ms: int, hash_key: str) -> Iterator[int]:
-    """Yields the instants that the spec's parts name and its exclusions take away."""
-    if not (spec.excluded_dates or spec.excluded_windows):
+def _excluded(spec: Spec, start_ms: int, end_ms: int, hash_key: str) -> Iterator[tuple[int, str]]:
+    """Yields the instants that the spec's parts name and its exclusions take away, with the
+    calendar that does so."""
+    if not (spec.excluded_dates or spec.excluded_windows or spec.calendars):
         return
     ready = program(spec, hash_key)
     instant_ms = ready.next_unexcluded_ms(start_ms)
     while instant_ms < end_ms:
-        if ready.excluded_until_ms(instant_ms):
-            yield instant_ms
+        until_ms, calendar = ready.exclusion(instant_ms)
+        if until_ms:
+            yield instant_ms, calendar
         instant_ms = ready.next_unexcluded_ms(instant_ms + 1)
 
 

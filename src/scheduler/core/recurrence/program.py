@@ -3,12 +3,20 @@
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 
+import msgspec
+
 from .cron import parse
 from .dates import ExcludedDates
 from .errors import BadSpec
 from .jitter import draw_ms
-from .limits import COUNT_MAX, EXCLUDED_STEPS_MAX, HORIZON_MS, PROGRAMS_CACHED_MAX
-from .spec import Spec
+from .limits import (
+    CALENDARS_CACHED_MAX,
+    COUNT_MAX,
+    EXCLUDED_STEPS_MAX,
+    HORIZON_MS,
+    PROGRAMS_CACHED_MAX,
+)
+from .spec import Calendar, Spec
 from .walker import walker
 from .zones import Timeline, load
 
@@ -20,13 +28,10 @@ class Program:
     """
 
     __slots__ = (
-        "_ats", "_dates", "_end_ms", "_everies", "_excludes", "_memory", "_start_ms", "_walkers",
-        "_window_ends", "_window_starts", "hashed",
+        "_ats", "_end_ms", "_everies", "_exclusions", "_memory", "_start_ms", "_walkers", "hashed",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, hash_key: str, timeline: Timeline | None = None) -> None:
-        if spec.calendars:
-            raise BadSpec("calendars are still names: replace them using with_calendars")
         if any(period_ms < 1 for period_ms, _ in spec.every):
             raise BadSpec("a period must be positive")
         self.hashed = any(parse(cron).hashes for cron in spec.crons)
@@ -35,11 +40,7 @@ class Program:
         self._ats = tuple(sorted(spec.at_ms))
         self._start_ms = max(0, spec.start_ms or 0)
         self._end_ms = HORIZON_MS if spec.end_ms is None else min(spec.end_ms, HORIZON_MS)
-        self._excludes = bool(spec.excluded_dates or spec.excluded_windows)
-        self._dates = ExcludedDates(spec.excluded_dates, timeline or load(spec.zone))
-        merged = _merged(spec.excluded_windows)
-        self._window_starts = [start for start, _ in merged]
-        self._window_ends = [end for _, end in merged]
+        self._exclusions = _exclusions(spec, timeline)
         self._memory = (1, 0)
 
     def next_ms(self, after_ms: int) -> int:
@@ -55,7 +56,7 @@ class Program:
             if found >= self._end_ms:
                 found = HORIZON_MS
                 break
-            if not self._excludes:
+            if not self._exclusions:
                 break
             first = self.excluded_until_ms(found)
             if not first:
@@ -86,10 +87,64 @@ class Program:
 
     def excluded_until_ms(self, instant_ms: int) -> int:
         """Returns where the exclusion around an instant ends, 0 if it is not excluded."""
+        return self.exclusion(instant_ms)[0]
+
+    def exclusion(self, instant_ms: int) -> tuple[int, str]:
+        """Returns where the exclusion around an instant ends (0 if it is not excluded), and the
+        name of the calendar that excludes it, empty if the spec does so itself."""
+        for name, one in self._exclusions:
+            until_ms = one.until_ms(instant_ms)
+            if until_ms:
+                return until_ms, name
+        return 0, ""
+
+
+class _Exclusion:
+    """Dates and windows that are left out."""
+
+    __slots__ = ("_dates", "_window_ends", "_window_starts")
+
+    def __init__(
+        self, dates: tuple[str, ...], windows: tuple[tuple[int, int], ...], timeline: Timeline
+    ) -> None:
+        self._dates = ExcludedDates(dates, timeline)
+        merged = _merged(windows)
+        self._window_starts = [start for start, _ in merged]
+        self._window_ends = [end for _, end in merged]
+
+    def until_ms(self, instant_ms: int) -> int:
+        """Returns where the exclusion around an instant ends, 0 if it is not excluded."""
         at = bisect_right(self._window_starts, instant_ms) - 1
         if at >= 0 and instant_ms < self._window_ends[at]:
             return self._window_ends[at]
         return self._dates.excluded_until_s(instant_ms // 1_000) * 1_000
+
+
+@lru_cache(maxsize=CALENDARS_CACHED_MAX)
+def _exclusion(calendar: Calendar) -> _Exclusion:
+    return _Exclusion(calendar.dates, calendar.windows, load(calendar.zone))
+
+
+def _exclusions(spec: Spec, timeline: Timeline | None) -> tuple[tuple[str, _Exclusion], ...]:
+    """Returns what the spec itself, then what each calendar takes away, with the latter's name.
+
+    `timeline` takes the place of the spec's own zone, wherever that is named.
+    """
+    parts = [("", Calendar(spec.excluded_dates, spec.excluded_windows))]
+    for pin in spec.calendars:
+        if pin.content is None:
+            raise BadSpec(f"calendar {pin.name!r} has no content: use with_calendars")
+        parts.append((pin.name, pin.content))
+    found = []
+    for name, part in parts:
+        if not part.dates and not part.windows:
+            continue
+        zone = part.zone or spec.zone
+        if timeline is not None and zone == spec.zone:
+            found.append((name, _Exclusion(part.dates, part.windows, timeline)))
+        else:
+            found.append((name, _exclusion(msgspec.structs.replace(part, zone=zone))))
+    return tuple(found)
 
 
 def _merged(windows: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
@@ -115,7 +170,7 @@ def _keyed(spec: Spec, hash_key: str) -> Program:
 
 def program(spec: Spec, hash_key: str) -> Program:
     """Returns the program of a spec. Raises RecurrenceError if the spec was never valid."""
-    if not spec.crons:
+    if not (spec.crons or spec.excluded_dates or spec.excluded_windows or spec.calendars):
         return Program(spec, "")  # cheaper to make than to keep: phases are rarely shared
     found = _shared(spec)
     return _keyed(spec, hash_key) if found.hashed else found

@@ -19,6 +19,8 @@ class Skip(msgspec.Struct, frozen=True):
     count: int
     by_clock: bool
     """By daylight saving; else by an exclusion."""
+    calendar: str = ""
+    """Which calendar's; empty: the schedule's own."""
 
 
 def skips(spec: Spec, after_ms: int, until_ms: int, *, hash_key: str = "") -> list[Skip]:
@@ -29,7 +31,7 @@ def skips(spec: Spec, after_ms: int, until_ms: int, *, hash_key: str = "") -> li
     found: list[Skip] = []
     if spec.crons and _clocks_change(spec, after_ms, until_ms):
         found += _by_clock(spec, after_ms, until_ms, hash_key)
-    if spec.excluded_dates or spec.excluded_windows:
+    if spec.excluded_dates or spec.excluded_windows or spec.calendars:
         found += _by_exclusion(spec, after_ms, until_ms, hash_key)
     return sorted(found, key=lambda skip: skip.first_ms)[:PREVIEW_SKIPPED_MAX]
 
@@ -61,7 +63,8 @@ def _by_exclusion(spec: Spec, after_ms: int, until_ms: int, hash_key: str) -> It
         first_ms = ready.next_unexcluded_ms(start_ms)
         if first_ms >= until_ms:
             return
-        end_ms = min(ready.excluded_until_ms(first_ms), until_ms)
+        end_ms, calendar = ready.exclusion(first_ms)
+        end_ms = min(end_ms, until_ms)
         if not end_ms:
             start_ms = first_ms + 1
             continue
@@ -70,5 +73,6 @@ def _by_exclusion(spec: Spec, after_ms: int, until_ms: int, hash_key: str) -> It
             count += 1
             last_ms = instant_ms
             instant_ms = ready.next_unexcluded_ms(instant_ms + 1)
-        yield Skip(first_ms, last_ms if instant_ms >= end_ms else end_ms - 1, count, False)
+        last_ms = last_ms if instant_ms >= end_ms else end_ms - 1
+        yield Skip(first_ms, last_ms, count, False, calendar)
         start_ms = end_ms

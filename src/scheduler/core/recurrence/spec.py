@@ -1,14 +1,15 @@
 """What a schedule's recurrence is: the record, its choices, and a customer's calendars.
 
-Only data and the merging of calendars belong here; when something fires is in `program`.
+Only data belongs here; when something fires is in `program`.
 """
 
 import enum
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable
 
 import msgspec
 
-from .errors import UnknownCalendar
+DIGEST_BYTES = 16
 
 
 class Gap(enum.IntEnum):
@@ -32,6 +33,31 @@ class Fold(enum.IntEnum):
     """Runs both times."""
 
     __hash__ = int.__hash__
+
+
+class Calendar(msgspec.Struct, frozen=True, array_like=True):
+    """What a customer's calendar excludes. Stored: fields may only be appended, with a default."""
+
+    dates: tuple[str, ...] = ()
+    """As `Spec.excluded_dates`."""
+    windows: tuple[tuple[int, int], ...] = ()
+    """As `Spec.excluded_windows`."""
+    zone: str = ""
+    """IANA name of the zone that its dates are local to; empty: that of the schedule."""
+
+
+class Pin(msgspec.Struct, frozen=True, array_like=True):
+    """A calendar as a schedule uses it: by its name, and with the content that it had then."""
+
+    name: str
+    """The calendar's id."""
+    digest: bytes = b""
+    """Of its content: see `calendar_digest`. Empty: not looked up yet."""
+    content: Calendar | None = None
+    """Never stored: `with_calendars` sets it."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.digest))  # specs are dictionary keys; contents are large
 
 
 class Spec(msgspec.Struct, frozen=True, array_like=True):
@@ -65,15 +91,9 @@ class Spec(msgspec.Struct, frozen=True, array_like=True):
     """Local dates of `zone`, as 2026-12-25 (that day) or 12-25 (that day of every year)."""
     excluded_windows: tuple[tuple[int, int], ...] = ()
     """[from_ms, until_ms): no fire whose nominal instant is inside."""
-    calendars: tuple[str, ...] = ()
-    """Names of the customer's calendars to exclude; `with_calendars` replaces them by content."""
-
-
-class Calendar(msgspec.Struct, frozen=True, array_like=True):
-    """A customer's named set of exclusions. Dates are local to the schedule that uses it."""
-
-    dates: tuple[str, ...] = ()
-    windows: tuple[tuple[int, int], ...] = ()
+    calendars: tuple[Pin, ...] = ()
+    """The customer's calendars to exclude. Whatever computes fires takes a spec that
+    `with_calendars` gave their content."""
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True):
@@ -83,23 +103,15 @@ class Problem(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-def with_calendars(spec: Spec, calendars: Mapping[str, Calendar]) -> Spec:
-    """Returns the spec with its calendars' content in place of their names.
+def calendar_digest(calendar: Calendar) -> bytes:
+    """What names a calendar's content: the same content has the same name everywhere."""
+    raw = msgspec.msgpack.encode(calendar)
+    return hashlib.blake2b(raw, digest_size=DIGEST_BYTES).digest()
 
-    Raises UnknownCalendar. Everything that computes fires takes the result of this.
-    """
+
+def with_calendars(spec: Spec, content: Callable[[Pin], Calendar]) -> Spec:
+    """The spec with its calendars' content, as `content` finds it for each."""
     if not spec.calendars:
         return spec
-    dates = list(spec.excluded_dates)
-    windows = list(spec.excluded_windows)
-    for name in spec.calendars:
-        if name not in calendars:
-            raise UnknownCalendar(f"there is no calendar named {name!r}")
-        dates.extend(calendars[name].dates)
-        windows.extend(calendars[name].windows)
-    return msgspec.structs.replace(
-        spec,
-        calendars=(),
-        excluded_dates=tuple(sorted(set(dates))),
-        excluded_windows=tuple(sorted(set(windows))),
-    )
+    pins = tuple(msgspec.structs.replace(pin, content=content(pin)) for pin in spec.calendars)
+    return msgspec.structs.replace(spec, calendars=pins)

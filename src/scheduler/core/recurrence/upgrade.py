@@ -29,7 +29,7 @@ def fires_moved(
 
     `most` bounds the fires returned. Raises BadZoneFile.
     """
-    if not spec.crons and not spec.excluded_dates:
+    if not spec.crons and not spec.excluded_dates and not spec.calendars:
         return Moves()
     present = program(spec, hash_key)
     candidate = Program(spec, hash_key, parse(zone_file))

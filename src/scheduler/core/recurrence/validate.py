@@ -27,7 +27,7 @@ from .limits import (
 )
 from .pattern import Fields, Pattern, lowest_bit, month_days
 from .program import next_fire
-from .spec import Gap, Problem, Spec
+from .spec import Calendar, Gap, Pin, Problem, Spec
 from .zones import load, names
 
 _YEARS_LOOKED_AT: Final = range(2024, 2032)
@@ -52,10 +52,27 @@ def validate(
         *_instants(spec),
         *_exclusions(spec),
     ]
+    if not problems and next_fire(spec, after_ms, hash_key=hash_key) is None:
+        problems.append(Problem("spec", _why_never(spec, after_ms, hash_key)))
+    return problems
+
+
+def validate_calendar(calendar: Calendar, *, after_ms: int) -> list[Problem]:
+    """Returns every problem of a calendar. `after_ms` is now, for "leaves no instant"."""
+    spec = Spec(
+        at_ms=(0,),
+        zone=calendar.zone or "UTC",
+        excluded_dates=calendar.dates,
+        excluded_windows=calendar.windows,
+    )
+    problems = [*_sizes(spec), *_zone(spec), *_exclusions(spec)]
+    problems = [
+        Problem(problem.field.removeprefix("excluded_"), problem.message) for problem in problems
+    ]
     if not problems:
-        resolved = msgspec.structs.replace(spec, calendars=())
-        if next_fire(resolved, after_ms, hash_key=hash_key) is None:
-            problems.append(Problem("spec", _why_never(spec, after_ms, hash_key)))
+        pin = Pin("", content=calendar)
+        if next_fire(Spec(every=((1_000, 0),), calendars=(pin,)), after_ms) is None:
+            problems.append(Problem("", "leaves out every instant: no schedule could ever fire"))
     return problems
 
 
@@ -157,7 +174,10 @@ def _exclusions(spec: Spec) -> Iterator[Problem]:
 def _why_never(spec: Spec, after_ms: int, hash_key: str) -> str:
     bare = msgspec.structs.replace(spec, calendars=(), excluded_dates=(), excluded_windows=())
     if next_fire(bare, after_ms, hash_key=hash_key) is not None:
-        return "never fires: the exclusions leave out every instant"
+        own = ["the exclusions"] if spec.excluded_dates or spec.excluded_windows else []
+        names = [f"calendar {pin.name}" for pin in spec.calendars]
+        verb = "leave" if own or len(names) > 1 else "leaves"
+        return f"never fires: {' and '.join(own + names)} {verb} out every instant"
     unbounded = msgspec.structs.replace(bare, start_ms=None, end_ms=None)
     if next_fire(unbounded, after_ms, hash_key=hash_key) is not None:
         return "never fires: no instant lies between start and end"

@@ -1,0 +1,63 @@
+"""How schedules use calendars: each is pinned to what its calendars say.
+
+What a schedule is, and so when it fires, changes with the schedule alone: a calendar that is
+changed changes the schedules that use it (calendars.py), each as an update of it would. So the
+ledger's definitions name the very content that held, by its digest, and an audit finds it in the
+history.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from . import recurrence
+from .commands import Refused, Why
+from .model import Schedule
+from .recurrence import Pin, Spec
+from .view import View
+
+
+def calendar_name(customer: str, calendar_id: str) -> str:
+    """As users know it."""
+    return f"customers/{customer}/calendars/{calendar_id}"
+
+
+def pinned(view: View, customer: str, spec: Spec, index: int = 0) -> Spec:
+    """A spec with its calendars pinned to what they say now. Refused if there is none of a name."""
+    if not spec.calendars:
+        return spec
+    pins = []
+    for pin in spec.calendars:
+        calendar = view.calendar(customer, pin.name)
+        if calendar is None:
+            raise Refused(Why.NOT_FOUND, calendar_name(customer, pin.name), index)
+        pins.append(Pin(pin.name, calendar.digest))
+    return replace(spec, calendars=tuple(pins))
+
+
+def ready(view: View, customer: str, spec: Spec) -> Spec:
+    """A pinned spec with its calendars' content: what computes fires takes it.
+
+    Raises LookupError if a content is gone: never while a schedule or a row that is kept has it.
+    """
+
+    def content(pin: Pin) -> recurrence.Calendar:
+        calendar = view.calendar(customer, pin.name)
+        if calendar is not None and calendar.digest == pin.digest:
+            return calendar.content
+        found = view.content(pin.digest)
+        if found is None:
+            raise LookupError(f"what calendar {pin.name} said is not kept any more")
+        return found
+
+    return recurrence.with_calendars(spec, content)
+
+
+def note_use(view: View, before: Schedule | None, after: Schedule | None) -> None:
+    """Keep the index of who uses which calendar; None: it is created, or deleted."""
+    old = set() if before is None else {pin.name for pin in before.spec.calendars}
+    new = set() if after is None else {pin.name for pin in after.spec.calendars}
+    for name in sorted(old ^ new):
+        one = after if name in new else before
+        assert one is not None
+        view.set_calendar_user(name, one, name in new)

@@ -203,9 +203,11 @@ class ContainerdSandbox:
             self._deleted = True
 
     def _remove_files(self) -> None:
+        client, name = self._client, self._record.container_id
         accounting.remove(self._record.cgroup_path)
-        state = self._client.runtime_state / self._record.container_id
-        shutil.rmtree(state, ignore_errors=True)  # the runtime's, unless it was killed half-way
+        # These two are there only after runtime or shim were killed half-way.
+        shutil.rmtree(client.runtime_state / name, ignore_errors=True)
+        shims.socket_of(client.socket, client.namespace, name).unlink(missing_ok=True)
         shutil.rmtree(self._paths.directory, ignore_errors=True)
 
     async def _delete_task(self) -> None:

@@ -6,6 +6,7 @@ does not know the shim. Killed, a shim is something that containerd knows how to
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
 import select
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from .. import limits
 
+_SOCKETS = Path("/run/containerd/s")  # where every containerd's shims have theirs
 _PROGRAM = "containerd-shim-"
 _HELPER = "delete"  # the last word of the process in which containerd cleans up after a shim
 
@@ -30,6 +32,12 @@ def end(socket: str, namespace: str = "", container_id: str = "") -> int:
     while count := sum(_kill(pid, wanted) for pid in _processes() if _is_wanted(pid, wanted)):
         total += count  # and again: one of them may just have started another
     return total
+
+
+def socket_of(socket: str, namespace: str, container_id: str) -> Path:
+    """Where a container's shim is spoken to; one that was killed leaves it behind."""
+    name = hashlib.sha256(f"{socket}/{namespace}/{container_id}".encode()).hexdigest()
+    return _SOCKETS / name
 
 
 def _processes() -> list[int]:

@@ -162,12 +162,15 @@ async def test_a_sandbox_that_containerd_has_forgotten_is_removed(
     """What a kill while a shim was being made leaves."""
     sandbox = await stamp.prepare(Work("lost", "tests", STAMP_IMAGE))
     assert stamp.daemon is not None
+    shim_socket = shims.socket_of(stamp.daemon.socket, "tickmesh", "lost")
+    assert shim_socket.is_socket()
     bundle = Path(stamp.daemon.socket).parent / BUNDLES / "lost"
     (bundle / "address").unlink()  # a new containerd cannot find its shim
     kill_daemon(stamp)
     await stamp._client.connected(10)
     await sandbox.delete()
     assert not bundle.exists()
+    assert not shim_socket.exists()
     assert entries(stamp._client.runtime_state) == []
     assert shims.end(stamp.daemon.socket) == 0
     again = await stamp.prepare(Work("lost-2", "tests", STAMP_IMAGE))

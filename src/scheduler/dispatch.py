@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from ..mesh import names, telemetry
 from ..mesh.clock import Clock
@@ -58,8 +59,18 @@ UNFINISHED_PAUSE_S = 0.25
 TIMEOUT_CHECK_S = 0.25
 """Between looks at total timeouts: they are to the second."""
 
+TAKE_UP_SLICE = 250
+"""Executions that a new leader takes up, or looks for in an inventory, before others have a turn:
+about 10 ms. As many more cost others as much more time, however long the whole takes."""
+
+ENDS_MAX = 500
+"""Ends in one command: about 20 ms of applying."""
+
 OVERLOADED_PAUSE_S = 0.1
 """Before asking again where the queue of commands is full: a tenth of what clearing it takes."""
+
+Ended: TypeAlias = tuple[bytes, bytes, Attempt]
+"""Job uid, execution id, and the attempt as it ended."""
 
 log = telemetry.logger(__name__)
 
@@ -95,7 +106,8 @@ class Link:
 
 
 class Dispatcher:
-    """Executors and active executions, as the leader of one term sees them."""
+    """Executors and active executions, as the leader of one term sees them. Call `take_up`
+    first."""
 
     def __init__(
         self,
@@ -145,8 +157,14 @@ class Dispatcher:
         self._ending: set[str] = set()
         self.soft: dict[str, shard_pb2.AttemptReport] = {}
         self._pump_wake = asyncio.Event()
-        for execution in queries.active():
+
+    async def take_up(self) -> None:
+        """Follow what is active already. Others have turns meanwhile, and what they commit is
+        followed as it comes: an execution is read as it is by then, and taken up once."""
+        for number, execution in enumerate(self._queries.active(), 1):
             self._take(execution)
+            if number % TAKE_UP_SLICE == 0:
+                await asyncio.sleep(0)
 
     # -- executors -----------------------------------------------------------------------------
 
@@ -411,36 +429,56 @@ class Dispatcher:
 
     # -- what executors say --------------------------------------------------------------------
 
-    def inventory(self, link: Link, inventory: shard_pb2.Inventory) -> None:
-        """Bring an executor and the state together: see the cases in the code."""
+    async def inventory(self, link: Link, inventory: shard_pb2.Inventory) -> None:
+        """Bring an executor and the state together. It hears of nothing else meanwhile; what is
+        assigned to it from now on, it is sent."""
         if inventory.term != self.term:
             return
-        held = {report.attempt_id: report for report in inventory.attempts}
+        held = {report.attempt_id for report in inventory.attempts}
+        theirs = [
+            self._attempt_ids[key]
+            for key, execution in self.active.items()
+            if execution.state is ExecutionState.ASSIGNED
+            and execution.attempts[-1].executor == link.executor_id
+        ]
+        for start in range(0, len(theirs), TAKE_UP_SLICE):
+            self._compare(link, theirs[start : start + TAKE_UP_SLICE], held)
+            await asyncio.sleep(0)
+            if link.closed:
+                return
+        for start in range(0, len(inventory.attempts), TAKE_UP_SLICE):
+            self.reports(link, inventory.attempts[start : start + TAKE_UP_SLICE])
+            await asyncio.sleep(0)
+            if link.closed:
+                return
+
+    def _compare(self, link: Link, theirs: list[str], held: set[str]) -> None:
+        """Attempts that an executor was given, beside what it holds: see the cases in the code."""
         work: list[shard_pb2.Work] = []
-        for execution in list(self.active.values()):
-            if execution.state is not ExecutionState.ASSIGNED:
-                continue
-            attempt = execution.attempts[-1]
-            if attempt.executor != link.executor_id:
-                continue
-            if attempt_id(execution.id, attempt.number) in held:
+        ends: list[Ended] = []
+        for spelled in theirs:
+            execution = self._find(spelled)
+            if execution is None:
+                continue  # it has ended since
+            if spelled in held:
                 if execution.stop:
                     self._send_stop(execution)
-            elif attempt.incarnation != link.incarnation:
+            elif execution.attempts[-1].incarnation != link.incarnation:
                 # Its process was restarted since, and has not found it again: it may have run.
-                self._end(execution, Reason.EXECUTOR_LOST, "the executor restarted and lost it")
+                lost = "the executor restarted and lost it"
+                ends += self._ended(execution, Reason.EXECUTOR_LOST, lost)
             elif execution.stop:
-                self._end(execution, execution.stop, "")
+                ends += self._ended(execution, execution.stop, "")
             else:
                 # The same process never had it: it cannot have run. (It passes over doubles.)
                 work.append(self._work(execution))
         if work:
             self._send_work(link, work)
-        self.reports(link, inventory.attempts)
+        self._submit_ends(ends)
 
     def reports(self, link: Link, reports: Iterable[shard_pb2.AttemptReport]) -> None:
         """Attempts changed on an executor."""
-        ends: list[tuple[bytes, bytes, Attempt]] = []
+        ends: list[Ended] = []
         for report in reports:
             found = self._find(report.attempt_id)
             if found is None:
@@ -456,8 +494,7 @@ class Dispatcher:
                 self.soft[report.attempt_id] = report
                 if report.started_ns and (earlier is None or not earlier.started_ns):
                     self._tell(found)
-        if ends:
-            self._submit_ends(ends)
+        self._submit_ends(ends)
 
     def _find(self, attempt: str) -> Execution | None:
         identity = self._attempts.get(attempt)
@@ -473,11 +510,13 @@ class Dispatcher:
             batch = shard_pb2.StopBatch(stops=[stop], term=self.term)
             link.send(shard_pb2.ShardMessage(stop=batch))
 
-    def _end(self, execution: Execution, reason: Reason, message: str) -> None:
+    def _ended(self, execution: Execution, reason: Reason, message: str) -> list[Ended]:
+        """The end of an execution's attempt, of which its executor tells nothing; none if it has
+        ended already."""
         attempt = execution.attempts[-1]
-        key = attempt_id(execution.id, attempt.number)
+        key = self._attempt_ids[execution.id]
         if key in self._ending:
-            return
+            return []
         self._ending.add(key)
         soft = self.soft.get(key)
         ended = Attempt(
@@ -491,9 +530,13 @@ class Dispatcher:
             reason=reason,
             message=message,
         )
-        self._submit_ends([(execution.job_uid, execution.id, ended)])
+        return [(execution.job_uid, execution.id, ended)]
 
-    def _submit_ends(self, ends: list[tuple[bytes, bytes, Attempt]]) -> None:
+    def _submit_ends(self, ends: list[Ended]) -> None:
+        for start in range(0, len(ends), ENDS_MAX):
+            self._submit_some_ends(ends[start : start + ENDS_MAX])
+
+    def _submit_some_ends(self, ends: list[Ended]) -> None:
         future = self._proposals.submit(EndAttempts(ends), weight=len(ends), owed=True)
 
         def decided(done: asyncio.Future[Outcome]) -> None:
@@ -569,29 +612,32 @@ class Dispatcher:
                 for key, over_ms in list(self._total_timeouts.items())
                 if over_ms <= now_ms and (execution := self.active.get(key)) is not None
             ]
-            if late:
-                cancel = Cancel(late, Reason.TIMEOUT)
-                await self._proposals.submit(cancel, weight=len(late), owed=True)
-                for _, key in late:
+            for start in range(0, len(late), ENDS_MAX):
+                some = late[start : start + ENDS_MAX]
+                cancel = Cancel(some, Reason.TIMEOUT)
+                await self._proposals.submit(cancel, weight=len(some), owed=True)
+                for _, key in some:
                     self._total_timeouts.pop(key, None)
 
     async def _watch_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
             now_ns = self._clock.monotonic_ns()
-            for execution in list(self.active.values()):
+            ends: list[Ended] = []
+            for execution in self.active.values():
                 if execution.state is not ExecutionState.ASSIGNED:
                     continue
                 executor_id = execution.attempts[-1].executor
-                heard_ns = self._heard_ns.get(executor_id, self._started_ns)
+                silent_ns = now_ns - self._heard_ns.get(executor_id, self._started_ns)
                 # Twice: the executor itself starts nothing more after one lease without us.
-                if now_ns - heard_ns > 2 * self._lease_ns:
-                    self._end(
+                if silent_ns > 2 * self._lease_ns:
+                    ends += self._ended(
                         execution,
                         Reason.EXECUTOR_LOST,
-                        f"executor {executor_id} has not been heard of for "
-                        f"{(now_ns - heard_ns) / 1e9:.0f} s; the process may or may not have run",
+                        f"executor {executor_id} has not been heard of for {silent_ns / 1e9:.0f} s;"
+                        " the process may or may not have run",
                     )
+            self._submit_ends(ends)
 
 
 def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version: int) -> Attempt:

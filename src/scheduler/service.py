@@ -415,7 +415,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             elif leading is None:
                 continue
             elif message.HasField("inventory"):
-                leading.inventory(link, message.inventory)
+                await leading.inventory(link, message.inventory)
             elif message.HasField("reports"):
                 leading.reports(link, message.reports.reports)
 

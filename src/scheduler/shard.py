@@ -63,6 +63,8 @@ class Shard:
         self.changes = Changes()
         self.changes.index = state.applied[0]
         self.leading: Dispatcher | None = None
+        self._following: Dispatcher | None = None
+        """It already hears of what is committed, and may not be ready to lead yet."""
         self._clock = clock
         self._arm_ahead_ms = arm_ahead_ms
         self._lease_ms = executor_lease_ms
@@ -91,8 +93,8 @@ class Shard:
         if self._window is not None:
             self._window.add(applied.timers)
             self._timer_wake.set()
-        if self.leading is not None:
-            self.leading.committed(applied.executions)
+        if self._following is not None:
+            self._following.committed(applied.executions)
         self.changes.note(applied.index, applied.executions)
 
     def soft(self, execution: Execution) -> shard_pb2.AttemptReport | None:
@@ -166,14 +168,14 @@ class Shard:
         if self.leading is not None:
             for link in list(self.leading.links.values()):
                 link.close()
-        self.leading = None
+        self.leading = self._following = None
         self._window = None
         self.changes.close_all("the shard has another leader: go on from the last cursor")
         for watcher in self._watchers:
             watcher()
 
     async def _lead(self, term: int) -> None:
-        self.leading = Dispatcher(
+        dispatcher = self._following = Dispatcher(
             term,
             self.queries,
             self.proposals,
@@ -183,15 +185,17 @@ class Shard:
             self._arm_ahead_ms,
             lambda customer: self._weights.get(customer, 1),
         )
+        await dispatcher.take_up()
+        self.leading = dispatcher
         self._window = Window(
-            self.queries, self.state.meta.floor_ms, self._arm_ahead_ms, self.leading.slots
+            self.queries, self.state.meta.floor_ms, self._arm_ahead_ms, dispatcher.slots
         )
-        log.info("leading", term=term, active=len(self.leading.active))
+        log.info("leading", term=term, active=len(dispatcher.active))
         for watcher in self._watchers:
             watcher()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.leading.run())
-            group.create_task(self._fire(self.leading, self._window))
+            group.create_task(dispatcher.run())
+            group.create_task(self._fire(dispatcher, self._window))
             group.create_task(self._forget())
             group.create_task(self._pin())
 
@@ -202,12 +206,15 @@ class Shard:
         """Arm what is due within `arm_ahead`, as time goes on."""
         while True:
             now_ms = self.now_ms()
-            window.extend(now_ms)
+            more = window.extend(now_ms)
             floor_ms = min(now_ms, self.state.meta.time_ms)
             due = window.pop(now_ms, FIRE_MAX)
             if due:
                 floor_ms = min(floor_ms, min(timer.due_ms for timer in due))
                 await self._fire_now(dispatcher, due, floor_ms)
+                continue
+            if more:
+                await asyncio.sleep(0)
                 continue
             self._timer_wake.clear()
             next_ms = window.next_ms()

@@ -18,9 +18,9 @@ HORIZON_MS = 60_000
 REFILL_MS = 30_000
 """The window is extended when less than this is left of it."""
 
-LOAD_MAX = 200_000
-"""Timers loaded at one time: a scan of 0.2 s. A fuller minute is loaded in several."""
-
+LOAD_MAX = 5_000
+"""Timers loaded at one time: about 10 ms. A fuller minute is loaded in several, a fuller instant in
+one."""
 
 HERD_MIN = 2_000
 """Fires of one second that are armed in time as they are. Of a larger herd the others are armed
@@ -101,13 +101,14 @@ class Window:
             if herd == 1:
                 del self._herds[second]
 
-    def extend(self, now_ms: int) -> None:
-        """Load what the window should hold by now."""
+    def extend(self, now_ms: int) -> bool:
+        """Load what the window should hold by now, or a part of it; whether there is more."""
         goal_ms = now_ms + HORIZON_MS
         if self.until_ms - now_ms > REFILL_MS:
-            return
+            return False
         found = self._index.timers(self.until_ms, goal_ms, LOAD_MAX)
-        if len(found) == LOAD_MAX:
+        more = len(found) == LOAD_MAX
+        if more:
             # Stop at a whole instant: those that share the last one come with the next load, unless
             # there is but one instant, which is then taken as it is.
             last_ms = found[-1].due_ms
@@ -119,6 +120,7 @@ class Window:
                 goal_ms = last_ms + 1
         self.until_ms = goal_ms
         self.add(found)
+        return more
 
     def pop(self, now_ms: int, count: int) -> list[Timer]:
         """Take the first `count` timers to act on by now: due, or for fires due within ahead_ms (a

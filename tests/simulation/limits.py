@@ -26,6 +26,8 @@ SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (replica, "ROUND_APPLY_MAX", (1, 2)),
     (member, "APPEND_ENTRIES_MAX", (1, 3)),
     (member, "APPENDS_IN_FLIGHT_MAX", (1, 2)),
+    (dispatch, "TAKE_UP_SLICE", (1, 2)),
+    (dispatch, "ENDS_MAX", (1, 2)),
 )
 """Where each stands, and what it may be instead."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tickmesh.scheduler.core.model import Timer, TimerKind
-from tickmesh.scheduler.timers import HERD_FIRES_PER_MS, HERD_MIN, HORIZON_MS, Window
+from tickmesh.scheduler.timers import HERD_FIRES_PER_MS, HERD_MIN, HORIZON_MS, LOAD_MAX, Window
 
 
 class Stored:
@@ -29,6 +29,15 @@ def test_time_brings_the_rest() -> None:
     window.extend(0)
     window.extend(40_000)
     assert [t.due_ms for t in window.pop(70_000, 10)] == [10, 70_000]
+
+
+def test_a_full_minute_is_loaded_in_parts() -> None:
+    window = Window(Stored(*range(1, LOAD_MAX + 2), 50_000), 0)
+    assert window.extend(0), "there is more"
+    assert len(window) == LOAD_MAX - 1, "whole instants"
+    while window.extend(0):
+        pass
+    assert (len(window), window.until_ms) == (LOAD_MAX + 2, HORIZON_MS)
 
 
 def test_what_is_overdue_since_the_floor_is_found() -> None:

@@ -74,6 +74,8 @@ _ROWS: dict[str, Scope] = {
     "ImageService/GetImage": _READ,
     "ImageService/ListImages": _READ,
     "ImageService/DeleteImage": _ADMIN,
+    "CustomerService/GetCustomer": _READ | _OPERATOR,
+    "CustomerService/UpdateCustomer": _ADMIN | _OPERATOR,
     "CustomerService/CreateApiKey": _ADMIN | _OPERATOR,
     "CustomerService/ListApiKeys": _ADMIN | _OPERATOR,
     "CustomerService/RevokeApiKey": _ADMIN | _OPERATOR,

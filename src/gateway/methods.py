@@ -132,6 +132,8 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ImageService/GetImage": (Kind.IMAGE, "name", _S, _SMALL),
     "ImageService/ListImages": (Kind.IMAGE, "parent", _S, _LARGE),
     "ImageService/DeleteImage": (Kind.IMAGE, "name", _S, _SMALL),
+    "CustomerService/GetCustomer": (Kind.SHARD, "name", _S, _SMALL),
+    "CustomerService/UpdateCustomer": (Kind.SHARD, "customer.name", _N, _SMALL),
     "CustomerService/CreateApiKey": (Kind.SHARD, "parent", _R, _SMALL),
     "CustomerService/ListApiKeys": (Kind.SHARD, "parent", _S, _LARGE),
     "CustomerService/RevokeApiKey": (Kind.SHARD, "name", _N, _SMALL),

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf import empty_pb2
-from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from msgspec.structs import replace
 
@@ -23,7 +22,6 @@ from ..mesh.errors import (
     CalendarInUse,
     EtagMismatch,
     FailedPrecondition,
-    InvalidRequest,
     JobHasSchedules,
     NotFound,
     NotPaused,
@@ -50,10 +48,8 @@ from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
 from .core.model import ACTIVE_STATES, Calendar, Execution, ExecutionState, Job, Schedule
 from .customers import Customers
 from .ledgers import Ledgers
+from .masks import UPDATE_TRIES_MAX, merge
 from .shard import Shard
-
-UPDATE_TRIES_MAX = 5
-"""Of a read-modify-write that others get in between of; then it is theirs."""
 
 FILTER_LOOKED_AT_MAX = 10_000
 """Executions that a filtered listing looks at a page: about 0.1 s."""
@@ -117,6 +113,11 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
                 f"the range has {BACKFILL_MAX:,} instants or more, and at most "
                 f"{BACKFILL_MAX - 1:,} are allowed: make it smaller",
             )
+        case Why.FORGOTTEN:
+            return AlreadyExists(
+                f"{what} made executions that have ended since and are not kept any more: nothing "
+                "was executed; to execute again, use another"
+            )
         case Why.TOO_MANY_KEYS:
             return TooManyKeys(
                 f"{what} has {KEYS_MAX} API keys, and no more are allowed: revoke those that have "
@@ -152,7 +153,7 @@ class Calls:
         self._shard = shard
         self._draw = draw
         self._ledgers = Ledgers(shard, self._schedule)
-        self.customers = Customers(shard, self._submit, draw, request_ids)
+        self.customers = Customers(shard, self._submit, self._do, draw, request_ids)
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
             "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
             "tickmesh.v1.JobService/BatchCreateJobs": (
@@ -247,6 +248,10 @@ class Calls:
                 execution_pb2.ListExecutionsRequest,
                 self.list_executions,
             ),
+            "tickmesh.v1.CustomerService/GetCustomer": (
+                customer_pb2.GetCustomerRequest,
+                self.customers.get_customer,
+            ),
             "tickmesh.v1.CustomerService/ListApiKeys": (
                 customer_pb2.ListApiKeysRequest,
                 self.customers.list_api_keys,
@@ -274,6 +279,10 @@ class Calls:
             "tickmesh.v1.CalendarService/UpdateCalendar": (
                 calendar_pb2.UpdateCalendarRequest,
                 self.update_calendar,
+            ),
+            "tickmesh.v1.CustomerService/UpdateCustomer": (
+                customer_pb2.UpdateCustomerRequest,
+                self.customers.update_customer,
             ),
             "tickmesh.v1.ExecutionService/CancelExecution": (
                 execution_pb2.CancelExecutionRequest,
@@ -929,40 +938,3 @@ SCHEDULE_FIELDS = frozenset(
 
 
 CALENDAR_FIELDS = frozenset({"display_name", "labels", "dates", "windows", "time_zone"})
-
-
-def merge(given: Message, stored: Message, mask: FieldMask, fields: frozenset[str]) -> None:
-    """Set in `stored` what the mask names, as `given` has it. Raises InvalidRequest."""
-    paths = sorted(fields) if list(mask.paths) == ["*"] else list(mask.paths)
-    if not paths:
-        raise invalid("update_mask", "names no field")
-    for path in paths:
-        head = path.split(".", 1)[0]
-        if head not in fields:
-            raise InvalidRequest(
-                f"update_mask: {path[:80]!r} cannot be changed",
-                fields=(("update_mask", f"may name {', '.join(sorted(fields))}"),),
-            )
-        _merge_path(given, stored, path.split("."), path)
-
-
-def _merge_path(given: Any, stored: Any, parts: list[str], path: str) -> None:
-    head, rest = parts[0], parts[1:]
-    descriptor = given.DESCRIPTOR.fields_by_name.get(head)
-    if descriptor is None or (rest and (descriptor.message_type is None or descriptor.is_repeated)):
-        raise invalid("update_mask", f"{path[:80]!r} is not a field")
-    if rest:
-        _merge_path(getattr(given, head), getattr(stored, head), rest, path)
-        return
-    stored.ClearField(head)
-    present = not descriptor.has_presence or given.HasField(head)
-    if not present:
-        return
-    if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
-        getattr(stored, head).update(getattr(given, head))
-    elif descriptor.is_repeated:
-        getattr(stored, head).extend(getattr(given, head))
-    elif descriptor.message_type is not None:
-        getattr(stored, head).CopyFrom(getattr(given, head))
-    else:
-        setattr(stored, head, getattr(given, head))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from ..mesh import api_keys, names
-from ..mesh.errors import invalid
+from ..mesh.errors import EtagMismatch, invalid
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import customer_pb2
 from . import convert, pages
-from .core.commands import CreateApiKey, RevokeApiKey
+from .core.commands import CreateApiKey, RevokeApiKey, UpdateCustomer
 from .core.ids import UID_BYTES, spell, unspell
-from .core.model import ApiKey
+from .core.model import ApiKey, Customer
+from .masks import UPDATE_TRIES_MAX, merge
 from .shard import Shard
 
 if TYPE_CHECKING:
     from .calls import Write
+
+
+CUSTOMER_FIELDS = frozenset({"retention"})
+"""What an update may name."""
 
 
 class Customers:
@@ -29,15 +34,65 @@ class Customers:
         self,
         shard: Shard,
         submit: Callable[..., Write],
+        do: Callable[..., Awaitable[Any]],
         draw: Callable[[int], bytes],
         request_ids: Callable[[str], tuple[bytes, bytes]],
     ) -> None:
-        """submit: see Calls. draw: so many bytes that nobody can guess. request_ids: what is stored
-        of a request_id, and the uid that it draws (both empty for none)."""
+        """submit, do: see Calls. draw: so many bytes that nobody can guess. request_ids: what is
+        stored of a request_id, and the uid that it draws (both empty for none)."""
         self._shard = shard
         self._submit = submit
+        self._do = do
         self._draw = draw
         self._request_ids = request_ids
+
+    def _stored(self, name: str, field: str) -> Customer:
+        """What is stored of a customer, or what stands for nothing."""
+        customer = names.parse_customer(name, field)
+        return self._shard.queries.customer(customer) or Customer(customer, 0)
+
+    def _message(self, stored: Customer) -> customer_pb2.Customer:
+        message = customer_pb2.Customer(
+            name=names.customer_name(stored.customer), etag=convert.etag(stored.version)
+        )
+        if stored.max_age_ms:
+            message.retention.max_age.FromMilliseconds(stored.max_age_ms)
+        if stored.executions_per_job_max:
+            message.retention.executions_per_job_max = stored.executions_per_job_max
+        message.history_max_age.FromMilliseconds(self._shard.retention_ms)
+        return message
+
+    def get_customer(self, request: customer_pb2.GetCustomerRequest) -> Message:
+        """See the proto."""
+        return self._message(self._stored(request.name, "name"))
+
+    async def update_customer(self, request: customer_pb2.UpdateCustomerRequest) -> Message:
+        """See the proto."""
+        given = convert.version_of(request.customer.etag)
+        for _ in range(UPDATE_TRIES_MAX):
+            await self._shard.replica.read_barrier()
+            stored = self._stored(request.customer.name, "customer.name")
+            message = self._message(stored)
+            merge(request.customer, message, request.update_mask, CUSTOMER_FIELDS)
+            max_age_ms = message.retention.max_age.ToMilliseconds()
+            if max_age_ms > self._shard.retention_ms:
+                raise invalid(
+                    "customer.retention.max_age",
+                    f"{max_age_ms / 1_000:g} s is longer than the mesh keeps anything: at most "
+                    f"{self._shard.retention_ms / 1_000:g} s",
+                )
+            command = UpdateCustomer(
+                stored.customer,
+                given or stored.version,
+                max_age_ms,
+                message.retention.executions_per_job_max,
+            )
+            try:
+                return self._message((await self._do(command))[0])
+            except EtagMismatch:
+                if given:
+                    raise
+        raise EtagMismatch(f"{request.customer.name} is being changed by others all the time")
 
     def create_api_key(self, request: customer_pb2.CreateApiKeyRequest) -> Write:
         """See the proto. The text leaves in the answer and is kept nowhere."""

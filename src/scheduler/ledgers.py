@@ -204,7 +204,7 @@ class Counted:
             started_count=len(self._late_ns),
         )
         for outcome in sorted(outcomes):
-            if outcome >= Outcome.OVERLAP:
+            if outcome >= Outcome.OVERLAP and outcome is not Outcome.PURGED:
                 message.skipped.add(outcome=convert.outcome(outcome), count=outcomes[outcome])
         if self._late_ns:
             self._late_ns.sort()

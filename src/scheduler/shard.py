@@ -18,6 +18,7 @@ from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
 from .proposals import Proposals
 from .raft.errors import RaftError
 from .raft.replica import Replica
+from .retention import Retention
 from .store.queries import Queries
 from .store.state import Applied, State
 from .timers import Window
@@ -57,7 +58,8 @@ class Shard:
     ) -> None:
         """Call `bind` with the replica before anything else. weights: of customers, if not 1."""
         self._weights = weights or {}
-        self._retention_ms = retention_ms
+        self.retention_ms = retention_ms
+        """How long all history is kept."""
         self.state = state
         self.queries = Queries(state.backend)
         self.changes = Changes()
@@ -198,6 +200,7 @@ class Shard:
             group.create_task(self._fire(dispatcher, self._window))
             group.create_task(self._forget())
             group.create_task(self._pin())
+            group.create_task(Retention(self.queries, self.now_ms, self._insist).run())
 
     def _tell(self, execution: Execution) -> None:
         self.changes.tell(Change(self.changes.index, execution))
@@ -244,7 +247,7 @@ class Shard:
     async def _forget(self) -> None:
         """Drop the history whose retention is over."""
         while True:
-            kept_ms = self.now_ms() - self._retention_ms - RUN_MS_MAX
+            kept_ms = self.now_ms() - self.retention_ms - RUN_MS_MAX
             before = period(kept_ms)
             if any(when < before for when in self.state.backend.periods()):
                 await self._insist(DropHistory(before), 1)

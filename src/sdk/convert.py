@@ -565,6 +565,27 @@ def from_image(message: image_pb2.Image) -> types.Image:
     return types.Image(name=message.name, digest=message.digest, size_bytes=message.size_bytes)
 
 
+def to_retention(retention: types.Retention) -> customer_pb2.Retention:
+    """As the API says it."""
+    return customer_pb2.Retention(
+        max_age=to_duration(retention.max_age),
+        executions_per_job_max=retention.executions_per_job_max,
+    )
+
+
+def from_customer(message: customer_pb2.Customer) -> types.Customer:
+    """From the API's message."""
+    return types.Customer(
+        name=message.name,
+        retention=types.Retention(
+            max_age=from_duration(message.retention, "max_age"),
+            executions_per_job_max=message.retention.executions_per_job_max,
+        ),
+        history_max_age=message.history_max_age.ToTimedelta(),
+        etag=message.etag,
+    )
+
+
 def to_scopes(scopes: Sequence[types.ApiScope]) -> list[Any]:
     """As the API says them."""
     return [_to_enum(customer_pb2.ApiScope, "API_SCOPE", types.ApiScope(each)) for each in scopes]

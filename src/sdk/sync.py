@@ -45,6 +45,7 @@ from .types import (
     Calendar,
     Cluster,
     Container,
+    Customer,
     Execution,
     ExecutionState,
     Executor,
@@ -66,6 +67,7 @@ from .types import (
     PushedImage,
     Recurrence,
     Resources,
+    Retention,
     RetryPolicy,
     Schedule,
     ScheduleStatistics,
@@ -109,6 +111,7 @@ class Client:
         self.executions = Executions(self._transport)
         self.images = Images(self._transport)
         self.keys = Keys(self._transport)
+        self._customers = customer_pb2_grpc.CustomerServiceStub(self._transport.channel)
 
     @property
     def address(self) -> str:
@@ -188,6 +191,30 @@ class Client:
             ExecutionHandle(self.executions, convert.from_execution(each))
             for each in answer.executions
         ]
+
+    def get_customer(self, *, deadline_s: float | None = None) -> Customer:
+        """The customer itself: what is kept of its history."""
+        request = customer_pb2.GetCustomerRequest(name=names.customer(self.customer))
+        answer = self._transport.unary(self._customers.GetCustomer, request, deadline_s)
+        return convert.from_customer(answer)
+
+    def set_retention(
+        self, retention: Retention, *, etag: str = "", deadline_s: float | None = None
+    ) -> Customer:
+        """Change what is kept of ended executions. What was forgotten does not come back.
+
+        etag: of the customer as it was read; raises EtagMismatch if it was changed since.
+        """
+        request = customer_pb2.UpdateCustomerRequest(
+            customer=customer_pb2.Customer(
+                name=names.customer(self.customer),
+                etag=etag,
+                retention=convert.to_retention(retention),
+            ),
+            update_mask=FieldMask(paths=["retention"]),
+        )
+        answer = self._transport.unary(self._customers.UpdateCustomer, request, deadline_s)
+        return convert.from_customer(answer)
 
     def cluster(self, *, deadline_s: float | None = None) -> Cluster:
         """The mesh as the gateway sees it now."""

@@ -37,7 +37,7 @@ REPEATABLE = {
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),
     ),
     "ImageService": ("GetRegistry", "PullImage", "GetImage", "ListImages"),
-    "CustomerService": ("CreateApiKey", "ListApiKeys"),
+    "CustomerService": ("GetCustomer", "CreateApiKey", "ListApiKeys"),
     "ClusterService": ("GetCluster", "DrainExecutor"),
 }
 """Methods that may be called again when an answer is lost: they change nothing, or do the same

@@ -152,6 +152,8 @@ class FireOutcome(StrEnum):
     EXCLUDED = "EXCLUDED"
     BRAKE = "BRAKE"
     """Skipped, and the schedule paused: it fired far more often than it may."""
+    PURGED = "PURGED"
+    """Not an instant: executions were forgotten, by what the customer keeps."""
     UNKNOWN = "UNKNOWN"
     """An outcome that this version of the client does not know."""
 
@@ -649,6 +651,33 @@ class Cluster:
     version: str
     shards: tuple[Shard, ...]
     executors: tuple[Executor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What is kept of ended executions; over either limit one is forgotten."""
+
+    max_age: timedelta | None = None
+    """For so long after their end; None: for as long as the mesh keeps anything."""
+    executions_per_job_max: int = 0
+    """So many of each job, those that were due last; 0: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer:
+    """A customer."""
+
+    name: str
+    """customers/{customer}"""
+    retention: Retention
+    history_max_age: timedelta
+    """When the mesh forgets what is left, by the day."""
+    etag: str = ""
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return _part(self.name, 1)
 
 
 class ApiScope(StrEnum):

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from . import recurrence
-from .ledger import Definition, Outcome, Row, chained, definition_of
+from .ledger import Definition, Outcome, Row, chained, definition_of, purged_of
 from .model import Execution, ExecutionState, Schedule, ScheduleState
 from .recurrence import Spec
 from .recurrence.limits import COUNT_MAX
@@ -29,6 +29,10 @@ INSTANTS_MAX = 1_000_000
 
 AHEAD_MS = 60_000
 """An instant is decided so long before it at most: it is armed a few seconds ahead."""
+
+
+FIRED = (Outcome.FIRED, Outcome.CAUGHT_UP)
+"""Outcomes of instants that have an execution."""
 
 
 class Kind(enum.StrEnum):
@@ -103,9 +107,11 @@ def verify(
         # Instants that were decided ahead, before the oldest row that is kept.
         from_ms = max(from_ms, kept[0].at_ms + AHEAD_MS)
     _expected(report, schedule, timeline, covered, from_ms, until_ms)
+    purged = _purged(report, kept)
     for row in kept:
-        if row.outcome in (Outcome.FIRED, Outcome.CAUGHT_UP) and from_ms <= row.first_ms < until_ms:
-            _check_execution(report, timeline, row, execution(row.first_ms), kept_ms)
+        if row.outcome in FIRED and from_ms <= row.first_ms < until_ms:
+            found = execution(row.first_ms)
+            _check_execution(report, timeline, row, found, kept_ms, row.first_ms in purged)
     return report
 
 
@@ -126,7 +132,8 @@ def _chain(
             report.add(Kind.TAMPERED, row.at_ms, f"row {number} is older than the one before it")
         expected, previous, at_ms = number + 1, row.hash, row.at_ms
         kept.append(row)
-    if not kept and max(schedule.last_ms - AHEAD_MS, schedule.update_ms) < kept_ms:
+    last_ms = max(schedule.last_ms - AHEAD_MS, schedule.update_ms, schedule.purged_ms)
+    if not kept and last_ms < kept_ms:
         report.complete = False  # all of them have been: it has been at rest for long
     elif (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
         report.add(
@@ -186,7 +193,7 @@ class _Coverage:
         for row in rows:
             if row.outcome is Outcome.DEFINED:
                 held = next(definitions, held)
-            elif row.outcome not in (Outcome.CLOCK, Outcome.EXCLUDED):
+            elif row.outcome not in (Outcome.CLOCK, Outcome.EXCLUDED, Outcome.PURGED):
                 self._add(report, row, held, timeline.at(row.first_ms))
         self._starts.sort()
         self._ends.sort()
@@ -261,14 +268,45 @@ def _expected(
             instant_ms = recurrence.next_fire(definition.spec, instant_ms, hash_key=key)
 
 
+def _purged(report: Report, rows: list[Row]) -> set[int]:
+    """The instants whose executions were forgotten by the customer's retention."""
+    purged: set[int] = set()
+    fired = {row.first_ms for row in rows if row.outcome in FIRED}
+    for row in rows:
+        if row.outcome is not Outcome.PURGED:
+            continue
+        try:
+            instants = purged_of(row)
+        except msgspec.DecodeError as error:
+            report.add(Kind.TAMPERED, row.at_ms, f"what was forgotten cannot be read: {error}")
+            continue
+        if [len(instants), *instants[:1], *instants[-1:]] != [row.count, row.first_ms, row.last_ms]:
+            report.add(Kind.TAMPERED, row.at_ms, "a row contradicts itself about what is forgotten")
+        for instant_ms in instants:
+            if instant_ms in purged:
+                report.add(Kind.DOUBLED, instant_ms, "its execution was forgotten twice")
+            elif report.complete and instant_ms not in fired:
+                report.add(Kind.UNEXPECTED, instant_ms, "what never fired was forgotten")
+            purged.add(instant_ms)
+    return purged
+
+
 def _check_execution(
-    report: Report, timeline: _Timeline, row: Row, found: Execution | None, kept_ms: int
+    report: Report,
+    timeline: _Timeline,
+    row: Row,
+    found: Execution | None,
+    kept_ms: int,
+    purged: bool,
 ) -> None:
     instant_ms = row.first_ms
-    if found is None:
+    if purged:
+        if found is not None:
+            report.add(Kind.UNEXPECTED, instant_ms, "its execution was forgotten, and is there")
+    elif found is None:
         if instant_ms >= kept_ms:
             report.add(Kind.NO_EXECUTION, instant_ms, f"{row.outcome.name}, but no execution")
-        return
-    revoked = found.state is ExecutionState.REVOKED
-    if revoked and not timeline.changed_within(row.at_ms, max(found.due_ms, found.end_ms)):
+    elif found.state is ExecutionState.REVOKED and not timeline.changed_within(
+        row.at_ms, max(found.due_ms, found.end_ms)
+    ):
         report.add(Kind.REVOKED, instant_ms, "taken back, but nothing changed the schedule")

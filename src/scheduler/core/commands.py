@@ -16,6 +16,7 @@ from .model import (
     ApiKey,
     Attempt,
     Calendar,
+    Customer,
     Execution,
     Job,
     JobSpec,
@@ -290,6 +291,28 @@ class PinSchedules(Command, frozen=True):
     calendar_id: str
 
 
+class UpdateCustomer(Command, frozen=True):
+    """Change what is kept of a customer's history."""
+
+    customer: str
+    version: int
+    """The version that the change was made from; 0: any."""
+    max_age_ms: int
+    executions_per_job_max: int
+
+
+class PurgeExecutions(Command, frozen=True):
+    """Forget ended executions that a customer's retention does not keep."""
+
+    customer: str
+    version: int
+    """Of the customer, as whose retention says so: if it is another by now, nothing is done."""
+    executions: list[tuple[bytes, bytes]]
+    """(job uid, execution id)"""
+    surplus: bool
+    """More ended later than are kept of their jobs; otherwise they are too old."""
+
+
 AnyCommand = (
     CreateJobs
     | UpdateJob
@@ -313,6 +336,8 @@ AnyCommand = (
     | UpdateCalendar
     | DeleteCalendar
     | PinSchedules
+    | UpdateCustomer
+    | PurgeExecutions
 )
 
 
@@ -344,6 +369,8 @@ SINCE: dict[type, int] = {
     UpdateCalendar: 2,
     DeleteCalendar: 2,
     PinSchedules: 2,
+    UpdateCustomer: 2,
+    PurgeExecutions: 2,
 }
 """Commands that version 1 does not know: the version that they are new in. They are proposed only
 once every replica knows it."""
@@ -365,6 +392,7 @@ class Why(enum.IntEnum):
     LEAVES_NOTHING = 10
     """To fire for the schedules that `what` names."""
     TOO_MANY_CALENDARS = 11
+    FORGOTTEN = 12
 
 
 class Refused(Exception):
@@ -382,10 +410,11 @@ Outcome = (
     list[Job]
     | list[Schedule]
     | list[Execution]
+    | list[Customer]
     | list[ApiKey]
     | list[Calendar]
     | list[int]
     | Refused
 )
-"""What came of a command: the records that it made changed or deleted (for DropHistory the period),
-or why it was refused."""
+"""What came of a command: the records that it made changed or deleted (for DropHistory the period,
+for PurgeExecutions how many), or why it was refused."""

@@ -1,10 +1,11 @@
-"""Customers and their API keys."""
+"""Customers: what is kept of theirs, and their API keys."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
-from .commands import CreateApiKey, Refused, RevokeApiKey, Why
+from .commands import CreateApiKey, Refused, RevokeApiKey, UpdateCustomer, Why
+from .jobs import check_version
 from .model import ApiKey, Customer
 from .view import View
 
@@ -15,6 +16,20 @@ KEYS_MAX = 100
 def of(view: View, customer: str, now_ms: int) -> Customer:
     """What is stored of a customer, or what would be."""
     return view.customer(customer) or Customer(customer, create_ms=now_ms)
+
+
+def update(view: View, command: UpdateCustomer, now_ms: int) -> list[Customer]:
+    """What is kept from now on; what was forgotten does not come back."""
+    stored = of(view, command.customer, now_ms)
+    check_version(stored.version, command.version, f"customers/{command.customer}")
+    changed = replace(
+        stored,
+        max_age_ms=command.max_age_ms,
+        executions_per_job_max=command.executions_per_job_max,
+        version=stored.version + 1,
+    )
+    view.put_customer(changed)
+    return [changed]
 
 
 def create_key(view: View, command: CreateApiKey, now_ms: int) -> list[ApiKey]:

@@ -23,6 +23,8 @@ from .commands import (
     ExecuteJobs,
     NewExecution,
     Placement,
+    Refused,
+    Why,
 )
 from .ids import execution_id
 from .model import (
@@ -189,7 +191,10 @@ def of_request(view: View, customer: str, request: bytes) -> list[Execution] | N
     if earlier is None:
         return None
     found = [view.execution(*key) for key in earlier]
-    return [execution for execution in found if execution is not None]
+    kept = [execution for execution in found if execution is not None]
+    if len(kept) < len(earlier):
+        raise Refused(Why.FORGOTTEN, "the request_id")
+    return kept
 
 
 def keep_request(view: View, customer: str, request: bytes, made: list[Execution]) -> None:

@@ -46,6 +46,11 @@ def execution_id(due_ms: int, origin: bytes) -> bytes:
     return due_ms.to_bytes(6, "big") + origin
 
 
+def due_ms_of(execution: bytes) -> int:
+    """The instant that an execution's id begins with."""
+    return int.from_bytes(execution[:6], "big")
+
+
 def attempt_id(execution: bytes, number: int) -> str:
     """The id of an attempt, unique for ever: "{execution id}-{number}"."""
     return f"{spell(execution)}-{number}"

@@ -4,8 +4,9 @@ A row is about one instant, or about a run of them in order (first, last, how ma
 outcome: a second-by-second schedule that is paused for a year has one row for it. Rows of outcome
 DEFINED hold the schedule's definition as of a time, so that the instants that should have been can
 be computed again from the ledger alone (audit.py); calendars are named in it by their content's
-digest (pins.py). Rows are numbered from 0 in the order of their
-decision; their times never run backwards.
+digest (pins.py). Rows of outcome PURGED name the instants whose executions were forgotten by the
+customer's retention, so that these are not missed, and no others can be gone for that reason. Rows
+are numbered from 0 in the order of their decision; their times never run backwards.
 
     hash(n) = BLAKE2b-16(hash(n - 1) + n in 8 bytes, big-endian + the row's fields as msgpack)
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from itertools import accumulate
 
 import msgspec
 
@@ -46,6 +48,8 @@ class Outcome(enum.IntEnum):
     """Skipped: an excluded date, window or calendar."""
     BRAKE = 10
     """Skipped: the runaway brake, which also paused the schedule."""
+    PURGED = 11
+    """Not an instant: executions of a run of instants were forgotten."""
 
 
 class Definition(Record, frozen=True):
@@ -70,12 +74,14 @@ class Row(Record, frozen=True):
     count: int
     """Instants of the run; 0: too many to count (1,000 or more)."""
     detail: bytes
-    """A Definition, for DEFINED; the calendar's id, for EXCLUDED by one; else empty."""
+    """A Definition, for DEFINED; the calendar's id, for EXCLUDED by one; the instants, for PURGED;
+    else empty."""
     hash: bytes
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _DEFINITION = msgspec.msgpack.Decoder(Definition)
+_INSTANTS = msgspec.msgpack.Decoder(list[int])
 
 
 def chained(previous: bytes, number: int, row: Row) -> bytes:
@@ -111,3 +117,17 @@ def make(
 def definition_of(row: Row) -> Definition:
     """What a DEFINED row holds. Raises msgspec.DecodeError if it was damaged."""
     return _DEFINITION.decode(row.detail)
+
+
+def make_purged(previous: bytes, number: int, at_ms: int, instants: list[int]) -> Row:
+    """A row that tells of which instants, in order, the executions are forgotten."""
+    # As differences: most instants of a schedule are as far apart as the last two were.
+    raw = _encode([after - before for before, after in zip([0, *instants], instants, strict=False)])
+    first_ms, last_ms, count = instants[0], instants[-1], len(instants)
+    digest = _hash(previous, number, (Outcome.PURGED, at_ms, first_ms, last_ms, count, raw))
+    return Row(Outcome.PURGED, at_ms, first_ms, last_ms, count, raw, digest)
+
+
+def purged_of(row: Row) -> list[int]:
+    """The instants of a PURGED row. Raises msgspec.DecodeError if it was damaged."""
+    return list(accumulate(_INSTANTS.decode(row.detail)))

@@ -58,6 +58,10 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return history.drop(view, command)
         case commands.CreateApiKey():
             return customers.create_key(view, command, now_ms)
+        case commands.UpdateCustomer():
+            return customers.update(view, command, now_ms)
+        case commands.PurgeExecutions():
+            return history.purge(view, command, now_ms)
         case commands.RevokeApiKey():
             return customers.revoke_key(view, command, now_ms)
         case commands.CreateCalendar():

@@ -214,6 +214,8 @@ class Schedule(Record, frozen=True):
     """Rows in its ledger."""
     ledger_hash: bytes = b""
     """Of the last row: see ledger.py."""
+    purged_ms: int = 0
+    """When executions of it were last forgotten before their time: see history.purge."""
 
 
 class Calendar(Record, frozen=True):
@@ -302,6 +304,12 @@ class Customer(Record, frozen=True):
     create_ms: int
     """When the record was first needed."""
     key_count: int = 0
+    max_age_ms: int = 0
+    """Executions are kept for so long after their end; 0: as long as all history."""
+    executions_per_job_max: int = 0
+    """Ended executions that are kept of each job, the latest; 0: all."""
+    version: int = 1
+    """Of the two fields before: one more with every change."""
 
 
 class ApiKey(Record, frozen=True):

@@ -70,6 +70,10 @@ class View(Protocol):
         """Also keeps the index of active executions. fresh: there was none of its id, surely."""
         ...
 
+    def delete_execution(self, execution: Execution) -> None:
+        """Forget one that has ended."""
+        ...
+
     def active_before(self, due_ms: int) -> bool:
         """Whether an execution that was due before has not ended, as of before this entry."""
         ...

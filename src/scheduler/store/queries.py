@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
-from ..core.model import ApiKey, Calendar, Execution, Job, JobSpec, Schedule, Timer
+from ..core.model import ApiKey, Calendar, Customer, Execution, Job, JobSpec, Schedule, Timer
 from . import keys
 from .backend import Backend
 from .view import (
@@ -17,6 +17,7 @@ from .view import (
     StoreView,
     decode_api_key,
     decode_calendar,
+    decode_customer,
     decode_execution,
     decode_job,
     decode_request,
@@ -62,6 +63,15 @@ class Queries:
         prefix = keys.job(customer, "")
         pairs, following = self._page(prefix, after, count)
         return [decode_job(value) for _, value in pairs], following
+
+    def customer(self, customer: str) -> Customer | None:
+        """What is stored of a customer, if anything is."""
+        return self._view().customer(customer)
+
+    def customers(self, after: bytes, count: int) -> tuple[list[Customer], bytes]:
+        """A page of the customers of whom something is stored, and where the next begins."""
+        pairs, following = self._page(keys.customer(""), after, count)
+        return [decode_customer(value) for _, value in pairs], following
 
     def api_key(self, customer: str, key_id: bytes) -> ApiKey | None:
         """The key, if there is one."""
@@ -126,6 +136,49 @@ class Queries:
             for key, uid in self._backend.scan(max(start, prefix), stop):
                 identity = keys.newest_first(key[-EXECUTION_ID_BYTES:])
                 yield key, self.execution(uid, identity)
+
+    def oldest_executions(
+        self, customer: str, before: bytes, count: int
+    ) -> tuple[list[Execution], bytes]:
+        """A customer's executions, oldest first, and before which key the next are (empty at the
+        end)."""
+        found: list[Execution] = []
+        for when in self._backend.periods():
+            if before and when < keys.period_of_key(before):
+                continue
+            prefix = keys.executions_of_customer(when, customer)
+            stop = keys.after_prefix_of(prefix)
+            if before and when == keys.period_of_key(before):
+                stop = before
+            for key, uid in self._backend.scan(prefix, stop, reverse=True):
+                execution = self.execution(uid, keys.newest_first(key[-EXECUTION_ID_BYTES:]))
+                if execution is not None:
+                    found.append(execution)
+                if len(found) == count:
+                    return found, key
+        return found, b""
+
+    def execution_ids(self, job_uid: bytes, after: bytes, count: int) -> tuple[list[bytes], bytes]:
+        """Ids of a job's executions, newest first, and at which key the next are."""
+        found: list[bytes] = []
+        for when in reversed(self._backend.periods()):
+            prefix = keys.executions_of_job(when, job_uid)
+            start = prefix
+            if after and when > keys.period_of_key(after):
+                continue
+            if after and when == keys.period_of_key(after):
+                start = after
+            for key, _ in self._backend.scan(start, keys.after_prefix_of(prefix)):
+                if len(found) == count:
+                    return found, key
+                found.append(keys.newest_first(key[-EXECUTION_ID_BYTES:]))
+        return found, b""
+
+    def active_of(self, job_uid: bytes) -> set[bytes]:
+        """Ids of a job's executions that have not ended."""
+        prefix = keys.ACTIVE + job_uid
+        pairs = self._backend.scan(prefix, keys.after_prefix_of(prefix))
+        return {keys.split_active(key)[1] for key, _ in pairs}
 
     def _page(
         self, prefix: bytes, after: bytes, count: int

@@ -74,6 +74,14 @@ def _options(cache: Cache) -> Options:
     return options
 
 
+def _compacting(cache: Cache) -> Options:
+    """For what is deleted in the order of its keys, as timers are, and executions that a customer
+    does not keep."""
+    options = _options(cache)
+    options.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, 0.0)
+    return options
+
+
 class RocksBackend:
     """One RocksDB in a directory. Writes are not synced: see `flush_wal`."""
 
@@ -83,13 +91,11 @@ class RocksBackend:
 
     def _open(self) -> None:
         self._cache = Cache(BLOCK_CACHE_BYTES)
-        timers = _options(self._cache)
-        timers.add_compact_on_deletion_collector_factory(DELETION_WINDOW, DELETION_TRIGGER, 0.0)
-        families = {"default": _options(self._cache), "timers": timers}
+        families = {"default": _options(self._cache), "timers": _compacting(self._cache)}
         if (self.directory / "CURRENT").exists():
             for name in Rdict.list_cf(str(self.directory), _options(self._cache)):
                 if name.startswith(PERIOD_NAME):
-                    families[name] = _options(self._cache)
+                    families[name] = _compacting(self._cache)
         self._db = Rdict(str(self.directory), _options(self._cache), column_families=families)
         self._timers = self._db.get_column_family("timers")
         self._timers_handle = self._db.get_column_family_handle("timers")
@@ -177,7 +183,7 @@ class RocksBackend:
         handle = self._period_handles.get(key[: 1 + PERIOD_BYTES])
         if handle is None:
             period = period_of_key(key)
-            self._db.create_column_family(f"{PERIOD_NAME}{period}", _options(self._cache))
+            self._db.create_column_family(f"{PERIOD_NAME}{period}", _compacting(self._cache))
             self._know(period)
             handle = self._period_handles[key[: 1 + PERIOD_BYTES]]
         return handle

@@ -43,6 +43,7 @@ decode_schedule = _SCHEDULE.decode
 decode_calendar = _CALENDAR.decode
 decode_execution = _EXECUTION.decode
 decode_api_key = _API_KEY.decode
+decode_customer = _CUSTOMER.decode
 decode_request = _REQUEST.decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 
@@ -257,6 +258,11 @@ class StoreView:
             self._meta.active_count += 1 if now else -1
         self._write(key, execution)
         self.executions.append(execution)
+
+    def delete_execution(self, execution: Execution) -> None:
+        """See core.View."""
+        self._write(keys.execution(execution.job_uid, execution.id), None)
+        self._write(keys.customer_execution(execution.customer, execution.id), None)
 
     def active_before(self, due_ms: int) -> bool:
         """See core.View."""

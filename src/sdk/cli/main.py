@@ -53,6 +53,7 @@ COMMANDS = {
     "audit": ("audit:group", "Whether ledgers tell the truth: verify."),
     "logs": ("executions:logs", "Print what an execution wrote."),
     "image": ("images:group", "Images that are in no registry: import, list, delete."),
+    "customer": ("customers:group", "What is kept of your history: get, update."),
     "key": ("keys:group", "API keys: create, list, revoke."),
     "cluster": ("cluster:cluster", "The mesh: shards, replicas, executors; drain."),
     "completion": ("completion:completion", "Print the completion script of a shell."),

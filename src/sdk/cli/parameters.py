@@ -69,6 +69,13 @@ def parse_window(text: str) -> tuple[datetime, datetime]:
     return parse_instant(start), parse_instant(end)
 
 
+def parse_count(text: str) -> int:
+    """A whole number from 1. Raises ValueError."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ValueError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
 def parse_pair(text: str) -> tuple[str, str]:
     """ "KEY=VALUE". Raises ValueError."""
     key, separator, value = text.partition("=")
@@ -100,6 +107,8 @@ class _Parsed(_ParamType):
 
 
 DURATION = _Parsed("duration", parse_duration)
+DURATION_OR_NONE = _Parsed("duration|none", lambda t: t if t == "none" else parse_duration(t))
+COUNT_OR_NONE = _Parsed("number|none", lambda t: t if t == "none" else parse_count(t))
 SIZE = _Parsed("size", parse_size)
 CPU = _Parsed("cores", parse_cpu)
 INSTANT = _Parsed("instant", parse_instant)

@@ -147,6 +147,21 @@ def _listed(things: tuple[str, ...], name: str) -> str:
     return ", ".join(things) if len(things) <= EXCLUDED_SHOWN_MAX else f"{len(things)} {name}"
 
 
+CUSTOMERS: tuple[Column[types.Customer], ...] = (
+    Column("CUSTOMER", lambda customer: customer.id),
+    Column(
+        "MAX AGE",
+        lambda customer: show_duration(customer.retention.max_age or customer.history_max_age),
+        right=True,
+    ),
+    Column(
+        "EXECUTIONS PER JOB",
+        lambda customer: str(customer.retention.executions_per_job_max or "all"),
+        right=True,
+    ),
+)
+
+
 def _row_about(row: types.LedgerRow) -> str:
     if row.calendar:
         return f"calendar {row.calendar.split('/')[-1]}"

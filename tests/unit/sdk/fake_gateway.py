@@ -73,6 +73,7 @@ class FakeGateway(
         self.drains: list[cluster_pb2.DrainExecutorRequest] = []
         self.images: dict[str, image_pb2.Image] = {}
         self.keys: dict[str, customer_pb2.ApiKey] = {}
+        self.customers: dict[str, customer_pb2.Customer] = {}
         self.shown: list[str] = []
         """Keys that calls of CustomerService showed; "" for none."""
         self.logs: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
@@ -659,6 +660,23 @@ class FakeGateway(
         return Empty()
 
     # Keys -----------------------------------------------------------------------------------------
+
+    def _customer(self, name: str) -> customer_pb2.Customer:
+        stored = self.customers.setdefault(name, customer_pb2.Customer(name=name, etag="v1"))
+        stored.history_max_age.FromSeconds(7 * 86_400)
+        return stored
+
+    def GetCustomer(self, request: Any, context: Any) -> Any:
+        return self._customer(request.name)
+
+    def UpdateCustomer(self, request: Any, context: Any) -> Any:
+        assert list(request.update_mask.paths) == ["retention"]
+        stored = self._customer(request.customer.name)
+        if request.customer.etag not in ("", stored.etag):
+            abort(context, errors.EtagMismatch(f"{stored.name} was changed by somebody else"))
+        stored.retention.CopyFrom(request.customer.retention)
+        stored.etag = f"v{int(stored.etag[1:]) + 1}"
+        return stored
 
     def _show(self, context: Any) -> None:
         shown = dict(context.invocation_metadata()).get("authorization", "")

@@ -60,6 +60,19 @@ def test_a_key_is_created_listed_and_revoked(client: Client, gateway: FakeGatewa
     assert set(gateway.shown) == {""}
 
 
+def test_what_is_kept_is_changed_as_it_was_read(client: Client) -> None:
+    before = client.get_customer()
+    assert (before.id, before.retention) == ("acme", sdk.Retention())
+    assert before.history_max_age == timedelta(days=7)
+    wanted = sdk.Retention(max_age=timedelta(hours=36), executions_per_job_max=20)
+    assert client.set_retention(wanted, etag=before.etag).retention == wanted
+    with pytest.raises(sdk.EtagMismatch):
+        client.set_retention(sdk.Retention(), etag=before.etag)
+    assert client.get_customer().retention == wanted
+    client.set_retention(sdk.Retention())
+    assert client.get_customer().retention == sdk.Retention()
+
+
 async def test_every_call_shows_the_key(address: str, gateway: FakeGateway) -> None:
     key = api_keys.make("acme", "0" * 16, bytes(32))
     with Client(address, api_key=key) as blocking:
@@ -431,7 +444,7 @@ def test_what_became_of_a_schedules_instants(client: Client, gateway: FakeGatewa
     client.schedules.create("hello", "tick", every=60)
     gateway.page_size_max = 3
     rows = list(client.schedules.fires("hello/tick"))
-    assert [row.number for row in rows] == list(range(10))
+    assert [row.number for row in rows] == list(range(11))
     assert list(client.schedules.fires("hello/tick", newest_first=True)) == rows[::-1]
     assert rows[0].definition is not None and rows[0].definition.id == "tick"
     assert rows[1].outcome is sdk.FireOutcome.FIRED

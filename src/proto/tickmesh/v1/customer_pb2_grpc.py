@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class CustomerServiceStub(object):
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -42,6 +43,16 @@ class CustomerServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.GetCustomer = channel.unary_unary(
+                '/tickmesh.v1.CustomerService/GetCustomer',
+                request_serializer=tickmesh_dot_v1_dot_customer__pb2.GetCustomerRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_customer__pb2.Customer.FromString,
+                _registered_method=True)
+        self.UpdateCustomer = channel.unary_unary(
+                '/tickmesh.v1.CustomerService/UpdateCustomer',
+                request_serializer=tickmesh_dot_v1_dot_customer__pb2.UpdateCustomerRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_customer__pb2.Customer.FromString,
+                _registered_method=True)
         self.CreateApiKey = channel.unary_unary(
                 '/tickmesh.v1.CustomerService/CreateApiKey',
                 request_serializer=tickmesh_dot_v1_dot_customer__pb2.CreateApiKeyRequest.SerializeToString,
@@ -60,7 +71,8 @@ class CustomerServiceStub(object):
 
 
 class CustomerServiceServicer(object):
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -68,6 +80,22 @@ class CustomerServiceServicer(object):
     method needs PERMISSION_DENIED (SCOPE_MISSING); whoever fails too often waits (TOO_MANY_ATTEMPTS). An operator's key, from the gateway's
     configuration, may call this service for every customer, and ClusterService, and nothing else.
     """
+
+    def GetCustomer(self, request, context):
+        """Gets a customer: one that never changed anything here has the defaults. Scope: read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateCustomer(self, request, context):
+        """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
+        admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
+        the shard runs an older version).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
         """Creates an API key. Only this answer ever holds its text. Scope: admin.
@@ -95,6 +123,16 @@ class CustomerServiceServicer(object):
 
 def add_CustomerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCustomer,
+                    request_deserializer=tickmesh_dot_v1_dot_customer__pb2.GetCustomerRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_customer__pb2.Customer.SerializeToString,
+            ),
+            'UpdateCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCustomer,
+                    request_deserializer=tickmesh_dot_v1_dot_customer__pb2.UpdateCustomerRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_customer__pb2.Customer.SerializeToString,
+            ),
             'CreateApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateApiKey,
                     request_deserializer=tickmesh_dot_v1_dot_customer__pb2.CreateApiKeyRequest.FromString,
@@ -119,7 +157,8 @@ def add_CustomerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CustomerService(object):
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -127,6 +166,60 @@ class CustomerService(object):
     method needs PERMISSION_DENIED (SCOPE_MISSING); whoever fails too often waits (TOO_MANY_ATTEMPTS). An operator's key, from the gateway's
     configuration, may call this service for every customer, and ClusterService, and nothing else.
     """
+
+    @staticmethod
+    def GetCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.CustomerService/GetCustomer',
+            tickmesh_dot_v1_dot_customer__pb2.GetCustomerRequest.SerializeToString,
+            tickmesh_dot_v1_dot_customer__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.CustomerService/UpdateCustomer',
+            tickmesh_dot_v1_dot_customer__pb2.UpdateCustomerRequest.SerializeToString,
+            tickmesh_dot_v1_dot_customer__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def CreateApiKey(request,

@@ -28,7 +28,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CustomerServiceStub:
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -41,6 +42,13 @@ class CustomerServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CustomerServiceAsyncStub: ...
+    GetCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.Customer]
+    """Gets a customer: one that never changed anything here has the defaults. Scope: read."""
+    UpdateCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.Customer]
+    """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
+    admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
+    the shard runs an older version).
+    """
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_customer_pb2.CreateApiKeyRequest, _customer_pb2.CreateApiKeyResponse]
     """Creates an API key. Only this answer ever holds its text. Scope: admin.
     Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED (TOO_MANY_KEYS: the customer has 100).
@@ -54,7 +62,8 @@ class CustomerServiceStub:
 
 @_typing.type_check_only
 class CustomerServiceAsyncStub(CustomerServiceStub):
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -64,6 +73,13 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.Customer]  # type: ignore[assignment]
+    """Gets a customer: one that never changed anything here has the defaults. Scope: read."""
+    UpdateCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.Customer]  # type: ignore[assignment]
+    """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
+    admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
+    the shard runs an older version).
+    """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_customer_pb2.CreateApiKeyRequest, _customer_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Creates an API key. Only this answer ever holds its text. Scope: admin.
     Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED (TOO_MANY_KEYS: the customer has 100).
@@ -76,7 +92,8 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     """
 
 class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The API keys that act for customers. See JobService for deadlines and errors.
+    """Customers: what is kept of their history, and the API keys that act for them. See JobService for
+    deadlines and errors.
 
     Where the mesh authenticates its callers, each call carries "authorization: Bearer KEY". A key acts
     for one customer: names of others are NOT_FOUND, whether they exist or not. A missing, wrong,
@@ -84,6 +101,25 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
     method needs PERMISSION_DENIED (SCOPE_MISSING); whoever fails too often waits (TOO_MANY_ATTEMPTS). An operator's key, from the gateway's
     configuration, may call this service for every customer, and ClusterService, and nothing else.
     """
+
+    @_abc_1.abstractmethod
+    def GetCustomer(
+        self,
+        request: _customer_pb2.GetCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customer_pb2.Customer, _abc.Awaitable[_customer_pb2.Customer]]:
+        """Gets a customer: one that never changed anything here has the defaults. Scope: read."""
+
+    @_abc_1.abstractmethod
+    def UpdateCustomer(
+        self,
+        request: _customer_pb2.UpdateCustomerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customer_pb2.Customer, _abc.Awaitable[_customer_pb2.Customer]]:
+        """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
+        admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
+        the shard runs an older version).
+        """
 
     @_abc_1.abstractmethod
     def CreateApiKey(

@@ -192,6 +192,10 @@ class _FireOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FireOutco
     """Skipped: an excluded date or window, of the schedule or of a calendar."""
     FIRE_OUTCOME_BRAKE: _FireOutcome.ValueType  # 10
     """Skipped: more than 120 fires in a minute, which also paused the schedule."""
+    FIRE_OUTCOME_PURGED: _FireOutcome.ValueType  # 11
+    """Not an instant: executions of instants from first_time to last_time, so many as count, were
+    forgotten by the customer's retention (Customer.retention).
+    """
 
 class FireOutcome(_FireOutcome, metaclass=_FireOutcomeEnumTypeWrapper):
     """What became of an instant of a schedule."""
@@ -218,6 +222,10 @@ FIRE_OUTCOME_EXCLUDED: FireOutcome.ValueType  # 9
 """Skipped: an excluded date or window, of the schedule or of a calendar."""
 FIRE_OUTCOME_BRAKE: FireOutcome.ValueType  # 10
 """Skipped: more than 120 fires in a minute, which also paused the schedule."""
+FIRE_OUTCOME_PURGED: FireOutcome.ValueType  # 11
+"""Not an instant: executions of instants from first_time to last_time, so many as count, were
+forgotten by the customer's retention (Customer.retention).
+"""
 Global___FireOutcome: _TypeAlias = FireOutcome  # noqa: Y015
 
 class _LedgerProblemKind:

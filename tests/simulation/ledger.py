@@ -12,7 +12,12 @@ import msgspec
 
 from tickmesh.scheduler.core import audit, history
 from tickmesh.scheduler.core import ledger as rows
-from tickmesh.scheduler.core.commands import DeleteSchedules, Entry, ExecuteJobs
+from tickmesh.scheduler.core.commands import (
+    DeleteSchedules,
+    Entry,
+    ExecuteJobs,
+    PurgeExecutions,
+)
 from tickmesh.scheduler.core.ids import UID_BYTES, execution_id
 from tickmesh.scheduler.core.model import (
     ACTIVE_STATES,
@@ -99,6 +104,8 @@ class Ledger:
         """Of every execution: the entries that changed it, and what it was then."""
         self.changes: list[tuple[int, bytes]] = []
         """(entry, execution) in order."""
+        self.purged: set[bytes] = set()
+        """Executions that were forgotten by the customer's retention."""
         self._of_schedule: dict[bytes, list[bytes]] = {}
         self._requests: dict[bytes, list[bytes]] = {}
         self._leaders: dict[int, str] = {}
@@ -142,7 +149,9 @@ class Ledger:
         for command in entry.commands:
             if isinstance(command, DeleteSchedules):
                 self._audit_doomed(command)
+        doomed = self._doomed(entry)
         applied = self.state.apply(index, term, payload)
+        self._check_purged(index, doomed)
         self.digests[index] = self._backend.digest
         self.fires.observe(index, self.state.meta.time_ms, entry.commands, applied.outcomes)
         for execution in applied.executions:
@@ -162,6 +171,38 @@ class Ledger:
                     self._violate(f"a repeated request made other executions: {outcome}")
         if len(self.entries) % AUDIT_ENTRIES == 0:
             self.audit()
+
+    def _doomed(self, entry: Entry) -> list[Execution]:
+        """What an entry might forget, as it is before."""
+        purges = [each for each in entry.commands if isinstance(each, PurgeExecutions)]
+        found = [self.queries.execution(*key) for purge in purges for key in purge.executions]
+        return [execution for execution in found if execution is not None]
+
+    def _check_purged(self, index: int, doomed: list[Execution]) -> None:
+        """What an entry forgot had ended a while ago, and is not kept by either limit."""
+        customer, now_ms = self.queries.customer("acme"), self.state.meta.time_ms
+        for execution in doomed:
+            if self.queries.execution(execution.job_uid, execution.id) is not None:
+                continue
+            self.purged.add(execution.id)
+            what = f"entry {index} forgets {execution}"
+            if execution.state in ACTIVE_STATES:
+                self._violate(f"{what}, which has not ended")
+            if now_ms - execution.end_ms < history.KEPT_MS_MIN or customer is None:
+                self._violate(f"{what}, which has just ended")
+                continue
+            later = [
+                each
+                for each in self.executions.values()
+                if each.job_uid == execution.job_uid
+                and each.state not in ACTIVE_STATES
+                and each.id[:6] >= execution.id[:6]
+                and each.id not in self.purged
+            ]
+            old = 0 < customer.max_age_ms <= now_ms - execution.end_ms
+            surplus = 0 < customer.executions_per_job_max <= len(later)
+            if not old and not surplus:
+                self._violate(f"{what}, which {customer} keeps: {len(later)} ended later")
 
     def _check_change(self, index: int, earlier: Execution, execution: Execution) -> None:
         revived = earlier.state is ExecutionState.REVOKED and earlier.schedule_id
@@ -283,7 +324,9 @@ class Ledger:
     # -- executions ----------------------------------------------------------------------------
 
     def is_forgotten(self, identity: bytes) -> bool:
-        """Whether an execution's history has been dropped."""
+        """Whether an execution's history has been dropped, or the customer does not keep it."""
+        if identity in self.purged:
+            return True
         due = history.period(int.from_bytes(identity[:6], "big"))
         return due < self.state.meta.history_from
 

@@ -7,10 +7,11 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
-from tickmesh.scheduler import dispatch, ledgers, proposals, shard, timers
+from tickmesh.scheduler import dispatch, ledgers, proposals, retention, shard, timers
 from tickmesh.scheduler.core import audit, history
 from tickmesh.scheduler.raft import member, replica
 
+from .keepers import KEPT_S, WALK_S, is_forgetful
 from .pace import Pace
 
 SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
@@ -51,6 +52,10 @@ HISTORY: tuple[tuple[ModuleType, str], ...] = (
     (ledgers, "PERIOD_MS"),
     (shard, "RUN_MS_MAX"),
     (shard, "FORGET_INTERVAL_S"),
+    (history, "KEPT_MS_MIN"),
+    (retention, "PASS_INTERVAL_S"),
+    (retention, "PURGE_MAX"),
+    (retention, "LOOK_CHUNK"),
 )
 
 
@@ -81,6 +86,11 @@ def drawn(seed: int, pace: Pace) -> Iterator[list[str]]:
         audit.AHEAD_MS = 13_000  # as world.py has it, and some
         shard.RUN_MS_MAX = int(HISTORY_S["run"]) * unit_ms
         shard.FORGET_INTERVAL_S = HISTORY_S["look"] * pace.stretch
+    if is_forgetful(seed):
+        told.append("retention")
+        history.KEPT_MS_MIN = int(KEPT_S * 1_000 * pace.stretch)
+        retention.PASS_INTERVAL_S = WALK_S * pace.stretch
+        retention.PURGE_MAX, retention.LOOK_CHUNK = 2, 5
     try:
         yield told
     finally:

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
 from tickmesh.scheduler.raft.config import ReplicaConfig
@@ -34,6 +35,7 @@ from tickmesh.scheduler.timers import HERD_MS_MAX
 from .clients import Client, Register
 from .executors import Held, Host
 from .faults import Faults
+from .keepers import Keeper, is_forgetful
 from .ledger import Ledger
 from .limits import HISTORY_S, drawn, is_history_short
 from .loop import Process, SimulatedLoop, outside, simulate
@@ -159,6 +161,7 @@ class Node:
                 peers=tuple(node.name for node in world.nodes if node is not self),
                 directory=machine.directory / "raft",
                 bootstrap=self._bootstrap,
+                entry_version=ENTRY_VERSION,
                 retain_entries=40,
                 heartbeat_interval_s=0.05 * stretch,
                 election_timeout_min_s=0.3 * stretch,
@@ -289,12 +292,27 @@ class World:
             )
             for n in range(CLIENTS)
         ]
+        self.keepers = [
+            Keeper(
+                CLIENTS,
+                text,
+                pace,
+                self.network,
+                names,
+                find,
+                self.violate,
+                self.note,
+                registers,
+                forgotten,
+            )
+            for _ in range(is_forgetful(seed))
+        ]
         self.watches = [
             Watch(n, text, pace, self.network, names, find, self.ledger, self.violate)
             for n in range(CLIENTS)
         ]
         self.outsiders = [host.machine.name for host in self.hosts]
-        self.outsiders += [reader.name for reader in (*self.clients, *self.watches)]
+        self.outsiders += [reader.name for reader in (*self.clients, *self.keepers, *self.watches)]
         self.faults = Faults(self, text)
         self._starts: dict[str, str] = {}
         self._started_ns: dict[str, int] = {}
@@ -407,7 +425,8 @@ class World:
             node.boot()
         for host in self.hosts:
             host.boot()
-        working = [client.process.spawn(client.run()) for client in self.clients]
+        callers = (*self.clients, *self.keepers)
+        working = [caller.process.spawn(caller.run()) for caller in callers]
         for watch in self.watches:
             watch.process.spawn(watch.run())
         course = asyncio.create_task(self._course(fault_s, working))
@@ -424,7 +443,7 @@ class World:
         faulting.cancel()
         await asyncio.gather(faulting, return_exceptions=True)
         self.heal()
-        for client in self.clients:
+        for client in (*self.clients, *self.keepers):
             client.stopping = True
         settle_s = SETTLE_S * self.pace.stretch
         until_s = self._loop.time() + settle_s
@@ -512,6 +531,7 @@ class World:
             "fires": len(fires.made),
             "missed": fires.missed,
             "dropped_history": int(self.ledger.state.meta.history_from > 0),
+            "purged": len(self.ledger.purged),
             "late": fires.late,
             "dropped": fires.dropped,
             "again": fires.again,

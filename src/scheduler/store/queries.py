@@ -66,7 +66,7 @@ class Queries:
 
     def customer(self, customer: str) -> Customer | None:
         """What is stored of a customer, if anything is."""
-        return self._view().customer(customer)
+        return self.view().customer(customer)
 
     def customers(self, after: bytes, count: int) -> tuple[list[Customer], bytes]:
         """A page of the customers of whom something is stored, and where the next begins."""

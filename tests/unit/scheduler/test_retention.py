@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.unit.scheduler.test_audit import POLICIES, SPECS, kinds, rechained, verify
+from tests.unit.scheduler.test_audit import POLICIES, SPECS, kinds, quiet, rechained, verify
 from tests.unit.scheduler.test_fires import end, fire_when_due
 from tickmesh.scheduler import retention
 from tickmesh.scheduler.core import commands, recurrence
@@ -346,6 +346,8 @@ async def live(world: World, seed: int) -> tuple[Schedule, int]:
     """As test_audit's random lives, with a customer who keeps little and changes its mind. What was
     forgotten is counted."""
     chance = random.Random(f"{seed}/retention")
+    for name in ("quiet", "holidays"):
+        world.calendar(name, **quiet(chance, world.now_ms))
     schedule = world.schedule(
         policy=chance.choice(POLICIES),
         **chance.choice(SPECS),  # type: ignore[arg-type]
@@ -354,7 +356,11 @@ async def live(world: World, seed: int) -> tuple[Schedule, int]:
     for _ in range(120):
         world.now_ms += chance.choice((0, 500, 1_000, 5_000, 20_000, 90_000))
         stored = world.stored(schedule)
-        match chance.randrange(12):
+        match chance.randrange(13):
+            case 12 if chance.random() < 0.5:
+                world.change_calendar(
+                    chance.choice(("quiet", "holidays")), **quiet(chance, world.now_ms)
+                )
             case 0 if stored.state is ScheduleState.PAUSED:
                 world.do(commands.ResumeSchedule("acme", "hello", "often"))
             case 1 if chance.random() < 0.3:

@@ -35,7 +35,7 @@ from .archive import Archive
 from .authentication import Authentication
 from .drains import drain, together
 from .executors import Executors
-from .images import Images, Registry, first_message_needed
+from .images import IMAGE_NAME, Images, Registry, first_message_needed, to_name
 from .methods import METHODS, REQUEST_ID_CHARACTERS, SERVICES, Kind, Method
 from .routing import shard_of, slot_of
 from .shards import Shard
@@ -78,6 +78,13 @@ class Door:
         self._ending = True
         for task in self._streams:
             task.cancel()
+
+    async def pull_pushed(self, reference: str, digest: str) -> None:
+        """Somebody pushed an image into the registry: have executors pull it."""
+        name = to_name(reference)
+        if IMAGE_NAME.fullmatch(name) is not None:  # others cannot be named by jobs
+            await self._images.settled(reference, digest)
+            await self._images.pull_image(self._shard(name), name, CALL_TIMEOUT_MAX_S)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """One a service, for grpc.aio's server."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ from ..mesh.errors import (
     invalid,
 )
 from ..mesh.limits import PAGE_SIZE_MAX
+from ..mesh.names import ID_PATTERN
 from ..proto.tickmesh.internal.v1 import executor_pb2
 from ..proto.tickmesh.v1 import cluster_pb2, image_pb2
 from .executors import Executors
@@ -37,6 +39,17 @@ if TYPE_CHECKING:  # It exists for type checkers only.
     from ..proto.tickmesh.internal.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
 
 DEFAULT_TAG = "latest"
+
+SETTLE_ATTEMPTS_MAX = 7
+SETTLE_S = 0.05
+"""Between looks at what a name stands for, doubling: 6 s together, for what takes milliseconds."""
+SETTLE_TIMEOUT_S = 10.0
+
+IMAGE_NAME = re.compile(
+    rf"customers/{ID_PATTERN}/images/"
+    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,63})?"
+)
+"""As image.proto has it."""
 
 Answer = TypeVar("Answer")
 Ask = Callable[["ExecutorServiceAsyncStub"], Awaitable[Answer]]
@@ -141,6 +154,15 @@ class Images:
         await asyncio.gather(*map(one, workers))
         response.executors.sort()
         return response
+
+    async def settled(self, reference: str, digest: str) -> None:
+        """A registry tells of a manifest just before it moves the name to it: wait for that."""
+        for attempt in range(SETTLE_ATTEMPTS_MAX):
+            with contextlib.suppress(NotFound):
+                pushed = await self._own().repositories.get(reference, SETTLE_TIMEOUT_S)
+                if pushed.digest == digest:
+                    return
+            await asyncio.sleep(SETTLE_S * 2.0**attempt)
 
     def _own(self) -> Registry:
         if self._registry is None:

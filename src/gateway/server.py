@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from joserfc.errors import JoseError
 
 from ..mesh import api_keys, process, tls
 from ..mesh.addresses import is_loopback
 from ..mesh.clock import SystemClock
-from ..mesh.config import Config, ConfigError, GatewayConfig
+from ..mesh.config import Config, ConfigError, GatewayConfig, RegistryDoor
 from ..mesh.limits import MESSAGE_BYTES_MAX
+from ..mesh.registries import EVENTS_PATH, TOKEN_PATH
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from . import reflection
 from .archive import Archive
 from .authentication import Authentication
 from .door import Door
 from .executors import Executors
+from .http import Handler, HttpPort
 from .images import Registry
 from .methods import SERVICES
+from .registry_door import EventDoor, Pull, TokenDoor
 from .repositories import Repositories
 from .routing import shard_of, slot_of
 from .shards import Shard
+from .tokens import Tokens
 
 MESSAGE_MARGIN_BYTES = 64 * 1024
 """gRPC's own limit stands this far above ours, so that ours answers, with its reason, where it can:
@@ -57,13 +65,15 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     shards = tuple(Shard(members, credentials) for members in settings.shards)
     authentication = _authentication(settings, shards)
     archive = Archive(settings.archive, SystemClock()) if settings.archive is not None else None
-    registry = _registry(settings)
+    tokens = _tokens(settings)
+    registry = _registry(settings, tokens)
     door = Door(shards, executors, authentication, archive, registry)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
     server.add_generic_rpc_handlers((*door.handlers(), *reflection.handlers()))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = _open(server, settings)
+    registry_door = await _open_registry_door(settings, tokens, authentication, door.pull_pushed)
     await server.start()
     try:
         # A sender that ends by itself ends the process.
@@ -71,6 +81,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             senders = [group.create_task(shard.run()) for shard in shards]
             if archive is not None:
                 senders.append(group.create_task(archive.run()))
+            if registry_door is not None and registry_door.events is not None:
+                senders.append(group.create_task(registry_door.events.run()))
             process.settle()
             await process.serving(health, *SERVICES)
             process.announce(settings.ready_file, address)
@@ -83,6 +95,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
                 sender.cancel()
     finally:
         await server.stop(None)
+        if registry_door is not None:
+            await registry_door.port.close()
         if authentication is not None:
             authentication.close()
         for shard in shards:
@@ -92,17 +106,92 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             await registry.repositories.close()
 
 
-def _registry(settings: GatewayConfig) -> Registry | None:
+@dataclass(frozen=True, slots=True)
+class _RegistryDoor:
+    """The HTTP port for the registry, and what runs behind it."""
+
+    port: HttpPort
+    events: EventDoor | None
+
+
+def _tokens(settings: GatewayConfig) -> Tokens | None:
+    """What signs the registry's tokens, if it wants any. Raises ConfigError."""
+    door = settings.registry_door
+    if door is None or not door.token_key:
+        if settings.registry is not None and settings.authentication != "none":
+            raise ConfigError(
+                "gateway.registry_door.token_key: is needed where callers are authenticated"
+            )
+        return None
+    if settings.authentication == "none":
+        raise ConfigError('gateway.registry_door.token_key: needs authentication = "api_keys"')
+    paths = (door.token_key, door.token_certificate, settings.tls.authority)
+    try:
+        key, certificate, authority = (Path(path).read_bytes() for path in paths)
+        return Tokens(key, certificate, authority, time.time)
+    except OSError as error:
+        raise ConfigError(f"gateway.registry_door: {error.filename}: {error.strerror}") from error
+    except (ValueError, JoseError) as error:
+        raise ConfigError(f"gateway.registry_door.token_key or its certificate: {error}") from error
+
+
+def _registry(settings: GatewayConfig, tokens: Tokens | None) -> Registry | None:
     """The mesh's own registry, if it has one. Raises ConfigError."""
     if settings.registry is None:
         return None
     own = settings.registry
+    make = None if tokens is None else lambda access: tokens.make("gateway", [access])
     try:
         authority = Path(own.authority).read_text() if own.authority else ""
-        repositories = Repositories(own, None)
+        repositories = Repositories(own, make)
     except OSError as error:
         raise ConfigError(f"gateway.registry: {error.filename}: {error.strerror}") from error
-    return Registry(own, authority, login_required=False, repositories=repositories)
+    return Registry(own, authority, login_required=tokens is not None, repositories=repositories)
+
+
+def _events_secret(door: RegistryDoor) -> str:
+    """Empty: no events are taken. Raises ConfigError, OSError."""
+    if not door.events_secret_file:
+        return ""
+    secret = Path(door.events_secret_file).read_text().strip()
+    if not secret:
+        raise ConfigError("gateway.registry_door.events_secret_file: is empty")
+    return secret
+
+
+async def _open_registry_door(
+    settings: GatewayConfig,
+    tokens: Tokens | None,
+    authentication: Authentication | None,
+    pull: Pull,
+) -> _RegistryDoor | None:
+    """Open the HTTP port for the registry, if there is to be one. Raises ConfigError."""
+    door = settings.registry_door
+    if door is None:
+        return None
+    host, _, port = door.listen.rpartition(":")
+    context = None
+    if settings.door_certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.door_certificate, settings.door_key)
+    elif not is_loopback(host):
+        raise ConfigError(
+            f"gateway.registry_door.listen: {door.listen} is not a loopback address: set "
+            "door_certificate and door_key, or listen on 127.0.0.1"
+        )
+    handlers: dict[tuple[str, str], Handler] = {}
+    events = None
+    if tokens is not None and authentication is not None:
+        handlers["GET", TOKEN_PATH] = TokenDoor(tokens, authentication).answer
+    try:
+        if secret := _events_secret(door):
+            events = EventDoor(secret, pull)
+            handlers["POST", EVENTS_PATH] = events.answer
+        made = HttpPort(handlers)
+        await made.open(host.strip("[]"), int(port), context)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"gateway.registry_door: {error}") from error
+    return _RegistryDoor(made, events)
 
 
 def _authentication(settings: GatewayConfig, shards: tuple[Shard, ...]) -> Authentication | None:

@@ -75,6 +75,21 @@ class OwnRegistry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PEM file of who signed its certificate. Empty: who this system believes."""
 
 
+class RegistryDoor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The gateway's HTTP port for the mesh's registry: its tokens, and its events."""
+
+    listen: str
+    """host:port. With the door's TLS; without that it must be a loopback address."""
+    token_key: str = ""
+    """PEM file of the key that signs tokens (EC P-256 or RSA), the same for all gateways. Required
+    where callers are authenticated."""
+    token_certificate: str = ""
+    """PEM file of its certificate, which the registry has in its rootcertbundle."""
+    events_secret_file: str = ""
+    """A file with what the registry shows with its events (Authorization: Bearer ...). Empty: no
+    events are taken."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gateway: the public door."""
 
@@ -96,6 +111,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output is only on the executors."""
     registry: OwnRegistry | None = None
     """The mesh's own registry. None: there is none, and images are imported."""
+    registry_door: RegistryDoor | None = None
+    """None: the registry asks nobody who they are, and tells of no pushes."""
     ready_file: str = ""
     """Written (with the bound address) once the process serves. Empty: none."""
 

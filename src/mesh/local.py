@@ -43,6 +43,7 @@ from .config import (
     GatewayConfig,
     OwnRegistry,
     Peer,
+    RegistryDoor,
     SchedulerConfig,
     ShardMembers,
 )
@@ -444,7 +445,7 @@ class LocalMesh:
         peers = tuple(Peer(name, f"{HOST}:{ports.pop()}") for name in names)
         shard = ShardMembers(SHARD_ID, peers)
         self.replicas, self.executors, self.gateways, self.addresses = [], [], [], []
-        own = self._configure_registry()
+        own, registry_door = self._configure_registry(authority)
         for peer in peers:
             child_ready = str(self.directory / "run" / f"{peer.replica_id}.ready")
             scheduler = SchedulerConfig(
@@ -493,21 +494,44 @@ class LocalMesh:
                 operator_key_hashes=operators,
                 archive=archive,
                 registry=own,
+                registry_door=registry_door,
                 ready_file=str(self.directory / "run" / f"{name}.ready"),
             )
+            if registry_door is not None:  # the registry knows the first gateway's alone
+                other = f"{HOST}:{free_ports(1)[0]}"
+                registry_door = msgspec.structs.replace(registry_door, listen=other)
             self.gateways.append(Child(name, "gateway", self.directory, Config(gateway=gateway)))
             self.addresses.append(address)
 
-    def _configure_registry(self) -> OwnRegistry | None:
+    def _configure_registry(
+        self, authority: DevelopmentAuthority
+    ) -> tuple[OwnRegistry | None, RegistryDoor | None]:
+        """The registry's process, if there is to be one: what it is, and the port of the first
+        gateway that it asks."""
         self.registries, self.registry_address = [], ""
         if not self.options.registry:
-            return None
-        self.registry_address = f"{HOST}:{free_ports(1)[0]}"
+            return None, None
+        listen, door = (f"{HOST}:{port}" for port in free_ports(2))
+        self.registry_address = listen
+        secret = self.directory / "certificates" / "events.secret"
+        secret.touch(mode=0o600)
+        secret.write_text(os.urandom(32).hex())
+        token_key = token_certificate = ""
+        if self.options.authentication == "api_keys":
+            issued = authority.issue_for_tokens("registry-tokens")
+            token_key, token_certificate = issued.key, issued.certificate
         distribution = Distribution(
-            listen=self.registry_address, storage=self.directory / "registry"
+            listen=listen,
+            storage=self.directory / "registry",
+            gateway=f"http://{door}",
+            token_certificate=token_certificate,
+            events_secret=secret.read_text(),
         )
         self.registries.append(RegistryChild("registry", self.directory, distribution))
-        return OwnRegistry(self.registry_address, plain=True)
+        return (
+            OwnRegistry(listen, plain=True),
+            RegistryDoor(door, token_key, token_certificate, str(secret)),
+        )
 
 
 def _operator_key(path: Path) -> str:

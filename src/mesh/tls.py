@@ -86,13 +86,16 @@ class DevelopmentAuthority:
         self.authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        issuer: x509.Name | None = None,
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
-            .issuer_name(self._name)
+            .issuer_name(issuer or self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(minutes=5))
@@ -122,6 +125,22 @@ class DevelopmentAuthority:
             )
             .sign(self._key, hashes.SHA256())
         )
+        return self._written(name, certificate, key)
+
+    def issue_for_tokens(self, name: str) -> Tls:
+        """A certificate, signed by itself, of a key that signs tokens and serves nothing."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            self._builder(subject, key, subject)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return self._written(name, certificate, key)
+
+    def _written(
+        self, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+    ) -> Tls:
         certificate_path = self._directory / f"{name}.pem"
         key_path = self._directory / f"{name}.key"
         certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -233,7 +233,7 @@ def _banner(mesh: LocalMesh, description: Path) -> None:
         f"tickmesh serves at {mesh.address}: {_count(options.replicas, 'scheduler replica')}, "
         f"{_count(options.executors, 'executor')} ({options.runtime})",
         *(
-            [f"its image registry is {mesh.registry_address}, which asks nobody who they are"]
+            [f"its image registry is {mesh.registry_address}, which {_asks(options)}"]
             if mesh.registry_address
             else []
         ),
@@ -259,6 +259,13 @@ def _about_keys(mesh: LocalMesh) -> list[str]:
         f"  tickmesh --api-key-file {key} key create --scope admin --file default.key",
         "  export TICKMESH_API_KEY=$(cat default.key)",
     ]
+
+
+def _asks(options: LocalOptions) -> str:
+    """Who may use the registry."""
+    if options.authentication == "none":
+        return "asks nobody who they are"
+    return "wants a customer's id, and an API key as the password"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,189 @@
+"""A small HTTP port, for what speaks no gRPC: the registry and its clients. One request a
+connection, small ones only. h11 reads and writes the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+
+from ..mesh import telemetry
+
+CONNECTIONS_MAX = 500
+"""At one time; further ones are closed at once."""
+
+REQUEST_S = 10.0
+"""From its connection to a request's end, and again for its answer: both are small."""
+
+BODY_BYTES_MAX = 4 * 1024 * 1024
+"""A registry tells of some events at a time; each carries a manifest's description."""
+
+READ_BYTES = 64 * 1024
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    headers: dict[str, str]
+    """By lower-case names."""
+    body: bytes
+    address: str
+    """Of who asks: a host."""
+
+    def values(self, name: str) -> list[str]:
+        """Of a query's parameter."""
+        return [value for key, value in self.query if key == name]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is answered: JSON, or nothing."""
+
+    status: HTTPStatus
+    value: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpPort:
+    """A listening port, and a handler by method and path."""
+
+    def __init__(self, handlers: dict[tuple[str, str], Handler]) -> None:
+        self._handlers = handlers
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[Any]] = set()
+
+    async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        """Listen. Answers the port. Raises OSError."""
+        self._server = await asyncio.start_server(
+            self._serve, host, port, ssl=context, ssl_handshake_timeout=_or_none(context)
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._open) >= CONNECTIONS_MAX:
+            writer.transport.abort()
+            return
+        self._open.add(task)
+        try:
+            await self._answer(reader, writer)
+        except (OSError, TimeoutError, EOFError):
+            pass  # whoever asked is gone
+        except asyncio.CancelledError:
+            pass  # the port is closed; asyncio would call it an error
+        finally:
+            self._open.discard(task)
+            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(h11.SERVER)
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                request = await _read(connection, reader, writer)
+            response = await self._handle(request)
+        except h11.RemoteProtocolError as error:
+            hint = error.error_status_hint
+            response = Response(HTTPStatus(hint), {"errors": [{"message": str(error)}]})
+        if connection.our_state is not h11.SEND_RESPONSE and connection.our_state is not h11.IDLE:
+            return
+        body = b"" if response.value is None else json.dumps(response.value).encode()
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Connection": "close",
+            **response.headers,
+        }
+        parts = (
+            h11.Response(status_code=response.status, headers=list(headers.items())),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        writer.write(b"".join(connection.send(part) or b"" for part in parts))
+        async with asyncio.timeout(REQUEST_S):
+            await writer.drain()
+
+    async def _handle(self, request: Request) -> Response:
+        handler = self._handlers.get((request.method, request.path))
+        if handler is None:
+            known = any(path == request.path for _, path in self._handlers)
+            return Response(HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND)
+        try:
+            return await handler(request)
+        except Exception:
+            log.exception("a request failed", path=request.path)
+            return Response(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+async def _read(
+    connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Request:
+    """Raises RemoteProtocolError, EOFError."""
+    head: h11.Request | None = None
+    body = bytearray()
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            if connection.they_are_waiting_for_100_continue:
+                going_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])
+                writer.write(connection.send(going_on) or b"")
+            connection.receive_data(await reader.read(READ_BYTES))
+        elif isinstance(event, h11.Request):
+            head = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > BODY_BYTES_MAX:
+                raise h11.RemoteProtocolError(
+                    f"over {BODY_BYTES_MAX} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                )
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        else:
+            raise EOFError
+    assert head is not None
+    target = urlsplit(head.target.decode("latin-1"))
+    peer = writer.get_extra_info("peername") or ("",)
+    try:
+        query = parse_qsl(target.query, keep_blank_values=True, max_num_fields=100)
+    except ValueError as error:
+        raise h11.RemoteProtocolError(str(error)) from error
+    return Request(
+        head.method.decode("latin-1"),
+        target.path,
+        tuple(query),
+        {key.decode("latin-1"): value.decode("latin-1") for key, value in head.headers},
+        bytes(body),
+        str(peer[0]),
+    )
+
+
+def _or_none(context: ssl.SSLContext | None) -> float | None:
+    return None if context is None else REQUEST_S

@@ -21,6 +21,7 @@ from tickmesh.mesh import api_keys
 from tickmesh.mesh.errors import TickmeshError, from_rpc_error
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.proto.tickmesh.v1 import (
+    calendar_pb2,
     customer_pb2,
     customer_pb2_grpc,
     execution_pb2,
@@ -190,6 +191,9 @@ async def test_two_customers_try_everything_on_each_others_names(
             execution_pb2.ExecuteJobRequest(name="customers/bob/jobs/secret"),
         )
     )
+    days = calendar_pb2.CreateCalendarRequest(parent="customers/bob", calendar_id="holidays")
+    days.calendar.dates.append("12-25")
+    await bob.call("CalendarService/CreateCalendar", days)
     key = await bob.create_key("bob", READ)
     bed.secrets.append(key.text)
     real = {
@@ -199,6 +203,8 @@ async def test_two_customers_try_everything_on_each_others_names(
         "executions": ran.name,
         "images": "customers/bob/images/words:1",
         "keys": key.api_key.name,
+        "calendars": "customers/bob/calendars/holidays",
+        "registry": "customers/bob/registry",
     }
     tried = 0
     for method in METHODS.values():
@@ -240,6 +246,8 @@ def _filled(method: Method, name: str) -> Any:
         request.schedule.recurrence.crons.append("* * * * *")
     if "schedules" in fields:
         request.schedules.add().schedule.recurrence.crons.append("* * * * *")
+    if "calendar" in fields:
+        request.calendar.dates.append("12-25")
     if "recurrence" in fields:
         request.recurrence.crons.append("* * * * *")
     if "executions" in fields:
@@ -296,6 +304,8 @@ async def test_a_key_opens_what_its_scopes_say(bed: Bed) -> None:
         "customers/scopes/jobs/none/executions/0",
         "customers/scopes/images/none:1",
         f"customers/scopes/keys/{'0' * 16}",
+        "customers/scopes/calendars/none",
+        "customers/scopes/registry",
     )
     denied = 0
     for method in METHODS.values():

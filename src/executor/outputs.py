@@ -152,18 +152,18 @@ class Archiver:
         async with self._places:
             try:
                 data = await asyncio.to_thread(_packed, directory, upload.key)
-            except OSError as error:
+            except Exception as error:  # whatever is wrong with one must not keep the others
                 log.error(
                     "an output is lost: it cannot be read, nor archived",
                     attempt=upload.attempt_id,
-                    error=str(error),
+                    exc_info=error,
                 )
                 return
             await self._objects.put(upload.key, data)
 
 
 def _packed(directory: Path, key: str) -> bytes:
-    """An ended attempt's output as it is archived. Raises OSError."""
+    """An ended attempt's output as it is archived."""
     if not (directory / logs.END).exists():  # its recorder was lost: what there is is all
         logs.close(directory)
     return output.pack(logs.archived(directory, key))

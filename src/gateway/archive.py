@@ -72,6 +72,16 @@ class Archive:
                 "the archived output is damaged, and there is no other copy of it"
             ) from error
 
+    def expired(self, assign_ms: int) -> bool:
+        """Whether an output of an attempt that was assigned then has been deleted, or is about to
+        be."""
+        assigned = datetime.datetime.fromtimestamp(assign_ms / 1e3, datetime.UTC)
+        return self._is_over(assigned.replace(hour=0, minute=0, second=0, microsecond=0))
+
+    def _is_over(self, day: datetime.datetime) -> bool:
+        now = datetime.datetime.fromtimestamp(self._clock.now_ns() / 1e9, datetime.UTC)
+        return day + (1 + RUN_DAYS_MAX) * _DAY + self._retention <= now
+
     async def run(self) -> None:
         """Sweep, until cancelled."""
         while True:
@@ -86,14 +96,13 @@ class Archive:
 
     async def sweep(self) -> int:
         """Delete every day whose retention is over; how many objects. Raises ObjectsUnavailable."""
-        now = datetime.datetime.fromtimestamp(self._clock.now_ns() / 1e9, datetime.UTC)
         deleted = 0
         for name in await self._objects.children(""):
             try:
                 day = datetime.datetime.strptime(name, output.DAY).replace(tzinfo=datetime.UTC)
             except ValueError:
                 continue  # somebody else's, in the same bucket
-            if day + (1 + RUN_DAYS_MAX) * _DAY + self._retention > now:
+            if not self._is_over(day):
                 continue
             async for keys in self._objects.keys(name):
                 await self._objects.delete(keys)

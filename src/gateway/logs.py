@@ -160,6 +160,10 @@ async def _output(
         return
     if sources.archive is None or not located.assign_ms:
         raise absent
+    if sources.archive.expired(located.assign_ms):
+        raise NotFound(
+            f"{execution}: its output was kept for as long as is configured, and is gone"
+        )
     number = attempt_number(located.attempt_id)
     key = output.object_key(execution, number, located.assign_ms)
     async for part in _archived(sources.archive, key, where, absent):

@@ -12,10 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
+from tickmesh.gateway import archive as reading
 from tickmesh.gateway.archive import Archive as Reader
 from tickmesh.mesh import output
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.config import Archive
+from tickmesh.mesh.errors import Overloaded
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.mesh.objects import Objects
 from tickmesh.proto.tickmesh.v1 import execution_pb2, image_pb2
@@ -211,3 +213,21 @@ async def test_a_day_is_deleted_once_the_retention_of_all_in_it_is_over(tmp_path
     assert await Reader(settings, Later(3)).sweep() == 0
     assert await Reader(settings, Later(6)).sweep() == 1
     assert await objects.children("") == ["somebody-else"]
+    now_ms = SystemClock().now_ns() // 1_000_000
+    assert not Reader(settings, Later(3)).expired(now_ms)
+    assert Reader(settings, Later(6)).expired(now_ms)
+
+
+async def test_no_more_outputs_are_read_at_one_time_than_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READS_MAX", 1)
+    reader = Reader(Archive(url=str(tmp_path)), SystemClock())
+    key = "2026-01-31/acme/words/01/1"
+    async with reader.opened(key) as first:
+        assert first is None
+        with pytest.raises(Overloaded):
+            async with reader.opened(key):
+                pass
+    async with reader.opened(key):
+        pass

@@ -167,6 +167,8 @@ async def test_an_output_goes_to_the_archive_whole_or_is_given_up(tmp_path: Path
             directory = write_output(runtime, f"a-{number}", end)
             await ledger.end(f"a-{number}", b"r", number, directory, f"2026-01-31/{number}")
         await runtime.discard_output("a-2")
+        damaged = write_output(runtime, "a-4", "no numbers")
+        await ledger.end("a-4", b"r", 0, damaged, "2026-01-31/4")
         archiver = Archiver(runtime, ledger, objects)
         running = asyncio.create_task(archiver.run())
         await archiver.idle.wait()

@@ -12,6 +12,7 @@ import pytest
 
 from tickmesh.executor import gate, logs
 from tickmesh.executor.watch import Watcher
+from tickmesh.mesh import output
 
 DEADLINE_S = 20.0
 MIB = 1024 * 1024
@@ -123,6 +124,9 @@ async def test_of_a_flood_the_first_and_the_last_half_are_kept(
     assert kept[logs.STDOUT] == data[: bytes_max - last] + data[len(data) - last :]
     assert dropped[logs.STDOUT] == len(data) - bytes_max
     assert logs.written(tmp_path) == logs.Written(len(data), len(data) - bytes_max)
+    archived = output.unpack(output.pack(logs.archived(tmp_path, "x")), "x")
+    chunks = [chunk async for chunk in logs.read(tmp_path, "", False, watcher)]
+    assert list(output.archived_chunks(archived, "")) == chunks
     assert sum(sizes(tmp_path).values()) <= bytes_max + bytes_max // 4 + 3 * 65536
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from ..mesh import output, telemetry
 from ..mesh.clock import Clock
 from ..mesh.config import Archive as Settings
-from ..mesh.errors import OutputCorrupt, Overloaded, Unavailable
+from ..mesh.errors import OutputCorrupt, Overloaded, TickmeshError, Unavailable
 from ..mesh.objects import Objects, ObjectsUnavailable
 
 READS_MAX = 100
@@ -37,8 +37,15 @@ log = telemetry.logger(__name__)
 class Archive:
     """See the module."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        """Raises ConfigError."""
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        max_age: Callable[[str], Awaitable[datetime.timedelta | None]],
+    ) -> None:
+        """max_age: how long a customer wants its history to be kept; None: as long as all. Raises
+        ConfigError."""
+        self._max_age = max_age
         self._objects = Objects(settings, "gateway.archive")
         self._retention = datetime.timedelta(seconds=settings.retention_s)
         self._clock = clock
@@ -76,11 +83,12 @@ class Archive:
         """Whether an output of an attempt that was assigned then has been deleted, or is about to
         be."""
         assigned = datetime.datetime.fromtimestamp(assign_ms / 1e3, datetime.UTC)
-        return self._is_over(assigned.replace(hour=0, minute=0, second=0, microsecond=0))
+        day = assigned.replace(hour=0, minute=0, second=0, microsecond=0)
+        return self._is_over(day, self._retention)
 
-    def _is_over(self, day: datetime.datetime) -> bool:
+    def _is_over(self, day: datetime.datetime, retention: datetime.timedelta) -> bool:
         now = datetime.datetime.fromtimestamp(self._clock.now_ns() / 1e9, datetime.UTC)
-        return day + (1 + RUN_DAYS_MAX) * _DAY + self._retention <= now
+        return day + (1 + RUN_DAYS_MAX) * _DAY + retention <= now
 
     async def run(self) -> None:
         """Sweep, until cancelled."""
@@ -89,22 +97,36 @@ class Archive:
                 deleted = await self.sweep()
                 if deleted:
                     log.info("archived outputs deleted: their retention is over", count=deleted)
-            except ObjectsUnavailable as error:
+            except (ObjectsUnavailable, TickmeshError) as error:
                 log.warning("the archive cannot be swept", error=str(error))
             # Not all gateways at one time.
             await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))
 
     async def sweep(self) -> int:
-        """Delete every day whose retention is over; how many objects. Raises ObjectsUnavailable."""
+        """Delete every day whose retention is over, and of younger ones what customers want to be
+        kept for less; how many objects. Raises ObjectsUnavailable, and what `max_age` does."""
         deleted = 0
+        max_ages: dict[str, datetime.timedelta | None] = {}
         for name in await self._objects.children(""):
             try:
                 day = datetime.datetime.strptime(name, output.DAY).replace(tzinfo=datetime.UTC)
             except ValueError:
                 continue  # somebody else's, in the same bucket
-            if not self._is_over(day):
-                continue
-            async for keys in self._objects.keys(name):
-                await self._objects.delete(keys)
-                deleted += len(keys)
+            if self._is_over(day, self._retention):
+                deleted += await self._delete(name)
+            elif self._is_over(day, datetime.timedelta()):
+                for customer in await self._objects.children(name):
+                    if customer not in max_ages:
+                        max_ages[customer] = await self._max_age(customer)
+                    wanted = max_ages[customer]
+                    if wanted is not None and self._is_over(day, wanted):
+                        deleted += await self._delete(f"{name}/{customer}")
+        return deleted
+
+    async def _delete(self, prefix: str) -> int:
+        """Everything below a prefix; how many objects that was."""
+        deleted = 0
+        async for keys in self._objects.keys(prefix):
+            await self._objects.delete(keys)
+            deleted += len(keys)
         return deleted

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import ssl
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,8 +21,10 @@ from ..mesh.addresses import is_loopback
 from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError, GatewayConfig, RegistryDoor
 from ..mesh.limits import MESSAGE_BYTES_MAX
+from ..mesh.names import customer_name
 from ..mesh.registries import EVENTS_PATH, TOKEN_PATH
 from ..proto.tickmesh.internal.v1 import shard_pb2
+from ..proto.tickmesh.v1 import customer_pb2
 from . import reflection
 from .archive import Archive
 from .authentication import Authentication
@@ -28,7 +32,7 @@ from .door import Door
 from .executors import Executors
 from .http import Handler, HttpPort
 from .images import Registry
-from .methods import SERVICES
+from .methods import METHODS, SERVICES
 from .registry_door import EventDoor, Pull, TokenDoor
 from .repositories import Repositories
 from .routing import shard_of, slot_of
@@ -41,6 +45,9 @@ a message over both is refused by gRPC without one."""
 
 CONCURRENT_CALLS_MAX = 20_000
 """Calls and streams at one time: what waits for shards (calls.py), and as many streams."""
+
+CUSTOMER_TIMEOUT_S = 10.0
+"""For what a shard knows of a customer: milliseconds, or an election."""
 
 PING_INTERVAL_MS_MIN = 10_000
 """How often a client may ping to keep a silent stream alive."""
@@ -64,7 +71,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     executors = Executors(credentials)
     shards = tuple(Shard(members, credentials) for members in settings.shards)
     authentication = _authentication(settings, shards)
-    archive = Archive(settings.archive, SystemClock()) if settings.archive is not None else None
+    archive = None
+    if settings.archive is not None:
+        archive = Archive(settings.archive, SystemClock(), partial(_max_age, shards))
     tokens = _tokens(settings)
     registry = _registry(settings, tokens)
     door = Door(shards, executors, authentication, archive, registry)
@@ -213,6 +222,20 @@ def _authentication(settings: GatewayConfig, shards: tuple[Shard, ...]) -> Authe
         return await shard.find_key(customer, key_id, timeout_s)
 
     return Authentication(find, hashes)
+
+
+async def _max_age(shards: tuple[Shard, ...], customer: str) -> datetime.timedelta | None:
+    """How long a customer wants its history to be kept; None: as long as all. Raises what its shard
+    answers, or NoLeader."""
+    request = customer_pb2.GetCustomerRequest(name=customer_name(customer))
+    answer = await shards[shard_of(slot_of(customer), len(shards))].call(
+        METHODS["tickmesh.v1.CustomerService/GetCustomer"],
+        request.SerializeToString(),
+        CUSTOMER_TIMEOUT_S,
+        "",
+    )
+    retention = customer_pb2.Customer.FromString(answer).retention
+    return retention.max_age.ToTimedelta() if retention.HasField("max_age") else None
 
 
 def _open(server: grpc.aio.Server, settings: GatewayConfig) -> str:

@@ -20,7 +20,12 @@ from tickmesh.mesh.config import Archive
 from tickmesh.mesh.errors import Overloaded
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.mesh.objects import Objects
-from tickmesh.proto.tickmesh.v1 import execution_pb2, image_pb2
+from tickmesh.proto.tickmesh.v1 import (
+    customer_pb2,
+    customer_pb2_grpc,
+    execution_pb2,
+    image_pb2,
+)
 
 from .gateway.conftest import TIMEOUT_S, User, refusal
 from .stores import SECRET, S3Server
@@ -199,6 +204,38 @@ class Later(SystemClock):
         return super().now_ns() + self._ns
 
 
+async def as_all(customer: str) -> None:
+    """No customer has a retention of its own."""
+
+
+async def test_what_a_customer_wants_to_be_kept_for_less_is_deleted_sooner(tmp_path: Path) -> None:
+    archive = Archive(url="archive", retention_s=30 * 86_400)
+    objects = Objects(Archive(url=str(tmp_path / "archive")), "tests")
+    old = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=4)).strftime(output.DAY)
+    older = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=6)).strftime(output.DAY)
+    for day in (old, older):
+        for customer in ("brief", "briefly", "patient"):
+            await objects.put(f"{day}/{customer}/words/01/1", b"x")
+    async with a_mesh(tmp_path, archive) as (mesh, users):
+        customers = customer_pb2_grpc.CustomerServiceStub(users[0].channel)
+        request = customer_pb2.UpdateCustomerRequest()
+        request.customer.name = "customers/brief"
+        request.customer.retention.max_age.FromSeconds(3 * 86_400)
+        request.update_mask.paths.append("retention.max_age")
+        await customers.UpdateCustomer(request, timeout=TIMEOUT_S)
+        await mesh.gateways[1].end()  # it sweeps when it starts
+        await mesh.gateways[1].spawn()
+        async with asyncio.timeout(SOON_S):
+            while True:
+                left = await objects.children(older)
+                if "brief" not in left:
+                    break
+                await asyncio.sleep(LOOK_S)
+        assert left == ["briefly", "patient"]
+        assert await objects.children(old) == ["brief", "briefly", "patient"]
+        await mesh.gateways[1].serving()
+
+
 async def test_a_day_is_deleted_once_the_retention_of_all_in_it_is_over(tmp_path: Path) -> None:
     settings = Archive(url=str(tmp_path), retention_s=3 * 86_400)
     objects = Objects(settings, "tests")
@@ -208,21 +245,21 @@ async def test_a_day_is_deleted_once_the_retention_of_all_in_it_is_over(tmp_path
     await objects.put("2026-01-31/acme/words/01/1", b"x")
     await objects.put("2026-01-31/acme/words/01/2", b"x")
     await objects.put("somebody-else/2026-01-31/x", b"x")
-    assert await Reader(settings, SystemClock()).sweep() == 2
+    assert await Reader(settings, SystemClock(), as_all).sweep() == 2
     assert await objects.children("") == [today, "somebody-else"]
-    assert await Reader(settings, Later(3)).sweep() == 0
-    assert await Reader(settings, Later(6)).sweep() == 1
+    assert await Reader(settings, Later(3), as_all).sweep() == 0
+    assert await Reader(settings, Later(6), as_all).sweep() == 1
     assert await objects.children("") == ["somebody-else"]
     now_ms = SystemClock().now_ns() // 1_000_000
-    assert not Reader(settings, Later(3)).expired(now_ms)
-    assert Reader(settings, Later(6)).expired(now_ms)
+    assert not Reader(settings, Later(3), as_all).expired(now_ms)
+    assert Reader(settings, Later(6), as_all).expired(now_ms)
 
 
 async def test_no_more_outputs_are_read_at_one_time_than_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "READS_MAX", 1)
-    reader = Reader(Archive(url=str(tmp_path)), SystemClock())
+    reader = Reader(Archive(url=str(tmp_path)), SystemClock(), as_all)
     key = "2026-01-31/acme/words/01/1"
     async with reader.opened(key) as first:
         assert first is None

@@ -85,6 +85,8 @@ _ROWS: dict[str, Scope] = {
     "ClusterService/RemoveReplica": _OPERATOR,
     "ClusterService/TransferLeadership": _OPERATOR,
     "ClusterService/BackupShard": _OPERATOR,
+    "ZoneService/PreviewZones": _OPERATOR,
+    "ZoneService/UpgradeZones": _OPERATOR,
 }
 """Any one of a row's scopes is enough. A method without a row is open to nobody (a test holds the
 table complete)."""

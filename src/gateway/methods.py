@@ -142,6 +142,8 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ClusterService/AddReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/RemoveReplica": (Kind.NOT_BUILT, "", _N, _SMALL),
     "ClusterService/TransferLeadership": (Kind.OPERATION, "", _N, _SMALL),
+    "ZoneService/PreviewZones": (Kind.OPERATION, "", _S, _LARGE),
+    "ZoneService/UpgradeZones": (Kind.OPERATION, "", _N, _SMALL),
     "ClusterService/BackupShard": (Kind.OPERATION, "", _N, _SMALL),
 }
 

@@ -152,6 +152,8 @@ class Calls:
         """draw: so many bytes that nobody can guess."""
         self._shard = shard
         self._draw = draw
+        self._learning: set[str] = set()
+        """Time zones that the shard is about to know."""
         self._ledgers = Ledgers(shard, self._schedule)
         self.customers = Customers(shard, self._submit, self._do, draw, request_ids)
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
@@ -532,15 +534,29 @@ class Calls:
         now_ms = self._shard.now_ms()
         spec, ready = self._checked_spec(message, customer, now_ms, field)
         convert.check_rate(ready, now_ms, field)
+        self._learn(spec.zone)
         return spec
+
+    def _learn(self, zone: str) -> None:
+        """Let the shard know a time zone, ahead of what is about to be submitted and uses it."""
+        if zone in ("", "UTC", *self._learning) or self._shard.queries.view().zone(zone):
+            return
+        files = ((zone, recurrence.read_zone_file(zone)),)
+        command = commands.LearnZones(files, recurrence.zones_version(), False)
+
+        def learned(outcome: asyncio.Future[Outcome]) -> None:
+            self._learning.discard(zone)
+            # If it failed, what follows it fails too; or a replica is older, and knows no pins.
+            if not outcome.cancelled():
+                outcome.exception()
+
+        self._learning.add(zone)
+        self._shard.proposals.submit(command).add_done_callback(learned)
 
     def _checked_spec(
         self, message: schedule_pb2.Recurrence, customer: str, now_ms: int, field: str
     ) -> tuple[recurrence.Spec, recurrence.Spec]:
-        """What a message says: as it is stored, and with its calendars' content."""
-        if not message.excluded_calendars:
-            spec = convert.spec_of(message, now_ms, field)
-            return spec, spec
+        """What a message says: as it is stored, and with its zone's and calendars' content."""
         given = list(message.excluded_calendars)
         for index, name in enumerate(given):
             path = f"{field}.excluded_calendars[{index}]"
@@ -714,6 +730,7 @@ class Calls:
         content = convert.calendar_content(request.calendar, self._shard.now_ms(), "calendar")
         if request.validate_only:
             return self._checked(request.calendar)
+        self._learn(content.zone)
         command = commands.CreateCalendar(
             customer,
             request.calendar_id or made_id("calendar", request_uid(hashed, 0) if hashed else drawn),
@@ -758,6 +775,7 @@ class Calls:
             await self._check_users(calendar, content)
             if request.validate_only:
                 return message
+            self._learn(content.zone)
             command = commands.UpdateCalendar(
                 *parts, calendar.version, message.display_name, labels(message), content
             )

@@ -37,6 +37,7 @@ from .raft.errors import NotLeader, RaftError
 from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
 from .shard import Shard
 from .watch import Change, pieces
+from .zones import Zones
 
 CALLS_MAX = 1_024
 """Calls in one CallRequest: as the gateway sends them."""
@@ -90,7 +91,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         """draw: so many bytes that nobody can guess, for new ids."""
         self._shard = shard
         self._calls = Calls(shard, draw)
-        self._steps = {**self._calls.steps, **(operations.steps if operations else {})}
+        self._steps = {
+            **self._calls.steps,
+            **Zones(shard).steps,
+            **(operations.steps if operations else {}),
+        }
         self._clock = clock
         self._shard_id = shard_id
         self._replica_id = replica_id

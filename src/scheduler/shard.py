@@ -10,7 +10,7 @@ from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .core.calendars import PINNED_MAX
-from .core.commands import AnyCommand, DropHistory, DueFire, Fire, PinSchedules, Placement
+from .core.commands import AnyCommand, DropHistory, DueFire, Fire, PinSchedules, PinZones, Placement
 from .core.history import period
 from .core.ids import attempt_id
 from .core.model import Execution, Job, Timer, TimerKind
@@ -254,8 +254,11 @@ class Shard:
             await asyncio.sleep(FORGET_INTERVAL_S)
 
     async def _pin(self) -> None:
-        """Let schedules follow the calendars that they use, where nobody else sees to it."""
+        """Let schedules follow their calendars and zones, where nobody else sees to it."""
         while True:
+            if self.queries.view().zones_pending() is not None:
+                await self._insist(PinZones(), PINNED_MAX)
+                continue
             pending = self.queries.view().calendars_pending(PIN_MAX)
             for customer, calendar_id in pending:
                 await self._insist(PinSchedules(customer, calendar_id), PINNED_MAX)

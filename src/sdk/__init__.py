@@ -75,6 +75,7 @@ from .types import (
     LogChunk,
     LogStream,
     MisfirePolicy,
+    MovedSchedule,
     Network,
     NewApiKey,
     NewExecution,
@@ -93,6 +94,7 @@ from .types import (
     Shard,
     TimeWindow,
     Verification,
+    ZonesUpgrade,
 )
 
 __all__ = [
@@ -143,6 +145,7 @@ __all__ = [
     "LogStream",
     "MessageTooLarge",
     "MisfirePolicy",
+    "MovedSchedule",
     "Network",
     "NewApiKey",
     "NewExecution",
@@ -178,4 +181,5 @@ __all__ = [
     "Unavailable",
     "Verification",
     "Watch",
+    "ZonesUpgrade",
 ]

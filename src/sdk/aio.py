@@ -31,6 +31,8 @@ from ..proto.tickmesh.v1 import (
     job_pb2_grpc,
     schedule_pb2,
     schedule_pb2_grpc,
+    zone_pb2,
+    zone_pb2_grpc,
 )
 from . import convert, limits, names, pushing
 from .errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NotFound, Unavailable
@@ -58,6 +60,7 @@ from .types import (
     LedgerRow,
     LogChunk,
     MisfirePolicy,
+    MovedSchedule,
     Network,
     NewApiKey,
     NewExecution,
@@ -73,6 +76,7 @@ from .types import (
     ScheduleStatistics,
     TimeWindow,
     Verification,
+    ZonesUpgrade,
 )
 
 
@@ -108,6 +112,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._transport)
         self.schedules = AsyncSchedules(self._transport)
         self.calendars = AsyncCalendars(self._transport)
+        self.zones = AsyncZones(self._transport)
         self.executions = AsyncExecutions(self._transport)
         self.images = AsyncImages(self._transport)
         self.keys = AsyncKeys(self._transport)
@@ -850,6 +855,65 @@ class AsyncCalendars:
             name=names.calendar(self._customer, calendar), etag=etag
         )
         await self._transport.unary(self._stub.DeleteCalendar, request, deadline_s)
+
+
+class AsyncZones:
+    """Time zones of a shard, for operators: `client.zones`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+        self._stub = zone_pb2_grpc.ZoneServiceStub(transport.channel)
+
+    async def preview(
+        self,
+        shard_id: str,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        days: int = 0,
+        page_size: int = 0,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[MovedSchedule]:
+        """Schedules whose fires another release of tzdata would move; changes nothing.
+
+        files: its zone files by zone name; default those beside the replica that leads. days: how
+        far ahead; default 366.
+        """
+        token = ""
+        while True:
+            request = zone_pb2.PreviewZonesRequest(
+                shard_id=shard_id,
+                files=convert.to_zone_files(files or {}),
+                days=days,
+                page_size=page_size,
+                page_token=token,
+            )
+            answer = await self._transport.unary(self._stub.PreviewZones, request, deadline_s)
+            for each in answer.schedules:
+                yield convert.from_moved(each)
+            token = answer.next_page_token
+            if not token:
+                return
+
+    async def upgrade(
+        self,
+        shard_id: str,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        release: str = "",
+        deadline_s: float | None = None,
+    ) -> ZonesUpgrade:
+        """Take another release of tzdata over: schedules in zones that changed follow.
+
+        files: as for preview(). release: its name, as "2026a", for people.
+        """
+        request = zone_pb2.UpgradeZonesRequest(
+            shard_id=shard_id, files=convert.to_zone_files(files or {}), release=release
+        )
+        answer = await self._transport.unary(self._stub.UpgradeZones, request, deadline_s)
+        return ZonesUpgrade(
+            changed_zones=tuple(answer.changed_zones),
+            changed_schedule_count=answer.changed_schedule_count,
+        )
 
 
 class AsyncExecutions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from ..proto.tickmesh.v1 import (
     image_pb2,
     job_pb2,
     schedule_pb2,
+    zone_pb2,
 )
 from . import names, types
 
@@ -391,6 +392,22 @@ def from_schedule(message: schedule_pb2.Schedule) -> types.Schedule:
         create_time=from_timestamp(message, "create_time"),
         update_time=from_timestamp(message, "update_time"),
         etag=message.etag,
+    )
+
+
+def to_zone_files(files: Mapping[str, bytes]) -> list[zone_pb2.ZoneFile]:
+    """As the API says it."""
+    return [zone_pb2.ZoneFile(name=name, content=files[name]) for name in sorted(files)]
+
+
+def from_moved(message: zone_pb2.MovedSchedule) -> types.MovedSchedule:
+    """From the API's message."""
+    return types.MovedSchedule(
+        name=message.name,
+        time_zone=message.time_zone,
+        old_times=tuple(_instant(each) for each in message.old_times),
+        new_times=tuple(_instant(each) for each in message.new_times),
+        more=message.more,
     )
 
 

@@ -382,6 +382,28 @@ class Calendar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MovedSchedule:
+    """A schedule whose fires another release of tzdata would move."""
+
+    name: str
+    time_zone: str
+    old_times: tuple[datetime, ...] = ()
+    """Fires that it would not have any more; at most 20 in both lists."""
+    new_times: tuple[datetime, ...] = ()
+    """Fires that it would have instead."""
+    more: bool = False
+    """There may be more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZonesUpgrade:
+    """What taking over another release of tzdata has changed."""
+
+    changed_zones: tuple[str, ...]
+    changed_schedule_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fire:
     """One instant of a recurrence."""
 

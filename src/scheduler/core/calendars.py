@@ -16,7 +16,7 @@ from .commands import (
 from .fires import Turn
 from .jobs import check_version
 from .ledger import Outcome
-from .model import Calendar, ScheduleState
+from .model import Calendar, Schedule, ScheduleState
 from .pins import calendar_name, pinned, ready
 from .recurrence import calendar_digest
 from .view import View
@@ -118,6 +118,23 @@ def pin(view: View, command: PinSchedules, now_ms: int) -> list[Calendar]:
     return [calendar]
 
 
+def follow_pins(view: View, schedule: Schedule, now_ms: int) -> bool:
+    """Change a schedule to what its calendars and time zones are now, as an update of it would;
+    whether there was anything to change."""
+    spec = pinned(view, schedule.customer, schedule.spec)
+    if spec == schedule.spec:
+        return False
+    job = view.job(schedule.customer, schedule.job_id)
+    assert job is not None, "a job with schedules is never deleted"
+    turn = Turn(view, job, schedule, now_ms)
+    paused = schedule.state is ScheduleState.PAUSED
+    turn.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)
+    turn.take_back()
+    turn.renew(spec=spec, update_ms=now_ms)
+    turn.resume(paused=paused)
+    return True
+
+
 def _pin_some(view: View, calendar: Calendar, after: bytes, now_ms: int) -> None:
     """Change the next users of a calendar to what it says: an update of each."""
     customer, calendar_id = calendar.customer, calendar.calendar_id
@@ -125,17 +142,7 @@ def _pin_some(view: View, calendar: Calendar, after: bytes, now_ms: int) -> None
     for job_uid, schedule_id in users:
         schedule = view.schedule(job_uid, schedule_id)
         assert schedule is not None, "the index of a calendar's users names one that is not"
-        spec = pinned(view, customer, schedule.spec)
-        if spec == schedule.spec:
-            continue
-        job = view.job(customer, schedule.job_id)
-        assert job is not None, "a job with schedules is never deleted"
-        turn = Turn(view, job, schedule, now_ms)
-        paused = schedule.state is ScheduleState.PAUSED
-        turn.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)
-        turn.take_back()
-        turn.renew(spec=spec, update_ms=now_ms)
-        turn.resume(paused=paused)
+        follow_pins(view, schedule, now_ms)
     last = users[-1][0] + users[-1][1].encode() if len(users) == PINNED_MAX else None
     view.set_calendar_pending(customer, calendar_id, last)
 
@@ -156,7 +163,7 @@ def left_without(
             continue
         spec = ready(view, customer, schedule.spec)
         pins = tuple(
-            recurrence.Pin(pin.name, changed.digest, changed.content)
+            replace(pin, digest=changed.digest, content=changed.content)
             if pin.name == changed.calendar_id
             else pin
             for pin in spec.calendars

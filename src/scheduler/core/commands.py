@@ -24,6 +24,7 @@ from .model import (
     Reason,
     Record,
     Schedule,
+    Zone,
 )
 from .recurrence import Spec
 
@@ -313,6 +314,21 @@ class PurgeExecutions(Command, frozen=True):
     """More ended later than are kept of their jobs; otherwise they are too old."""
 
 
+class LearnZones(Command, frozen=True):
+    """Know time zones by their files from now on."""
+
+    zones: tuple[tuple[str, bytes], ...]
+    """(name, content of its file)"""
+    version: str
+    """The release of tzdata that the files are from."""
+    upgrade: bool
+    """Also those that are known by another file: then the schedules in them change."""
+
+
+class PinZones(Command, frozen=True):
+    """Change the next schedules to what their time zones mean now."""
+
+
 AnyCommand = (
     CreateJobs
     | UpdateJob
@@ -338,6 +354,8 @@ AnyCommand = (
     | PinSchedules
     | UpdateCustomer
     | PurgeExecutions
+    | LearnZones
+    | PinZones
 )
 
 
@@ -371,6 +389,8 @@ SINCE: dict[type, int] = {
     PinSchedules: 2,
     UpdateCustomer: 2,
     PurgeExecutions: 2,
+    LearnZones: 2,
+    PinZones: 2,
 }
 """Commands that version 1 does not know: the version that they are new in. They are proposed only
 once every replica knows it."""
@@ -408,6 +428,7 @@ class Refused(Exception):
 
 Outcome = (
     list[Job]
+    | list[Zone]
     | list[Schedule]
     | list[Execution]
     | list[Customer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import calendars, commands, customers, executions, fires, history, jobs, schedules
+from . import calendars, commands, customers, executions, fires, history, jobs, schedules, zones
 from .commands import AnyCommand, Outcome, Refused
 from .model import Execution
 from .view import View
@@ -72,6 +72,10 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return calendars.delete(view, command)
         case commands.PinSchedules():
             return calendars.pin(view, command, now_ms)
+        case commands.LearnZones():
+            return zones.learn(view, command)
+        case commands.PinZones():
+            return zones.pin(view, now_ms)
 
 
 def _followed(view: View, changed: list[Execution], now_ms: int) -> list[Execution]:

@@ -237,6 +237,16 @@ class Calendar(Record, frozen=True):
     """Hash of the request_id that created it; empty if there was none."""
 
 
+class Zone(Record, frozen=True):
+    """A time zone that schedules use, as the shard knows it: see pins.py."""
+
+    name: str
+    digest: bytes
+    """Of the zone file."""
+    version: str
+    """The release of tzdata that the file came from, as "2026a"."""
+
+
 class Attempt(Record, frozen=True):
     """One try at an execution."""
 

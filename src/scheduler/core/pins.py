@@ -1,9 +1,12 @@
-"""How schedules use calendars: each is pinned to what its calendars say.
+"""How schedules use calendars and time zones: each is pinned to what those say.
 
 What a schedule is, and so when it fires, changes with the schedule alone: a calendar that is
-changed changes the schedules that use it (calendars.py), each as an update of it would. So the
-ledger's definitions name the very content that held, by its digest, and an audit finds it in the
-history.
+changed changes the schedules that use it (calendars.py), and so does a zone that means something
+else in another release of tzdata (zones.py), each as an update of it would. So the ledger's
+definitions name the very content that held, by its digest, and an audit finds it; and replicas that
+have different releases of tzdata compute the same.
+
+UTC is never pinned: it does not change.
 """
 
 from __future__ import annotations
@@ -23,16 +26,24 @@ def calendar_name(customer: str, calendar_id: str) -> str:
 
 
 def pinned(view: View, customer: str, spec: Spec, index: int = 0) -> Spec:
-    """A spec with its calendars pinned to what they say now. Refused if there is none of a name."""
+    """A spec with its calendars and zones pinned to what they are now. Refused if there is no
+    calendar of a name; a zone that the shard does not know stays the package's."""
+    digest = _zone_digest(view, spec.zone)
     if not spec.calendars:
-        return spec
+        return spec if digest == spec.zone_digest else replace(spec, zone_digest=digest)
     pins = []
     for pin in spec.calendars:
         calendar = view.calendar(customer, pin.name)
         if calendar is None:
             raise Refused(Why.NOT_FOUND, calendar_name(customer, pin.name), index)
-        pins.append(Pin(pin.name, calendar.digest))
-    return replace(spec, calendars=tuple(pins))
+        zone = _zone_digest(view, calendar.content.zone)
+        pins.append(Pin(pin.name, calendar.digest, zone_digest=zone))
+    return replace(spec, calendars=tuple(pins), zone_digest=digest)
+
+
+def _zone_digest(view: View, name: str) -> bytes:
+    zone = None if name in ("", "UTC") else view.zone(name)
+    return b"" if zone is None else zone.digest
 
 
 def ready(view: View, customer: str, spec: Spec) -> Spec:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from . import recurrence
 from .ledger import Row
-from .model import ApiKey, Calendar, Customer, Execution, Job, JobSpec, Schedule, Timer
+from .model import ApiKey, Calendar, Customer, Execution, Job, JobSpec, Schedule, Timer, Zone
 
 
 class View(Protocol):
@@ -64,6 +64,25 @@ class View(Protocol):
     def calendars_pending(self, count: int) -> list[tuple[str, str]]:
         """(customer, calendar id) of some changed calendars whose users do not all follow yet."""
         ...
+
+    def zone(self, name: str) -> Zone | None:
+        """A time zone, if the shard knows it."""
+        ...
+
+    def put_zone(self, zone: Zone, content: bytes) -> None:
+        """Know a time zone, by the content of its file. Files are kept for ever."""
+        ...
+
+    def schedules_after(self, after: bytes, count: int) -> list[Schedule]:
+        """The first schedules, of those before this entry, after one: `after` is its job's uid and
+        its id, or empty."""
+        ...
+
+    def zones_pending(self) -> bytes | None:
+        """Up to which schedule (as `after`) all follow the time zones; None: all do."""
+        ...
+
+    def set_zones_pending(self, after: bytes | None) -> None: ...
 
     def execution(self, job_uid: bytes, execution: bytes) -> Execution | None: ...
     def put_execution(self, execution: Execution, *, fresh: bool = False) -> None:

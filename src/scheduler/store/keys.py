@@ -9,6 +9,9 @@
     nn customer                             how many calendars the customer has
     nu customer 0 calendar 0 job_uid schedule   empty: schedules that use a calendar
     np customer 0 calendar                  up to which of those follow the calendar's last change
+    zn name                                 Zone: a time zone that schedules use
+    zc digest                               its file
+    zp                                      up to which schedule all follow the zones' last upgrade
     k job_uid active_key                    id of the execution with that key that has not ended
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
     u customer                              Customer
@@ -38,6 +41,10 @@ META = b"m"
 TIMERS = b"t"
 ACTIVE = b"a"
 PENDING = b"np"
+ZONES = b"zn"
+ZONE_FILES = b"zc"
+ZONES_PENDING = b"zp"
+SCHEDULES = b"s"
 HISTORY = b"h"
 PERIOD_BYTES = 4
 NEWEST = (1 << 48) - 1
@@ -65,12 +72,22 @@ def spec(job_uid: bytes, revision: int) -> bytes:
 
 def schedule(job_uid: bytes, schedule_id: str) -> bytes:
     """Of a Schedule; with an empty schedule_id the prefix of a job's."""
-    return b"s" + job_uid + schedule_id.encode()
+    return SCHEDULES + job_uid + schedule_id.encode()
 
 
 def schedule_count(job_uid: bytes) -> bytes:
     """Of a job's number of schedules."""
     return b"c" + job_uid
+
+
+def zone(name: str) -> bytes:
+    """Of a Zone."""
+    return ZONES + name.encode()
+
+
+def zone_file(digest: bytes) -> bytes:
+    """Of a zone's file."""
+    return ZONE_FILES + digest
 
 
 def calendar(customer: str, calendar_id: str) -> bytes:

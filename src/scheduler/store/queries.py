@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
-from ..core.model import ApiKey, Calendar, Customer, Execution, Job, JobSpec, Schedule, Timer
+from ..core.model import (
+    ApiKey,
+    Calendar,
+    Customer,
+    Execution,
+    Job,
+    JobSpec,
+    Schedule,
+    Timer,
+    Zone,
+)
 from . import keys
 from .backend import Backend
 from .view import (
@@ -23,6 +33,7 @@ from .view import (
     decode_request,
     decode_row,
     decode_schedule,
+    decode_zone,
 )
 
 
@@ -86,6 +97,11 @@ class Queries:
         """A page of a job's schedules by id, and where the next begins."""
         pairs, following = self._page(keys.schedule(job_uid, ""), after, count)
         return [decode_schedule(value) for _, value in pairs], following
+
+    def zones(self) -> list[Zone]:
+        """Every time zone that the shard knows, by name: at most as many as there are."""
+        stored = self._backend.scan(keys.ZONES, keys.after_prefix_of(keys.ZONES))
+        return [decode_zone(value) for _, value in stored]
 
     def calendar(self, customer: str, calendar_id: str) -> Calendar | None:
         """The calendar, if there is one."""

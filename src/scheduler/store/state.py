@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from ..core import commands, machine
+from ..core import commands, machine, recurrence
 from ..core.commands import ENTRY_VERSION, AnyCommand, Entry, Outcome
 from ..core.model import Execution, Timer
 from . import keys
@@ -105,6 +105,8 @@ class State:
     def _load(self) -> None:
         raw = self.backend.get(keys.META)
         self.meta = Meta() if raw is None else _META.decode(raw)
+        for _, content in self.backend.scan(keys.ZONE_FILES, keys.after_prefix_of(keys.ZONE_FILES)):
+            recurrence.register_zone_file(content)
         self._drop_history()
 
     def _drop_history(self) -> None:

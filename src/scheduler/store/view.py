@@ -21,6 +21,7 @@ from ..core.model import (
     JobSpec,
     Schedule,
     Timer,
+    Zone,
 )
 from . import keys
 from .backend import Backend
@@ -32,6 +33,7 @@ _SCHEDULE = msgspec.msgpack.Decoder(Schedule)
 _EXECUTION = msgspec.msgpack.Decoder(Execution)
 _CUSTOMER = msgspec.msgpack.Decoder(Customer)
 _API_KEY = msgspec.msgpack.Decoder(ApiKey)
+_ZONE = msgspec.msgpack.Decoder(Zone)
 _CALENDAR = msgspec.msgpack.Decoder(Calendar)
 _CONTENT = msgspec.msgpack.Decoder(recurrence.Calendar)
 _BYTES = msgspec.msgpack.Decoder(bytes)
@@ -40,6 +42,7 @@ _REQUEST = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]])
 
 decode_job = _JOB.decode
 decode_schedule = _SCHEDULE.decode
+decode_zone = _ZONE.decode
 decode_calendar = _CALENDAR.decode
 decode_execution = _EXECUTION.decode
 decode_api_key = _API_KEY.decode
@@ -237,6 +240,39 @@ class StoreView:
             if key not in written:
                 found.append(key)
         return [keys.split_calendar_pending(key) for key in sorted(found)[:count]]
+
+    def zone(self, name: str) -> Zone | None:
+        """See core.View."""
+        found: Zone | None = self._read(keys.zone(name), _ZONE)
+        return found
+
+    def put_zone(self, zone: Zone, content: bytes) -> None:
+        """See core.View."""
+        self._write(keys.zone(zone.name), zone)
+        self._written[keys.zone_file(zone.digest)] = content
+
+    def schedules_after(self, after: bytes, count: int) -> list[Schedule]:
+        """See core.View."""
+        found: list[Schedule] = []
+        start = keys.SCHEDULES + after + b"\0" if after else keys.SCHEDULES
+        for key, _ in self._backend.scan(start, keys.after_prefix_of(keys.SCHEDULES)):
+            uid, schedule_id = key[1 : 1 + UID_BYTES], key[1 + UID_BYTES :].decode()
+            schedule = self.schedule(uid, schedule_id)
+            if schedule is not None:
+                found.append(schedule)
+                if len(found) == count:
+                    break
+        return found
+
+    def zones_pending(self) -> bytes | None:
+        """See core.View."""
+        found: bytes | None = self._read(keys.ZONES_PENDING, _BYTES)
+        return found
+
+    def set_zones_pending(self, after: bytes | None) -> None:
+        """See core.View."""
+        self._known[keys.ZONES_PENDING] = after
+        self._written[keys.ZONES_PENDING] = None if after is None else _encode(after)
 
     def execution(self, job_uid: bytes, execution: bytes) -> Execution | None:
         """See core.View."""

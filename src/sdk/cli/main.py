@@ -56,6 +56,7 @@ COMMANDS = {
     "customer": ("customers:group", "What is kept of your history: get, update."),
     "key": ("keys:group", "API keys: create, list, revoke."),
     "cluster": ("cluster:cluster", "The mesh: shards, replicas, executors; drain."),
+    "tzdata": ("tzdata:group", "Releases of the time zones: preview, upgrade."),
     "completion": ("completion:completion", "Print the completion script of a shell."),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from .. import types
 from .output import Column
@@ -139,6 +139,21 @@ CALENDARS: tuple[Column[types.Calendar], ...] = (
     Column("TIME ZONE", lambda calendar: calendar.time_zone),
     Column("CHANGED", lambda calendar: show_instant(calendar.update_time)),
     Column("NAME", lambda calendar: calendar.display_name),
+)
+
+
+def _times(times: tuple[datetime, ...]) -> str:
+    """The first of some, and how many more."""
+    first = show_instant(times[0]) if times else ""
+    return first + (f" and {len(times) - 1} more" if len(times) > 1 else "")
+
+
+MOVED: tuple[Column[types.MovedSchedule], ...] = (
+    Column("SCHEDULE", lambda moved: "/".join(moved.name.split("/")[1::2])),
+    Column("ZONE", lambda moved: moved.time_zone),
+    Column("OLD", lambda moved: _times(moved.old_times)),
+    Column("NEW", lambda moved: _times(moved.new_times)),
+    Column("MORE", lambda moved: "yes" if moved.more else ""),
 )
 
 

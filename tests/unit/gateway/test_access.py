@@ -62,7 +62,7 @@ def test_operators_have_the_mesh_and_the_keys_and_nothing_that_customers_own(
     method: Method,
 ) -> None:
     request = request_for(method, "customers/acme") if method.routing_field else None
-    if method.name.split("/")[0].endswith(("CustomerService", "ClusterService")):
+    if method.name.split("/")[0].endswith(("CustomerService", "ClusterService", "ZoneService")):
         authorize(OPERATOR, method, request)
     else:
         with pytest.raises(ScopeMissing):

@@ -113,6 +113,12 @@ class World:
         said = recurrence.Calendar(**content)
         return self.do(commands.UpdateCalendar("acme", calendar_id, version, "", (), said))
 
+    def zones(self, upgrade: bool = False, **files: str) -> Any:
+        """Learn zones: by name with _ for /, the zone whose file it gets."""
+        read = recurrence.read_zone_file
+        zones = tuple((name.replace("_", "/"), read(other)) for name, other in files.items())
+        return self.do(commands.LearnZones(zones, "2099z", upgrade))
+
     def stored(self, schedule: Schedule) -> Schedule:
         """A schedule as it stands now."""
         found = self.queries.schedule(schedule.job_uid, schedule.schedule_id)

@@ -35,6 +35,8 @@ from tickmesh.proto.tickmesh.v1 import (
     job_pb2_grpc,
     schedule_pb2,
     schedule_pb2_grpc,
+    zone_pb2,
+    zone_pb2_grpc,
 )
 
 NOW_MS = 1_800_000_000_000  # 2027-01-15T08:00:00Z
@@ -55,6 +57,7 @@ class FakeGateway(
     job_pb2_grpc.JobServiceServicer,
     schedule_pb2_grpc.ScheduleServiceServicer,
     calendar_pb2_grpc.CalendarServiceServicer,
+    zone_pb2_grpc.ZoneServiceServicer,
     execution_pb2_grpc.ExecutionServiceServicer,
     image_pb2_grpc.ImageServiceServicer,
     customer_pb2_grpc.CustomerServiceServicer,
@@ -175,6 +178,7 @@ class FakeGateway(
         job_pb2_grpc.add_JobServiceServicer_to_server(self, server)
         schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(self, server)
         calendar_pb2_grpc.add_CalendarServiceServicer_to_server(self, server)
+        zone_pb2_grpc.add_ZoneServiceServicer_to_server(self, server)
         execution_pb2_grpc.add_ExecutionServiceServicer_to_server(self, server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(self, server)
         customer_pb2_grpc.add_CustomerServiceServicer_to_server(self, server)
@@ -472,6 +476,30 @@ class FakeGateway(
                 text="nothing says what became of this instant",
             )
         return answer
+
+    # Zones ----------------------------------------------------------------------------------------
+
+    def PreviewZones(self, request: Any, context: Any) -> Any:
+        """Whatever the files, the second release moves two schedules; a page has one."""
+        if request.days == 1:
+            return zone_pb2.PreviewZonesResponse()
+        number = int(request.page_token or 0)
+        answer = zone_pb2.PreviewZonesResponse(changed_zones=["Europe/Berlin"])
+        answer.schedules.add(
+            name=f"customers/acme/jobs/hello/schedules/s-{number}",
+            time_zone="Europe/Berlin",
+            old_times=[stamp(NOW_MS), stamp(NOW_MS + 86_400_000)],
+            new_times=[stamp(NOW_MS + 3_600_000)],
+            more=bool(number),
+        )
+        answer.next_page_token = "" if number else "1"
+        return answer
+
+    def UpgradeZones(self, request: Any, context: Any) -> Any:
+        self.zone_files = {file.name: file.content for file in request.files}
+        return zone_pb2.UpgradeZonesResponse(
+            changed_zones=["Europe/Berlin"], changed_schedule_count=2
+        )
 
     # Calendars ------------------------------------------------------------------------------------
 

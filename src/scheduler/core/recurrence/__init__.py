@@ -35,6 +35,10 @@ from .skips import Skip, skips
 from .spec import Calendar, Fold, Gap, Pin, Problem, Spec, calendar_digest, with_calendars
 from .upgrade import Moves, fires_moved
 from .validate import validate, validate_calendar
+from .zones import names as zone_names
+from .zones import parse as check_zone_file
+from .zones import read_file as read_zone_file
+from .zones import register as register_zone_file
 from .zones import version as zones_version
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "Spec",
     "UnknownZone",
     "calendar_digest",
+    "check_zone_file",
     "describe",
     "due_ms",
     "fires_moved",
@@ -60,9 +65,12 @@ __all__ = [
     "next_fire",
     "parse_cron",
     "preview",
+    "read_zone_file",
+    "register_zone_file",
     "skips",
     "validate",
     "validate_calendar",
     "with_calendars",
+    "zone_names",
     "zones_version",
 ]

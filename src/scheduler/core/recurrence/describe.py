@@ -18,16 +18,18 @@ def describe(spec: Spec, *, hash_key: str = "") -> str:
     parts = [_cron(cron, hash_key) for cron in spec.crons]
     parts += [_every(period_ms, phase_ms) for period_ms, phase_ms in spec.every]
     if spec.at_ms:
-        shown = ", ".join(local_text(spec.zone, instant) for instant in sorted(spec.at_ms)[:3])
+        shown = ", ".join(
+            local_text(spec.zone, instant, spec.zone_digest) for instant in sorted(spec.at_ms)[:3]
+        )
         more = len(spec.at_ms) - 3
         parts.append(f"once at {shown}" + (f" and {more} more instants" if more > 0 else ""))
     text = "; and ".join(parts) or "never"
     if spec.crons:
         text += f" ({spec.zone})"
     if spec.start_ms is not None:
-        text += f", from {local_text(spec.zone, spec.start_ms)}"
+        text += f", from {local_text(spec.zone, spec.start_ms, spec.zone_digest)}"
     if spec.end_ms is not None:
-        text += f", until {local_text(spec.zone, spec.end_ms)}"
+        text += f", until {local_text(spec.zone, spec.end_ms, spec.zone_digest)}"
     if spec.max_fires is not None:
         text += f", {spec.max_fires} times at most"
     if spec.jitter_ms:

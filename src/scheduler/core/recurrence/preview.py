@@ -85,13 +85,19 @@ def _explained(
         Fire(
             instant_ms,
             due_ms(spec, instant_ms, hash_key=hash_key),
-            local_text(spec.zone, instant_ms),
+            local_text(spec.zone, instant_ms, spec.zone_digest),
             "; ".join(notes.get(instant_ms, ())),
         )
         for instant_ms in nominals
     ]
     result.extend(
-        Fire(instant_ms, instant_ms, local_text(spec.zone, instant_ms), "; ".join(texts), True)
+        Fire(
+            instant_ms,
+            instant_ms,
+            local_text(spec.zone, instant_ms, spec.zone_digest),
+            "; ".join(texts),
+            True,
+        )
         for instant_ms, texts in skipped.items()
     )
     return sorted(result, key=lambda fire: fire.nominal_ms)
@@ -115,7 +121,7 @@ def clock_notes(
     spec: Spec, after_ms: int, until_ms: int, hash_key: str
 ) -> Iterator[tuple[int, str, bool]]:
     """Yields (instant, note, whether it runs) for what clock changes do to the spec's crons."""
-    timeline = load(spec.zone)
+    timeline = load(spec.zone, spec.zone_digest)
     # A day more: the first time of a fold is before its transition.
     first = timeline.segment(max(0, after_ms // 1_000))
     last = timeline.segment(until_ms // 1_000 + 86_400)
@@ -192,9 +198,9 @@ _MONTHS = ("", "January", "February", "March", "April", "May", "June", "July", "
            "September", "October", "November", "December")  # fmt: skip
 
 
-def local_text(zone: str, instant_ms: int) -> str:
+def local_text(zone: str, instant_ms: int, digest: bytes = b"") -> str:
     """Returns an instant on a zone's clocks, ISO 8601 with its offset."""
-    offset = datetime.timedelta(seconds=load(zone).offset_s(instant_ms // 1_000))
+    offset = datetime.timedelta(seconds=load(zone, digest).offset_s(instant_ms // 1_000))
     moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     moment += datetime.timedelta(milliseconds=instant_ms)
     precision = "milliseconds" if instant_ms % 1_000 else "seconds"

@@ -3,8 +3,6 @@
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 
-import msgspec
-
 from .cron import parse
 from .dates import ExcludedDates
 from .errors import BadSpec
@@ -121,8 +119,8 @@ class _Exclusion:
 
 
 @lru_cache(maxsize=CALENDARS_CACHED_MAX)
-def _exclusion(calendar: Calendar) -> _Exclusion:
-    return _Exclusion(calendar.dates, calendar.windows, load(calendar.zone))
+def _exclusion(calendar: Calendar, zone: str, digest: bytes) -> _Exclusion:
+    return _Exclusion(calendar.dates, calendar.windows, load(zone, digest))
 
 
 def _exclusions(spec: Spec, timeline: Timeline | None) -> tuple[tuple[str, _Exclusion], ...]:
@@ -130,20 +128,21 @@ def _exclusions(spec: Spec, timeline: Timeline | None) -> tuple[tuple[str, _Excl
 
     `timeline` takes the place of the spec's own zone, wherever that is named.
     """
-    parts = [("", Calendar(spec.excluded_dates, spec.excluded_windows))]
+    parts = [("", Calendar(spec.excluded_dates, spec.excluded_windows), b"")]
     for pin in spec.calendars:
         if pin.content is None:
             raise BadSpec(f"calendar {pin.name!r} has no content: use with_calendars")
-        parts.append((pin.name, pin.content))
+        parts.append((pin.name, pin.content, pin.zone_digest))
     found = []
-    for name, part in parts:
+    for name, part, digest in parts:
         if not part.dates and not part.windows:
             continue
-        zone = part.zone or spec.zone
-        if timeline is not None and zone == spec.zone:
+        if timeline is not None and part.zone in ("", spec.zone):
             found.append((name, _Exclusion(part.dates, part.windows, timeline)))
+        elif part.zone:
+            found.append((name, _exclusion(part, part.zone, digest)))
         else:
-            found.append((name, _exclusion(msgspec.structs.replace(part, zone=zone))))
+            found.append((name, _exclusion(part, spec.zone, spec.zone_digest)))
     return tuple(found)
 
 

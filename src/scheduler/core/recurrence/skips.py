@@ -37,7 +37,7 @@ def skips(spec: Spec, after_ms: int, until_ms: int, *, hash_key: str = "") -> li
 
 
 def _clocks_change(spec: Spec, after_ms: int, until_ms: int) -> bool:
-    timeline = load(spec.zone)
+    timeline = load(spec.zone, spec.zone_digest)
     if len(timeline.offsets) == 1:
         return False
     # A day more, as a time that happens twice is first seen before its transition.

@@ -55,9 +55,12 @@ class Pin(msgspec.Struct, frozen=True, array_like=True):
     """Of its content: see `calendar_digest`. Empty: not looked up yet."""
     content: Calendar | None = None
     """Never stored: `with_calendars` sets it."""
+    zone_digest: bytes = b""
+    """Of the zone file that its own zone means, if it has one: see `Spec`."""
 
     def __hash__(self) -> int:
-        return hash((self.name, self.digest))  # specs are dictionary keys; contents are large
+        # Specs are dictionary keys; contents are large.
+        return hash((self.name, self.digest, self.zone_digest))
 
 
 class Spec(msgspec.Struct, frozen=True, array_like=True):
@@ -94,6 +97,8 @@ class Spec(msgspec.Struct, frozen=True, array_like=True):
     calendars: tuple[Pin, ...] = ()
     """The customer's calendars to exclude. Whatever computes fires takes a spec that
     `with_calendars` gave their content."""
+    zone_digest: bytes = b""
+    """Of the zone file that `zone` means (see `zones.register`). Empty: that of the package."""
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True):

@@ -93,7 +93,7 @@ def _sizes(spec: Spec) -> Iterator[Problem]:
 
 def _zone(spec: Spec) -> Iterator[Problem]:
     try:
-        load(spec.zone)
+        load(spec.zone, spec.zone_digest)
     except RecurrenceError as error:
         near = near_zones(spec.zone)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; write an IANA name"

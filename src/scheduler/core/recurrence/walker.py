@@ -83,8 +83,8 @@ class Walker:
 
 
 @lru_cache(maxsize=PATTERNS_CACHED_MAX)
-def _walker(fields: Fields, zone: str, moves: bool, once: bool) -> Walker:
-    return Walker(Pattern(fields), load(zone), moves, once)
+def _walker(fields: Fields, zone: str, digest: bytes, moves: bool, once: bool) -> Walker:
+    return Walker(Pattern(fields), load(zone, digest), moves, once)
 
 
 def walker(spec: Spec, cron: str, hash_key: str, timeline: Timeline | None = None) -> Walker:
@@ -98,4 +98,4 @@ def walker(spec: Spec, cron: str, hash_key: str, timeline: Timeline | None = Non
     once = template.fixed and spec.fold is Fold.FIRST
     if timeline is not None:
         return Walker(Pattern(fields), timeline, moves, once)
-    return _walker(fields, spec.zone, moves, once)
+    return _walker(fields, spec.zone, spec.zone_digest, moves, once)

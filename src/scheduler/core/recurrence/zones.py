@@ -1,11 +1,14 @@
 """IANA zones as timelines of UTC offsets, read from the pinned `tzdata` package.
 
 Replicas must agree to the second about local time, so the host's zone files and the standard
-library's search path play no part. A timeline is exact: the transitions that the file lists (RFC
-8536), and after them those of its footer's rule (POSIX TZ), up to the horizon.
+library's search path play no part; and as replicas may have different releases of the package while
+they are upgraded, whoever needs them to agree names the very file by its digest: see `register`. A
+timeline is exact: the transitions that the file lists (RFC 8536), and after them those of its
+footer's rule (POSIX TZ), up to the horizon.
 """
 
 import datetime
+import hashlib
 import importlib.resources
 import re
 import struct
@@ -15,6 +18,7 @@ from typing import Final, NamedTuple
 
 from .errors import BadZoneFile, UnknownZone
 from .limits import HORIZON_S, HORIZON_YEAR, ZONE_CHARACTERS_MAX, ZONES_CACHED_MAX
+from .spec import DIGEST_BYTES
 
 BEGINNING_S: Final = -(2**53)
 """Before every instant and, with an offset added, before every local time."""
@@ -58,15 +62,37 @@ def version() -> str:
     return text.split("\n", 1)[0].removeprefix("# version").strip()
 
 
-@lru_cache(maxsize=ZONES_CACHED_MAX)
-def load(name: str) -> Timeline:
-    """Returns the timeline of a zone. Raises UnknownZone."""
+_registered: dict[bytes, bytes] = {}
+"""Zone files by digest: what is under one never changes, so it may be known to all."""
+
+
+def register(content: bytes) -> bytes:
+    """Makes a zone file known by its digest, which is returned. The same for the same content."""
+    digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+    _registered.setdefault(digest, content)
+    return digest
+
+
+def read_file(name: str) -> bytes:
+    """Returns the pinned package's file of a zone. Raises UnknownZone."""
     if len(name) > ZONE_CHARACTERS_MAX or name not in names():
         raise UnknownZone(f"unknown time zone {name[:ZONE_CHARACTERS_MAX]!r}")
     resource = importlib.resources.files("tzdata") / "zoneinfo"
     for part in name.split("/"):
         resource = resource / part
-    return parse(resource.read_bytes())
+    return resource.read_bytes()
+
+
+@lru_cache(maxsize=ZONES_CACHED_MAX)
+def load(name: str, digest: bytes = b"") -> Timeline:
+    """Returns the timeline of a zone: of the file that was registered with a digest, or of the
+    package's. Raises UnknownZone."""
+    if not digest:
+        return parse(read_file(name))
+    content = _registered.get(digest)
+    if content is None:
+        raise UnknownZone(f"the zone file {digest.hex()} of {name} is not known")
+    return parse(content)
 
 
 def parse(content: bytes) -> Timeline:

@@ -5,11 +5,13 @@ and every end is told until the shard has it.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from .errors import ExecutorError
 from .ledger import Entry, Ledger
 from .outputs import Archiver, Keeping, OutputKeeper, archived_soon
 from .room import Capacity, Room
-from .sandbox import ATTEMPT_ID, Runtime, Sandbox
+from .sandbox import ATTEMPT_ID, Runtime, Sandbox, Work
 from .spares import Spares
 from .turns import Turns
 from .uplink import Shard, Stream
@@ -39,15 +41,15 @@ ACKNOWLEDGED_MAX = 50_000
 EXECUTED_NS = 500_000_000
 """Work that is due within so long was executed; fires come longer ahead, and clocks differ less."""
 
-CROWDED_SHARE = 3, 4
-"""Of the slots: with more of them taken, spares only stand in the way."""
-
 HELD_FACTOR = 4
 """Attempts held for each slot at most, ended ones included: a shard that sends more is wrong."""
 
 HAND_BACK_NS = 1_000_000_000
 """A drained executor gives back what is due later than this: time to commit that, to assign it to
 another one, and for that to make a sandbox."""
+
+CALM_S = 1.0
+"""For so long at most what has ended is removed later, while somebody's first sandbox is made."""
 
 HOLDINGS_LOOK_S = 1.0
 """Between looks at what shards prefer an executor for: its spares, and less often its images."""
@@ -134,8 +136,9 @@ class Agent:
             clock,
             limits.spares_max,
             limits.spares_memory_bytes,
-            self._crowded,
+            lambda: identity.capacity.slot_count - len(self._room),
             lambda: self._room.memory_left,
+            self._spare_turn,
         )
         self._turns = None
         if limits.making_at_once:
@@ -345,10 +348,6 @@ class Agent:
         for shard in self._shards.values():
             yield from shard.attempts.values()
 
-    def _crowded(self) -> bool:
-        numerator, denominator = CROWDED_SHARE
-        return len(self._room) * denominator > self._room.capacity.slot_count * numerator
-
     def _hold(self, attempt: Attempt) -> None:
         self._shards[attempt.order.shard_id].attempts[attempt.id] = attempt
 
@@ -363,6 +362,13 @@ class Agent:
         """See Host."""
         executed = order.start_at_ns < self.clock.now_ns() + EXECUTED_NS
         return await self.spares.sandbox(order.work, executed, lambda: self._make(order))
+
+    def _spare_turn(self, work: Work) -> AbstractAsyncContextManager[None]:
+        """A spare takes a turn as if its customer were another one: that customer's next attempt
+        does not wait for it."""
+        if self._turns is None:
+            return contextlib.nullcontext()
+        return self._turns.turn(f"{work.customer} spares", 0)
 
     async def _make(self, order: Order) -> Sandbox:
         if self._turns is None:
@@ -379,6 +385,13 @@ class Agent:
     async def due(self, order: Order) -> None:
         """See Host."""
         await self._shards[order.shard_id].due(order.start_at_ns)
+
+    async def calm(self) -> None:
+        """See Host."""
+        if self._turns is not None and not self._shutting_down:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CALM_S):
+                    await self._turns.calm()
 
     def changed(self, attempt: Attempt) -> None:
         """See Host."""

@@ -54,6 +54,10 @@ class Host(Protocol):
         """The attempt's report is another now."""
         ...
 
+    async def calm(self) -> None:
+        """Return when what can wait is in nobody's way, or after a while."""
+        ...
+
 
 class Attempt:
     """See the module."""
@@ -129,6 +133,7 @@ class Attempt:
         self._living = None
         await self._write(end)
         if self._sandbox is not None:
+            await self._host.calm()
             try:
                 await self._sandbox.delete()
             except ExecutorError as error:

@@ -7,13 +7,14 @@ many spares and who gets one; how a spare is made is the runtime's (see sandbox.
 A job has spares while it was executed OFTEN times lately, as many as came in its liveliest second,
 within a budget of count and memory that goes round by how often each job is executed. They are
 given up when the job has a new revision, when nobody executed it for KEEP_S, when attempts need the
-memory that they would use, and while the executor is short of slots or its host of memory.
+slots or the memory that they would use, and while the host is short of memory.
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,8 @@ MEMORY_FLOOR = 1, 16
 """Of the host's memory: with less available, there are no spares."""
 
 _NS = 1_000_000_000
+
+Turn = Callable[[Work], AbstractAsyncContextManager[None]]
 
 log = telemetry.logger(__name__)
 
@@ -98,10 +101,17 @@ class Wish:
 def allot(wishes: Iterable[Wish], count_max: int, memory_bytes_max: int) -> dict[str, int]:
     """Pure: who gets how many spares. One each, then a second one each, and so on.
 
-    First come those that are executed more often; by half or double, so that two alike do not
-    take each other's spares away with every Execute. Among those alike, whoever has spares.
+    First comes one job of each customer, then a second one of each. Within that those that are
+    executed more often; by half or double, so that two alike do not take each other's spares away
+    with every Execute. Among those alike, whoever has spares.
     """
-    ranked = sorted(wishes, key=lambda wish: (-wish.executes.bit_length(), -wish.held, wish.job))
+    often = sorted(wishes, key=lambda wish: (-wish.executes.bit_length(), -wish.held, wish.job))
+    nth: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for wish in often:
+        customer = "/".join(wish.job.split("/")[:2])
+        nth[wish.job] = seen[customer] = seen.get(customer, -1) + 1
+    ranked = sorted(often, key=lambda wish: nth[wish.job])
     allotted: dict[str, int] = {}
     count, memory_bytes = 0, 0
     while True:
@@ -140,22 +150,25 @@ class Spares:
         clock: Clock,
         count_max: int,
         memory_bytes_max: int,
-        crowded: Callable[[], bool],
+        slots_left: Callable[[], int],
         memory_left: Callable[[], int | None] = lambda: None,
+        turn: Turn = lambda _: contextlib.nullcontext(),
     ) -> None:
-        """crowded: whether slots are short. memory_left: of what the executor has for attempts, in
-        bytes; None: it does not count it."""
+        """slots_left, memory_left: what attempts leave of the executor; None: it is not counted.
+        turn: what must be held while a spare is made for a customer."""
         self._runtime = runtime
         self._clock = clock
         self._count_max = count_max
         self._memory_bytes_max = memory_bytes_max
-        self._crowded = crowded
+        self._slots_left = slots_left
+        self._turn = turn
         self._memory_left = memory_left
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         """By job; executed last comes last."""
         self._closing: deque[tuple[Spare, int]] = deque()
         """With how often it was tried."""
-        self._preparing = 0
+        self._preparing: Counter[str] = Counter()
+        """Attempts that a sandbox is made for, by customer."""
         self._taken_ns = 0
         self._wake = asyncio.Event()
 
@@ -188,11 +201,13 @@ class Spares:
                     if not isinstance(error, SpareUnfit):
                         raise
                     log.info("a spare is of no use", job=work.job, error=str(error))
-        self._preparing += 1
+        self._preparing[work.customer] += 1
         try:
             return await (self._runtime.prepare(work) if prepare is None else prepare())
         finally:
-            self._preparing -= 1
+            self._preparing[work.customer] -= 1
+            if not self._preparing[work.customer]:
+                del self._preparing[work.customer]
             self._wake.set()
 
     def _noted(self, work: Work) -> _Pool | None:
@@ -266,12 +281,13 @@ class Spares:
             target = allotted.get(job, 0)
             while len(pool.ready) > target:
                 self._give_up(pool.ready.pop())
-            if missing is None and len(pool.ready) < target:
+            # Whoever needs a sandbox now goes first: making is bound by the processors.
+            waits = pool.mould.customer in self._preparing
+            if missing is None and len(pool.ready) < target and not waits:
                 missing = job
         if self._closing:
             return await self._close()
-        # Whoever needs a sandbox now goes first: making is bound by the processors.
-        if missing is not None and not self._preparing:
+        if missing is not None:
             since_s = (self._clock.monotonic_ns() - self._taken_ns) / _NS
             if since_s < OPENING_S:
                 await asyncio.sleep(OPENING_S - since_s)
@@ -290,14 +306,20 @@ class Spares:
             elif wanted := pool.demand.wanted(now_ns):
                 held = len(pool.ready)
                 wishes.append(Wish(job, wanted, pool.mould.memory_bytes, executes, held))
-        if not wishes or self._crowded() or _memory_is_short():
+        if not wishes or _memory_is_short():
             return {}
+        count_max = min(self._count_max, self._slots_left())
         left = self._memory_left()
         memory_bytes_max = self._memory_bytes_max if left is None else left
-        return allot(wishes, self._count_max, min(memory_bytes_max, self._memory_bytes_max))
+        return allot(wishes, count_max, min(memory_bytes_max, self._memory_bytes_max))
 
     async def _make(self, job: str) -> None:
         pool = self._pools[job]
+        async with self._turn(pool.mould):
+            if not pool.given_up:
+                await self._make_for(job, pool)
+
+    async def _make_for(self, job: str, pool: _Pool) -> None:
         pool.making = True
         spare: Spare | None = None
         try:

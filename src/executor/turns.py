@@ -4,8 +4,8 @@ Making one is bound by the processors: more at once than there are processors on
 So there are few turns, and customers take them in turn: whoever has the fewest sandboxes in the
 making goes first, and among those alike whoever was served longest ago. A customer who has none in
 the making does not even wait for a turn's end (up to a limit for all), so that the first of one who
-asks for one sandbox is made while another waits for two thousand; for that the others then wait.
-Within a customer what is due first comes first.
+asks for one sandbox is made while another waits for two thousand. Until such a newcomer's is made,
+whoever has one in the making gets no other. Within a customer what is due first comes first.
 """
 
 from __future__ import annotations
@@ -27,30 +27,43 @@ class Turns:
         self._busy: dict[str, int] = {}
         """Turns taken, by customer; never 0."""
         self._total = 0
-        self._waiting: dict[str, list[tuple[int, int, asyncio.Future[None]]]] = {}
-        """By customer, in the order in which they were served last: (due, number, its turn)."""
+        self._newcomers = 0
+        """Turns beyond at_once."""
+        self._calm = asyncio.Event()
+        self._calm.set()
+        """Set while there are no newcomers."""
+        self._waiting: dict[str, list[tuple[int, int, asyncio.Future[bool]]]] = {}
+        """By customer, in the order in which they were served last: (due, number, its turn, which
+        says whether it is a newcomer's)."""
         self._numbers = itertools.count()
 
     @contextlib.asynccontextmanager
     async def turn(self, customer: str, due_ns: int) -> AsyncIterator[None]:
         """Wait for a turn, and have it while inside."""
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         heap = self._waiting.setdefault(customer, [])
         heapq.heappush(heap, (due_ns, next(self._numbers), granted))
         self._grant()
         try:
-            await granted
+            newcomer = await granted
         except asyncio.CancelledError:
             # It is passed over when it comes up, unless it has come up already.
             if granted.done() and not granted.cancelled():
-                self._end(customer)
+                self._end(customer, granted.result())
             raise
         try:
             yield
         finally:
-            self._end(customer)
+            self._end(customer, newcomer)
 
-    def _end(self, customer: str) -> None:
+    async def calm(self) -> None:
+        """Return when no newcomer's sandbox is in the making: what can wait, waits for that."""
+        await self._calm.wait()
+
+    def _end(self, customer: str, newcomer: bool) -> None:
+        self._newcomers -= newcomer
+        if not self._newcomers:
+            self._calm.set()
         self._total -= 1
         self._busy[customer] -= 1
         if not self._busy[customer]:
@@ -63,9 +76,13 @@ class Turns:
             _, _, granted = heapq.heappop(heap)
             if heap:
                 self._waiting[customer] = heap  # last in the order
+            newcomer = self._total >= self._at_once
+            if newcomer:
+                self._newcomers += 1
+                self._calm.clear()
             self._busy[customer] = self._busy.get(customer, 0) + 1
             self._total += 1
-            granted.set_result(None)
+            granted.set_result(newcomer)
 
     def _next(self) -> str | None:
         """The customer whose turn it is; None if nobody's is."""
@@ -77,6 +94,6 @@ class Turns:
                 del self._waiting[customer]
             elif best is None or self._busy.get(customer, 0) < self._busy.get(best, 0):
                 best = customer
-        if best is not None and self._total >= self._at_once and best in self._busy:
+        if best in self._busy and (self._newcomers or self._total >= self._at_once):
             return None
         return best

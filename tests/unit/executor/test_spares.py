@@ -51,6 +51,16 @@ def test_a_job_executed_once_wants_no_spare_and_one_executed_often_as_many_as_it
         # Of two alike, whoever has one keeps it.
         ([Wish("a", 1, 1, 5, 0), Wish("b", 1, 1, 4, 1)], 1, 1_000, {"b": 1}),
         ([Wish("a", 1, 1, 5, 0)], 0, 1_000, {}),
+        # One customer's many jobs leave another's one its spare.
+        (
+            [
+                *(Wish(f"customers/a/jobs/{n}", 9, 1, 99, 0) for n in range(5)),
+                Wish("customers/b/jobs/x", 2, 1, 2, 0),
+            ],
+            2,
+            1_000,
+            {"customers/a/jobs/0": 1, "customers/b/jobs/x": 1},
+        ),
     ],
 )
 def test_the_budget_goes_round(
@@ -99,8 +109,16 @@ class Bed:
     def __init__(self, directory: Path) -> None:
         self.clock = HandClock()
         self.runtime = Watched(directory)
-        self.crowded = False
-        self.spares = Spares(self.runtime, self.clock, 8, 1 << 30, lambda: self.crowded)
+        self.slots_left = 8
+        self.memory_left: int | None = None
+        self.spares = Spares(
+            self.runtime,
+            self.clock,
+            8,
+            1 << 30,
+            lambda: self.slots_left,
+            lambda: self.memory_left,
+        )
         self._names = 0
 
     def work(self, job: str = "often", revision: int = 1, **more: Any) -> Work:
@@ -199,13 +217,50 @@ async def test_spares_go_when_nobody_executes_the_job_any_more(bed: Bed) -> None
     await bed.settled(0)
 
 
-async def test_spares_go_while_slots_are_short(bed: Bed) -> None:
+@pytest.mark.parametrize("short", ["slots_left", "memory_left"])
+async def test_spares_go_while_attempts_need_their_room(bed: Bed, short: str) -> None:
     await warm(bed)
-    bed.crowded = True
-    await bed.spares.sandbox(bed.work(), False)
+    before = getattr(bed, short)
+    setattr(bed, short, 0)
+    bed.spares.look()
     await bed.settled(0)
-    bed.crowded = False
-    await bed.spares.sandbox(bed.work(), False)
+    setattr(bed, short, before)
+    bed.spares.look()
+    await bed.settled(1)
+
+
+async def test_another_customers_queue_does_not_keep_a_spare_from_being_made(bed: Bed) -> None:
+    await bed.execute()
+    bed.clock.seconds += 10
+    may_prepare = asyncio.Event()
+
+    async def slow() -> Any:
+        await may_prepare.wait()
+
+    queue = asyncio.create_task(
+        bed.spares.sandbox(Work("z-1", "zoe", "zoe/x:1", job="queued"), True, slow)
+    )
+    await asyncio.sleep(0)
+    await bed.execute()
+    await bed.settled(1)
+    may_prepare.set()
+    await queue
+
+
+async def test_a_customers_own_attempts_go_before_its_spares(bed: Bed) -> None:
+    await bed.execute()
+    bed.clock.seconds += 10
+    may_prepare = asyncio.Event()
+
+    async def slow() -> Any:
+        await may_prepare.wait()
+
+    own = asyncio.create_task(bed.spares.sandbox(bed.work("other"), True, slow))
+    await asyncio.sleep(0)
+    await bed.execute()
+    await bed.settled(0)
+    may_prepare.set()
+    await own
     await bed.settled(1)
 
 
@@ -262,7 +317,7 @@ async def test_what_is_wrong_with_the_work_is_told_and_the_spare_is_closed(bed: 
 
 async def test_a_job_without_its_image_is_told_so_and_made_no_spares(tmp_path: Path) -> None:
     runtime = InProcessRuntime(tmp_path, SystemClock(), any_image=False)
-    made = Spares(runtime, HandClock(), 8, 1 << 30, lambda: False)
+    made = Spares(runtime, HandClock(), 8, 1 << 30, lambda: 8)
     running = asyncio.create_task(made.run())
     for number in range(3):
         work = Work(f"a-{number}", "acme", "acme/gone:1", job="often")

@@ -59,6 +59,20 @@ async def test_who_has_none_in_the_making_goes_at_once_and_the_others_then_wait_
     assert bed.has == ["b2", "a3"]
 
 
+async def test_nobody_gets_another_while_a_newcomers_is_made_and_all_that_can_wait_does() -> None:
+    bed = Bed(2, 6)
+    await bed.ask("a1", "a2", "a3", "a4", "b1")
+    calm = asyncio.create_task(bed.turns.calm())
+    await bed.end("a1")
+    await bed.ask("a5")
+    assert bed.has == ["a2", "b1"] and not calm.done()
+    # Who has none left in the making is one of those that come.
+    await bed.end("a2")
+    assert bed.has == ["b1", "a3"]
+    await bed.end("b1")
+    assert bed.has == ["a3", "a4"] and calm.done()
+
+
 async def test_newcomers_are_limited_together_and_then_served_in_turn() -> None:
     bed = Bed(1, 2)
     await bed.ask("a1", "b1", "c1", "d1", "e1")

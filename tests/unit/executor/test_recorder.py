@@ -1,5 +1,6 @@
 """The recorder: both streams to their end, whatever is written to them, within its limit."""
 
+import fcntl
 import os
 import random
 import subprocess
@@ -43,11 +44,13 @@ _START = 'exec 3<&"$1" 4<&"$2" 5>&"$3"; eval "exec $1<&- $2<&- $3>&-"; shift 3; 
 
 def record(directory: Path, bytes_max: int) -> Recording:
     pipes = [os.pipe() for _ in range(3)]
-    passed = (pipes[0][0], pipes[1][0], pipes[2][1])
+    # Away from 3, 4 and 5 themselves, which the shell is about to make of them.
+    ours = (pipes[0][0], pipes[1][0], pipes[2][1])
+    passed = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in ours]
     command = ["bash", "-c", _START, "-", *map(str, passed)]
     command += [str(gate.program("recorder")), str(directory), str(bytes_max)]
     process = subprocess.Popen(command, pass_fds=passed)
-    for descriptor in passed:
+    for descriptor in (*passed, *ours):
         os.close(descriptor)
     assert os.read(pipes[2][0], 1) == b""  # closed: it is ready
     os.close(pipes[2][0])

@@ -63,8 +63,8 @@ TAKE_UP_SLICE = 250
 """Executions that a new leader takes up, or looks for in an inventory, before others have a turn:
 about 10 ms. As many more cost others as much more time, however long the whole takes."""
 
-ENDS_MAX = 500
-"""Ends in one command: about 20 ms of applying."""
+ENDS_MAX = 100
+"""Ends in one command: about 2 ms of applying. Several share an entry."""
 
 OVERLOADED_PAUSE_S = 0.1
 """Before asking again where the queue of commands is full: a tenth of what clearing it takes."""

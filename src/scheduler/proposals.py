@@ -19,9 +19,15 @@ from .store.state import Applied, State, encode_entry
 COMMANDS_MAX = 512
 """Commands in one entry: bounds how long applying it keeps others waiting."""
 
-WEIGHT_MAX = 4_000
-"""Items (schedules, executions, ...) in one entry, about 40 ms of applying. One command may have
+WEIGHT_MAX = 1_000
+"""Items (schedules, executions, ...) in one entry, 15 to 40 ms of applying. One command may have
 more by itself."""
+
+WEIGHT_MIN = 50
+APPLY_S_MAX = 0.1
+"""An entry that took longer to apply is followed by one half as large, down to WEIGHT_MIN: on a
+machine that has too much to do, applying takes many times as long, and nobody hears of this replica
+meanwhile."""
 
 QUEUE_MAX = 20_000
 """Commands that wait: a few seconds' work. Beyond it callers are told to come back."""
@@ -38,6 +44,11 @@ class Log(Protocol):
         """The highest that every replica is known to apply."""
         ...
 
+    @property
+    def apply_s(self) -> float:
+        """How long applying the last entry took."""
+        ...
+
     async def propose(self, payload: bytes) -> object: ...
 
 
@@ -50,6 +61,8 @@ class Proposals:
         self._clock = clock
         self._queue: deque[tuple[AnyCommand, int, asyncio.Future[Outcome]]] = deque()
         self._wake = asyncio.Event()
+        self._weight = WEIGHT_MAX
+        """Of the next entry, at most."""
 
     @property
     def version(self) -> int:
@@ -92,7 +105,7 @@ class Proposals:
         total = 0
         while self._queue and len(batch) < COMMANDS_MAX:
             command, weight, future = self._queue[0]
-            if batch and total + weight > WEIGHT_MAX:
+            if batch and total + weight > self._weight:
                 break
             self._queue.popleft()
             if not future.cancelled():
@@ -119,9 +132,17 @@ class Proposals:
                 self._fail_queue(error)
             return
         assert isinstance(applied, Applied)
+        self._learn()
         for (_, future), outcome in zip(batch, applied.outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+    def _learn(self) -> None:
+        """How much the next entry may hold."""
+        if self._log.apply_s > APPLY_S_MAX:
+            self._weight = max(WEIGHT_MIN, self._weight // 2)
+        else:
+            self._weight = min(WEIGHT_MAX, self._weight + WEIGHT_MIN)
 
     def _known_to_all(
         self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]], version: int

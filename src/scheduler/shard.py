@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from ..mesh import telemetry
@@ -10,7 +11,16 @@ from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .core.calendars import PINNED_MAX
-from .core.commands import AnyCommand, DropHistory, DueFire, Fire, PinSchedules, PinZones, Placement
+from .core.commands import (
+    AnyCommand,
+    DropHistory,
+    DueFire,
+    Fire,
+    Outcome,
+    PinSchedules,
+    PinZones,
+    Placement,
+)
 from .core.history import period
 from .core.ids import attempt_id
 from .core.model import Execution, Job, Timer, TimerKind
@@ -24,8 +34,12 @@ from .store.state import Applied, State
 from .timers import Window
 from .watch import Change, Changes
 
-FIRE_MAX = 1_000
-"""Timers in one command: about 30 ms of applying."""
+FIRE_MAX = 100
+"""Timers in one command: about 4 ms of applying. Several share an entry, as far as the machine can
+bear it (see proposals)."""
+
+FIRES_PROPOSED_MAX = 20
+"""Such commands that wait for their commit: what two entries hold."""
 
 FORGET_INTERVAL_S = 60.0
 """Between looks for history that is over: it is dropped by the day."""
@@ -207,20 +221,24 @@ class Shard:
 
     async def _fire(self, dispatcher: Dispatcher, window: Window) -> None:
         """Arm what is due within `arm_ahead`, as time goes on."""
+        proposed: deque[tuple[int, asyncio.Future[Outcome]]] = deque()
+        """Commands in their order, with the due time of the first timer in each."""
         while True:
+            while proposed and proposed[0][1].done():
+                proposed.popleft()[1].result()  # raises what ends this leadership
             now_ms = self.now_ms()
             more = window.extend(now_ms)
-            floor_ms = min(now_ms, self.state.meta.time_ms)
-            due = window.pop(now_ms, FIRE_MAX)
+            room = len(proposed) < FIRES_PROPOSED_MAX
+            due = window.pop(now_ms, FIRE_MAX) if room else []
             if due:
-                floor_ms = min(floor_ms, min(timer.due_ms for timer in due))
-                await self._fire_now(dispatcher, due, floor_ms)
-                continue
-            if more:
+                first_ms = min(timer.due_ms for timer in due)
+                floors = [first_ms, now_ms, self.state.meta.time_ms, *(ms for ms, _ in proposed)]
+                proposed.append((first_ms, self._propose_fires(dispatcher, due, min(floors))))
+            if due or more:
                 await asyncio.sleep(0)
                 continue
             self._timer_wake.clear()
-            next_ms = window.next_ms()
+            next_ms = window.next_ms() if room else None
             wait_ms = 1_000 if next_ms is None else next_ms - now_ms
             try:
                 async with asyncio.timeout(max(1, min(wait_ms, 1_000)) / 1_000):
@@ -228,7 +246,9 @@ class Shard:
             except TimeoutError:
                 pass
 
-    async def _fire_now(self, dispatcher: Dispatcher, due: list[Timer], floor_ms: int) -> None:
+    def _propose_fires(
+        self, dispatcher: Dispatcher, due: list[Timer], floor_ms: int
+    ) -> asyncio.Future[Outcome]:
         fires = [
             DueFire(
                 timer.job_uid,
@@ -239,10 +259,15 @@ class Shard:
             )
             for timer in due
         ]
-        try:
-            await self._insist(Fire(fires, floor_ms), len(due))
-        finally:
+        # Owed, so that none is proposed before those that came up earlier: their floor is its too.
+        outcome = self.proposals.submit(Fire(fires, floor_ms), len(fires), owed=True)
+
+        def decided(_: object) -> None:
             dispatcher.release(fire.placement for fire in fires)
+            self._timer_wake.set()
+
+        outcome.add_done_callback(decided)
+        return outcome
 
     async def _forget(self) -> None:
         """Drop the history whose retention is over."""

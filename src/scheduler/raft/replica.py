@@ -108,6 +108,7 @@ class Replica:
         self._inbox: deque[tuple[str, Message | bool]] = deque()
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
+        self.apply_s = 0.0  # how long applying the last entry took
         self._install: tuple[Position, asyncio.Future[bool]] | None = None
         self._hand_over: HandOver | None = None
         self._clock_fault = ""
@@ -469,11 +470,14 @@ class Replica:
     def _apply(self) -> None:
         member, journal = self._member, self._journal
         first = member.applied_index + 1
-        until_s = self._environment.clock() + ROUND_APPLY_S
+        now_s = self._environment.clock()
+        until_s = now_s + ROUND_APPLY_S
         for index in range(first, min(member.commit_index, first + ROUND_APPLY_MAX - 1) + 1):
             entry = journal.at(index)
             assert entry is not None, "the journal holds everything that is not applied"
-            result = self._apply_entry(entry)
+            began_s, result = now_s, self._apply_entry(entry)
+            now_s = self._environment.clock()
+            self.apply_s = now_s - began_s
             member.applied_index = index
             term, future = self._pending.pop(index, (0, None))
             if future is not None and not future.done():
@@ -481,7 +485,7 @@ class Replica:
                     future.set_result(result)
                 else:
                     future.set_exception(OutcomeUnknown(f"entry {index} is another leader's"))
-            if self._environment.clock() >= until_s:
+            if now_s >= until_s:
                 return
 
     def _apply_entry(self, entry: Entry) -> object:

@@ -73,6 +73,8 @@ def test_a_new_leader_takes_the_time_as_it_is() -> None:
 class AppliesAtOnce:
     """A log of one replica without a disk."""
 
+    apply_s = 0.0
+
     def __init__(self, state: State) -> None:
         self._state = state
         self.times: list[int] = []

@@ -30,6 +30,8 @@ class Clock:
 class AppliesAtOnce:
     """A log of one replica without a disk, which says what its peers know."""
 
+    apply_s = 0.0
+
     def __init__(self, state: State, entry_version: int) -> None:
         self._state = state
         self.entry_version = entry_version

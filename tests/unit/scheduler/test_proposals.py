@@ -1,0 +1,63 @@
+"""How much one entry holds: as much as is applied in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.proposals import APPLY_S_MAX, WEIGHT_MAX, WEIGHT_MIN, Proposals
+from tickmesh.scheduler.store.state import State
+
+from .worlds import World
+
+EACH = 10
+
+
+class Clock:
+    def now_ns(self) -> int:
+        return 0
+
+    def monotonic_ns(self) -> int:
+        return 0
+
+
+class Log:
+    """A log of one replica, which applies as slowly as the test says."""
+
+    entry_version = 1
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.apply_s = 0.0
+        self.weights: list[int] = []
+
+    async def propose(self, payload: bytes) -> object:
+        self.weights.append(len(msgspec.msgpack.decode(payload)[2]) * EACH)
+        return self._state.apply(self._state.applied[0] + 1, 1, payload)
+
+
+async def test_an_entry_holds_less_while_applying_takes_too_long() -> None:
+    state = World().state
+    log = Log(state)
+    proposals = Proposals(log, state, Clock())
+    running = asyncio.create_task(proposals.run())
+
+    async def load() -> None:
+        count = 4 * WEIGHT_MAX // EACH
+        await asyncio.gather(
+            *(proposals.submit(commands.Fire([], 0), weight=EACH) for _ in range(count))
+        )
+
+    await load()
+    assert log.weights == [WEIGHT_MAX] * 4
+    log.apply_s = 2 * APPLY_S_MAX
+    await load()
+    assert log.weights[4:8] == [WEIGHT_MAX, WEIGHT_MAX // 2, WEIGHT_MAX // 4, 120]
+    assert log.weights[-2] == WEIGHT_MIN
+    log.apply_s = 0.0
+    for _ in range(3):
+        await load()
+    assert log.weights[-2] == WEIGHT_MAX, "it takes up speed again"
+    running.cancel()

@@ -13,8 +13,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
-from tickmesh.scheduler import shard
-from tickmesh.scheduler.core import executions, fires, machine
+from tickmesh.scheduler import retention, shard
+from tickmesh.scheduler.core import executions, fires, history, machine
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Dispatcher
@@ -193,6 +193,20 @@ def history_dropped_under_what_is_active() -> list[Patch]:
     return [(StoreView, "active_before", lambda self, due_ms: False)]
 
 
+def forgotten_and_not_told() -> list[Patch]:
+    """Executions that the customer does not keep are forgotten, and no ledger says so."""
+    return [(history, "instant_of", lambda schedule, execution: 0)]
+
+
+def forgotten_before_its_end() -> list[Patch]:
+    """Whatever is listed after those that the customer keeps is forgotten, ended or not."""
+
+    def always(*_: Any, **__: Any) -> bool:
+        return True
+
+    return [(history, "may_go", always), (retention, "may_go", always)]
+
+
 def watch_resumed_one_entry_too_late() -> list[Patch]:
     """A watch that goes on from its cursor misses the next entry."""
     read = ShardService._cursor
@@ -231,6 +245,8 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         instant_decided_twice,
         at_most_once_retried_after_a_start,
         history_dropped_under_what_is_active,
+        forgotten_and_not_told,
+        forgotten_before_its_end,
         watch_resumed_one_entry_too_late,
         time_runs_backwards_in_the_log,
     )

@@ -175,3 +175,7 @@ async def test_an_image_is_on_executors_that_join_later_too(tmp_path: Path) -> N
             await client.images.delete("hello:1")
         manifest = json.dumps((await client.images.get("hello:2")).digest)
         assert again.image.digest in manifest
+
+        # What an executor leaves that is killed (its containerd) is its successor's to end.
+        await mesh.executors[0].spawn()
+        await mesh.executors[0].serving()

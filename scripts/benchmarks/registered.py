@@ -26,6 +26,7 @@ from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.model import JobSpec, Policy
 from tickmesh.scheduler.core.recurrence import Spec
 from tickmesh.scheduler.raft.journal import Journal, Position
+from tickmesh.scheduler.raft.members import configured
 from tickmesh.scheduler.raft.storage import RocksStorage
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State, encode_entry
@@ -144,7 +145,9 @@ def _fill(replica: Path, count: int) -> None:
     backend.flush()
     backend.flush_wal()
     backend.close()
-    journal = Journal(RocksStorage(replica / "raft" / "journal"), SHARD_ID, REPLICA, bootstrap=True)
+    members = configured([REPLICA], {})
+    storage = RocksStorage(replica / "raft" / "journal")
+    journal = Journal(storage, SHARD_ID, REPLICA, members, bootstrap=True)
     journal.begin_install(Position(index, TERM))
     journal.end_install()
     journal.set_ballot(TERM, None)

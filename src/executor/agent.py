@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -85,6 +86,14 @@ _REASONS: dict[int, str] = {
 log = telemetry.logger(__name__)
 
 
+class Place(NamedTuple):
+    """A replica of a shard, and where it listens."""
+
+    shard_id: str
+    replica_id: str
+    address: str
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What an executor says of itself."""
@@ -150,7 +159,15 @@ class Agent:
         self._drain_changed = asyncio.Event()
         self._clockwork = Clockwork(clock)
         self._shards: dict[str, Shard] = {}
-        self._streams: list[Stream] = []
+        self._tls = tls
+        self._configured = {
+            Place(members.shard_id, peer.replica_id, peer.address)
+            for members in shards
+            for peer in members.replicas
+        }
+        self._streams: dict[Place, Stream] = {}
+        """To every replica that is configured, or in the last list of its shard."""
+        self._attached: dict[Place, asyncio.Task[None]] = {}
         self._hello = shard_pb2.Hello(
             executor_id=identity.executor_id,
             address=identity.address,
@@ -165,8 +182,6 @@ class Agent:
         for members in shards:
             shard = Shard(members.shard_id, self, clock, self._clockwork)
             self._shards[members.shard_id] = shard
-            for peer in members.replicas:
-                self._streams.append(Stream(shard, peer.replica_id, peer.address, tls, self._hello))
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         self._resumed: list[Attempt] = []
         self._lives: set[asyncio.Task[None]] = set()
@@ -231,8 +246,9 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                background = [group.create_task(stream.run()) for stream in self._streams]
-                background.append(group.create_task(self.ledger.run()))
+                for place in sorted(self._configured):
+                    self._attach(place)
+                background = [group.create_task(self.ledger.run())]
                 background.append(group.create_task(self._outputs.run()))
                 if self._archiver is not None:
                     background.append(group.create_task(self._archiver.run()))
@@ -244,11 +260,18 @@ class Agent:
                 self._resumed.clear()
                 await stop.wait()
                 await self._shut_down()
-                for task in background:
+                for task in (*background, *self._attached.values()):
                     task.cancel()
         finally:
             await self.ledger.close()
             self._clockwork.close()
+
+    def _attach(self, place: Place) -> None:
+        stream = Stream(
+            self._shards[place.shard_id], place.replica_id, place.address, self._tls, self._hello
+        )
+        self._streams[place] = stream
+        self._attached[place] = self._group.create_task(stream.run())
 
     async def _shut_down(self) -> None:
         self._shutting_down = True
@@ -314,7 +337,7 @@ class Agent:
                 await self._drain_changed.wait()
 
     def _tell_offer(self) -> None:
-        for stream in self._streams:
+        for stream in self._streams.values():
             stream.offer()
 
     async def _tell_holdings(self) -> None:
@@ -402,6 +425,20 @@ class Agent:
             self._archiver.wake()
 
     # -- for streams: see Receiver -------------------------------------------------------------
+
+    def members_told(self, shard: Shard, members: shard_pb2.ShardMembers) -> None:
+        """See Receiver. Who is configured is attached to in any case: if everybody in the
+        list is gone, they know the next one."""
+        if self._shutting_down:
+            return
+        listed = {Place(shard.shard_id, each.replica_id, each.address) for each in members.replicas}
+        for place in sorted(listed - self._streams.keys()):
+            log.info("another replica", shard=shard.shard_id, replica=place.replica_id)
+            self._attach(place)
+        for place in [place for place in self._streams if place.shard_id == shard.shard_id]:
+            if place not in listed and place not in self._configured:
+                del self._streams[place]
+                self._attached.pop(place).cancel()
 
     def take_work(self, shard: Shard, work: Iterable[shard_pb2.Work]) -> None:
         """See Receiver. Work that is known already is passed over, however often it comes."""

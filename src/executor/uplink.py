@@ -70,6 +70,10 @@ class Receiver(Protocol):
         """An attempt to end, or never to start."""
         ...
 
+    def members_told(self, shard: "Shard", members: shard_pb2.ShardMembers) -> None:
+        """Who belongs to the shard now: a later list than the last."""
+        ...
+
     def acknowledge(self, attempt_ids: Iterable[str]) -> None:
         """Ends that the shard has."""
         ...
@@ -96,6 +100,7 @@ class Shard:
         self.term = 0
         """The highest that a leader has claimed."""
         self.leading: Stream | None = None
+        self._members_number = 0
         self._offset_ns = 0
         self._heard_ns: int | None = None
         self._heard = asyncio.Event()
@@ -134,6 +139,12 @@ class Shard:
         if lease_ms:
             self._lease_ns = lease_ms * 1_000_000
         return True
+
+    def members_told(self, members: shard_pb2.ShardMembers) -> None:
+        """A replica tells who belongs to the shard; the highest number counts."""
+        if members.number > self._members_number:
+            self._members_number = members.number
+            self.receiver.members_told(self, members)
 
     def left_by(self, stream: "Stream") -> None:
         """A replica does not lead, or its stream has ended."""
@@ -334,7 +345,13 @@ class Stream:
                 expected=self._shard.shard_id,
                 found=leadership.shard_id,
             )
-        elif leadership.leader and self._shard.led_by(self, leadership.term, leadership.lease_ms):
+            self._shard.left_by(self)
+            return
+        self._shard.members_told(leadership.members)
+        known = self._shard.leading is self and leadership.term == self._shard.term
+        if leadership.leader and known:
+            return  # it is the list of replicas that has changed
+        if leadership.leader and self._shard.led_by(self, leadership.term, leadership.lease_ms):
             self._confirms_ns = None
             self._owes_inventory = True
             self._wake.set()

@@ -1,4 +1,9 @@
-"""The replicas of one shard as a gateway reaches them: channels, and the search for the leader."""
+"""The replicas of one shard as a gateway reaches them: channels, and the search for the leader.
+
+Who they are is said by the configuration at first, and then by the replicas themselves: each answer
+has a list with a number, and the highest counts. If nobody in it answers, those that are configured
+are asked again.
+"""
 
 from __future__ import annotations
 
@@ -74,18 +79,48 @@ class Replicas:
 
     def __init__(self, members: ShardMembers, credentials: grpc.ChannelCredentials) -> None:
         self.shard_id = members.shard_id
-        self.all = tuple(Replica(peer, credentials) for peer in members.replicas)
+        self.number = 0
+        """Of the list that is in force."""
+        self.learners: frozenset[str] = frozenset()
+        """Who in it is not counted yet."""
+        self._credentials = credentials
+        self._configured = tuple((peer.replica_id, peer.address) for peer in members.replicas)
+        self._made: dict[tuple[str, str], Replica] = {}
+        self.all = self._reach(self._configured)
+
+    def _reach(self, places: Sequence[tuple[str, str]]) -> tuple[Replica, ...]:
+        """The replicas of some ids and addresses. A channel, once made, stays: there are few."""
+        for replica_id, address in places:
+            if (replica_id, address) not in self._made:
+                peer = Peer(replica_id=replica_id, address=address)
+                self._made[replica_id, address] = Replica(peer, self._credentials)
+        return tuple(self._made[place] for place in places)
+
+    def learn(self, members: shard_pb2.ShardMembers) -> None:
+        """A replica says who belongs to the shard."""
+        if members.number > self.number and members.replicas:
+            self.number = members.number
+            self.learners = frozenset(e.replica_id for e in members.replicas if not e.voter)
+            self.all = self._reach([(each.replica_id, each.address) for each in members.replicas])
 
     async def close(self) -> None:
         """Close the channels."""
-        for replica in self.all:
+        for replica in self._made.values():
             await replica.channel.close()
 
     async def find_leader(self, hint: str = "") -> Replica | None:
         """The replica that says it leads, with the highest term. One named by `hint` is believed
         without asking the others, so that a replica that hangs does not delay what is known."""
         hinted = [replica for replica in self.all if replica.id == hint]
-        return _leader(await self._claims(hinted)) or _leader(await self._claims(self.all))
+        found = _leader(await self._claims(hinted))
+        if found is not None:
+            return found
+        views = await self._claims(self.all)
+        if not views and self.number:
+            # All that were known are gone: who is configured may know better, or start anew.
+            self.number, self.learners = 0, frozenset()
+            self.all = self._reach(self._configured)
+        return _leader(views)
 
     async def find_newer_leader(self, leader: Replica) -> Replica | None:
         """Another replica that leads with a term above the leader's own word (or its silence)."""
@@ -124,6 +159,7 @@ class Replicas:
             status = await replica.stub.GetStatus(shard_pb2.GetStatusRequest(), timeout=timeout_s)
         except grpc.RpcError:
             return None
+        self.learn(status.members)
         return View(
             replica,
             cluster_pb2.Replica.FromString(status.replica),

@@ -45,6 +45,10 @@ SEARCH_PAUSE_S = 0.02
 hundreds of milliseconds, and a search costs a message a replica."""
 
 
+LIST_S = 10.0
+"""Between two looks at who belongs to the shard: replacing a replica takes longer than that."""
+
+
 class Patience(NamedTuple):
     """When the silence of a call's leader makes the gateway ask whether another leads, in
     seconds."""
@@ -121,6 +125,7 @@ class Shard:
         """Send what is queued, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._doubt())
+            group.create_task(self._follow_list())
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -132,6 +137,12 @@ class Shard:
                     if batch:
                         self._batches += 1
                         group.create_task(self._send(leader, batch))
+
+    async def _follow_list(self) -> None:
+        """Hear of replicas that come and go, even while the leader stays."""
+        while True:
+            await asyncio.sleep(LIST_S)
+            await self._replicas.ask()
 
     # -- unary calls -----------------------------------------------------------------------------
 
@@ -351,12 +362,16 @@ class Shard:
 
     async def views(self) -> tuple[cluster_pb2.Shard, list[View]]:
         """The shard with all of its replicas, reachable or not, and what they told."""
+        number = self._replicas.number
         views = await self._replicas.ask()
+        if self._replicas.number != number:  # and who was not known before
+            views = await self._replicas.ask()
         by_id = {view.source.id: view.replica for view in views}
-        shard = cluster_pb2.Shard(shard_id=self.id)
+        shard = cluster_pb2.Shard(shard_id=self.id, members_number=self._replicas.number)
         for replica in self._replicas.all:
             told = by_id.get(replica.id) or cluster_pb2.Replica()
             told.replica_id, told.address = replica.id, replica.address
+            told.learner = replica.id in self._replicas.learners
             shard.replicas.append(told)
         return shard, views
 

@@ -270,6 +270,7 @@ class LocalMesh:
         """Of its own image registry, if it has one."""
         self.addresses: list[str] = []
         """Of the gateways."""
+        self._authority: DevelopmentAuthority | None = None
         self._lock = -1
 
     @property
@@ -311,6 +312,35 @@ class LocalMesh:
         except BaseException:
             await self.stop()
             raise
+
+    def further_replica(self, name: str) -> Child:
+        """One replica more, not started: without data, and no member yet (see AddReplica)."""
+        assert self._authority is not None, "only of a mesh that was started"
+        settings = self.replicas[0].settings.scheduler
+        assert settings is not None
+        peers = {peer.replica_id: peer for peer in settings.shard.replicas}
+        for child in self.replicas:
+            assert child.settings.scheduler is not None
+            peers |= {peer.replica_id: peer for peer in child.settings.scheduler.shard.replicas}
+        peers[name] = Peer(name, f"{HOST}:{free_ports(1)[0]}")
+        child = Child(
+            name,
+            "scheduler",
+            self.directory,
+            Config(
+                scheduler=msgspec.structs.replace(
+                    settings,
+                    replica_id=name,
+                    shard=ShardMembers(SHARD_ID, tuple(peers.values())),
+                    data_directory=str(self.directory / name),
+                    tls=self._authority.issue("scheduler", name),
+                    bootstrap=False,
+                    ready_file=str(self.directory / "run" / f"{name}.ready"),
+                )
+            ),
+        )
+        self.replicas.append(child)
+        return child
 
     async def stop(self) -> None:
         """End everything: the door first, so that nothing new comes in; then the executors, which
@@ -435,7 +465,7 @@ class LocalMesh:
         options = self.options
         certificates = self.directory / "certificates"
         shutil.rmtree(certificates, ignore_errors=True)
-        authority = DevelopmentAuthority(certificates)
+        authority = self._authority = DevelopmentAuthority(certificates)
         archive = options.archive
         if archive is not None and "://" not in archive.url:
             archive = msgspec.structs.replace(archive, url=str(self.directory / archive.url))

@@ -26,6 +26,7 @@ from ..mesh.objects import Objects, ObjectsUnavailable
 from .core.commands import ENTRY_VERSION
 from .raft.errors import JournalError
 from .raft.journal import Journal, Position
+from .raft.members import configured
 from .raft.snapshots import sync_directory
 from .raft.storage import RocksStorage
 from .store.rocksdb import RocksBackend
@@ -227,7 +228,7 @@ def restore(where: str, settings: SchedulerConfig) -> Manifest:
             _restore_file(source, scratch / "state", file)
         sync_directory(scratch / "state")
         _check_state(scratch / "state", origin)
-        _make_journal(scratch / "journal", origin, group_id, settings.replica_id)
+        _make_journal(scratch / "journal", origin, group_id, settings)
         journal.parent.mkdir(parents=True, exist_ok=True)
         # A crash between the two leaves a journal without its state: the replica refuses that.
         (scratch / "journal").rename(journal)
@@ -322,11 +323,16 @@ def _check_state(directory: Path, origin: Origin) -> None:
         )
 
 
-def _make_journal(directory: Path, origin: Origin, group_id: str, replica_id: str) -> None:
-    """A journal that begins where the state ends, of a replica that may vote at once."""
+def _make_journal(
+    directory: Path, origin: Origin, group_id: str, settings: SchedulerConfig
+) -> None:
+    """A journal that begins where the state ends, of a replica that may vote at once: one of those
+    that are configured, whoever the backed up group consisted of."""
+    addresses = {peer.replica_id: peer.address for peer in settings.shard.replicas}
+    members = configured(addresses, addresses)
     storage = RocksStorage(directory)
     try:
-        journal = Journal(storage, group_id, replica_id, bootstrap=True)
+        journal = Journal(storage, group_id, settings.replica_id, members, bootstrap=True)
         journal.begin_at(Position(origin.index, origin.term))
         journal.write()
         journal.flush()

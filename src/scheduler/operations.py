@@ -14,8 +14,11 @@ from ..mesh.errors import AlreadyExists, FailedPrecondition, NotFound
 from ..proto.tickmesh.v1 import cluster_pb2
 from . import backup
 from .core.commands import ENTRY_VERSION
+from .raft.members import Members
+from .raft.messages import MEMBERS_SINCE, Introduction
 from .raft.replica import Replica
 from .raft.snapshots import clear
+from .raft.transport import TransportError
 from .store.state import State
 
 LINKS = "raft/backup"
@@ -27,8 +30,16 @@ _PREFIX = "tickmesh.v1.ClusterService"
 class Operations:
     """The methods of one replica, by their names, for while it leads."""
 
-    def __init__(self, replica: Replica, state: State, settings: SchedulerConfig) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        state: State,
+        settings: SchedulerConfig,
+        introduce: Callable[[str], Awaitable[Introduction]],
+    ) -> None:
+        """introduce: who listens at an address; raises TransportError."""
         self._replica = replica
+        self._introduce = introduce
         self._state = state
         self._settings = settings
         self._backups = backup.backups(settings)
@@ -42,6 +53,8 @@ class Operations:
                 self.transfer_leadership,
             ),
             f"{_PREFIX}/BackupShard": (cluster_pb2.BackupShardRequest, self.backup_shard),
+            f"{_PREFIX}/AddReplica": (cluster_pb2.AddReplicaRequest, self.add_replica),
+            f"{_PREFIX}/RemoveReplica": (cluster_pb2.RemoveReplicaRequest, self.remove_replica),
         }
 
     async def close(self) -> None:
@@ -55,11 +68,11 @@ class Operations:
         self, request: cluster_pb2.TransferLeadershipRequest
     ) -> cluster_pb2.TransferLeadershipResponse:
         """See cluster.proto."""
-        config = self._replica.config
+        config, members = self._replica.config, self._replica.committed_members
         if request.replica_id == config.replica_id:
             return cluster_pb2.TransferLeadershipResponse(leader_id=config.replica_id)
-        if request.replica_id and request.replica_id not in config.peers:
-            known = ", ".join(sorted((config.replica_id, *config.peers)))
+        if request.replica_id and request.replica_id not in members.voters:
+            known = ", ".join(sorted(members.voters))
             raise NotFound(f"there is no replica {request.replica_id!r}; there are: {known}")
         leader = await self._replica.hand_over(request.replica_id)
         if leader is None:
@@ -69,6 +82,66 @@ class Operations:
                 "not take over in time. See GetCluster"
             )
         return cluster_pb2.TransferLeadershipResponse(leader_id=leader)
+
+    async def add_replica(self, request: cluster_pb2.AddReplicaRequest) -> cluster_pb2.Shard:
+        """See cluster.proto."""
+        address, config = request.address, self._replica.config
+        self._check_versions(self._replica.entry_version)
+        for each in self._replica.committed_members.replicas:
+            if each.address == address:
+                raise AlreadyExists(f"{address!r} is where {each.id!r} listens: nothing to add")
+        try:
+            found = await self._introduce(address)
+        except TransportError as error:
+            raise FailedPrecondition(
+                f"no replica answers at {address!r}: start it first, with an empty data directory "
+                f"and this shard's replicas and its own in scheduler.shard ({error})"
+            ) from error
+        who = f"the replica {found.replica_id!r} at {address!r}"
+        if found.group_id != config.group_id:
+            raise FailedPrecondition(
+                f"{who} belongs to the group {found.group_id!r}, not to {config.group_id!r}: check "
+                "the address, and its scheduler.shard and scheduler.group_id"
+            )
+        listed = self._replica.committed_members.find(found.replica_id)
+        if listed is not None:
+            raise AlreadyExists(
+                f"{who} is in the list already, at {listed.address!r}: nothing to add. A replica "
+                "that moves to another address is added under another id, and the old one removed"
+            )
+        if found.voter or found.last_index > 1:
+            raise FailedPrecondition(
+                f"{who} has data, up to entry {found.last_index}, or was started with bootstrap: "
+                "start it with an empty data directory and without"
+            )
+        self._check_versions(found.entry_version)
+        return self._answer(await self._replica.add_replica(found.replica_id, address))
+
+    async def remove_replica(self, request: cluster_pb2.RemoveReplicaRequest) -> cluster_pb2.Shard:
+        """See cluster.proto."""
+        self._check_versions(self._replica.entry_version)
+        return self._answer(await self._replica.remove_replica(request.replica_id))
+
+    def _check_versions(self, version: int) -> None:
+        # What was once committed in a version is applied by whoever still is a replica.
+        if max(version, self._state.meta.entry_version) < MEMBERS_SINCE:
+            raise FailedPrecondition(
+                "this needs a newer version of the scheduler on every replica of the shard: one "
+                "runs an older one, or has not been heard of since the last election. Upgrade or "
+                "start it"
+            )
+
+    def _answer(self, members: Members) -> cluster_pb2.Shard:
+        return cluster_pb2.Shard(
+            shard_id=self._settings.shard.shard_id,
+            members_number=members.number,
+            replicas=[
+                cluster_pb2.Replica(
+                    replica_id=each.id, address=each.address, learner=not each.voter
+                )
+                for each in members.replicas
+            ],
+        )
 
     async def backup_shard(
         self, request: cluster_pb2.BackupShardRequest

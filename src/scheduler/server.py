@@ -78,7 +78,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     transport = GrpcTransport(
         group_id,
         settings.replica_id,
-        {name: address for name, address in members.items() if name != settings.replica_id},
         tls.channel_credentials(settings.tls),
         tls.CHANNEL_OPTIONS,
     )
@@ -88,6 +87,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             group_id=group_id,
             replica_id=settings.replica_id,
             peers=tuple(sorted(set(members) - {settings.replica_id})),
+            addresses=members,
             directory=directory / "raft",
             bootstrap=settings.bootstrap,
             election_timeout_min_s=low_ms / 1_000,
@@ -107,7 +107,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
         )
     )
-    operations = Operations(replica, state, settings)
+    operations = Operations(replica, state, settings, transport.introduce)
     service = ShardService(
         shard, clock, settings.shard.shard_id, settings.replica_id, operations=operations
     )
@@ -141,6 +141,7 @@ async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> N
         asyncio.create_task(shard.run()),
         asyncio.create_task(stop.wait()),
         asyncio.create_task(replica.failed.wait()),
+        asyncio.create_task(replica.removed.wait()),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -155,11 +156,18 @@ async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> N
     if replica.failure is not None:
         log.error("the replica has failed; the process ends", error=str(replica.failure))
         raise replica.failure
+    if replica.removed.is_set():
+        log.warning(
+            "this replica was removed from its shard; the process ends. Its data directory is of "
+            "no use any more: delete it, and do not start it again",
+            shard=replica.config.group_id,
+            replica=replica.config.replica_id,
+        )
 
 
 async def _hand_over(replica: Replica) -> None:
     """A planned stop costs the shard no election timeout: another replica leads first."""
-    if replica.is_leader and replica.config.peers:
+    if replica.is_leader and len(replica.committed_members.voters) > 1:
         with contextlib.suppress(RaftError):
             successor = await replica.hand_over()
             log.info("handed leadership over", leader=successor or "nobody could take it")

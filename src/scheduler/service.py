@@ -14,10 +14,13 @@ from google.protobuf.message import DecodeError
 from ..mesh import names, telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import (
+    AlreadyExists,
     CursorExpired,
+    FailedPrecondition,
     InternalError,
     NoLeader,
     NotBuilt,
+    NotFound,
     OutcomeUnknown,
     TickmeshError,
     Unavailable,
@@ -33,7 +36,7 @@ from .core.ids import attempt_id
 from .core.model import ACTIVE_STATES, Execution
 from .dispatch import Dispatcher, Link
 from .operations import Operations
-from .raft.errors import NotLeader, RaftError
+from .raft.errors import AlreadyMember, ChangeRefused, NoSuchMember, NotLeader, RaftError
 from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
 from .shard import Shard
 from .watch import Change, pieces
@@ -63,6 +66,12 @@ def explain(error: Exception) -> TickmeshError:
             return error
         case NotLeader():
             return NoLeader("the shard has no leader now; nothing was changed")
+        case AlreadyMember():
+            return AlreadyExists(str(error))
+        case NoSuchMember():
+            return NotFound(str(error))
+        case ChangeRefused():
+            return FailedPrecondition(str(error))
         case RaftOutcomeUnknown():
             return OutcomeUnknown(
                 "the shard lost its leader before the commit was known: repeat with the same "
@@ -101,6 +110,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._replica_id = replica_id
         self._attached: dict[Link, None] = {}  # in the order that they came
         shard.on_leadership(self._announce)
+        shard.replica.on_members(self._announce_members)
 
     # -- gateways ------------------------------------------------------------------------------
 
@@ -307,6 +317,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             clock_step_count=status.clock_step_count,
             last_clock_step_ns=status.last_clock_step_ns,
             clock_fault=status.clock_fault,
+            learner=self._replica_id not in status.members.voters,
         )
         leading = self._shard.leading
         executors = []
@@ -330,7 +341,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     clock_uncertainty_ns=link.clock_uncertainty_ns,
                 )
                 executors.append(executor.SerializeToString())
-        return shard_pb2.GetStatusResponse(replica=replica.SerializeToString(), executors=executors)
+        return shard_pb2.GetStatusResponse(
+            replica=replica.SerializeToString(), executors=executors, members=self._members()
+        )
 
     async def LocateExecution(
         self, request: shard_pb2.LocateExecutionRequest, context: Context
@@ -432,7 +445,18 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 term=self._shard.replica.term if leading is None else leading.term,
                 shard_id=self._shard_id,
                 lease_ms=self._shard.lease_ms,
+                members=self._members(),
             )
+        )
+
+    def _members(self) -> shard_pb2.ShardMembers:
+        members = self._shard.replica.committed_members
+        return shard_pb2.ShardMembers(
+            number=members.number,
+            replicas=[
+                shard_pb2.ShardMember(replica_id=each.id, address=each.address, voter=each.voter)
+                for each in members.replicas
+            ],
         )
 
     def _announce(self) -> None:
@@ -440,6 +464,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         for link in list(self._attached):
             if self._shard.leading is not None and not link.closed:
                 self._shard.leading.attach(link)
+            link.send(self._leadership())
+
+    def _announce_members(self) -> None:
+        """The list of replicas has changed: the same."""
+        for link in list(self._attached):
             link.send(self._leadership())
 
     async def _admit(self, context: Context, role: str) -> str:

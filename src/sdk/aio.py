@@ -74,6 +74,7 @@ from .types import (
     RetryPolicy,
     Schedule,
     ScheduleStatistics,
+    Shard,
     TimeWindow,
     Verification,
     ZonesUpgrade,
@@ -261,6 +262,23 @@ class AsyncClient:
         request = cluster_pb2.BackupShardRequest(shard_id=shard_id, directory=directory)
         answer = await self._transport.unary(self._cluster.BackupShard, request, deadline_s)
         return convert.from_backup(answer)
+
+    async def add_replica(
+        self, shard_id: str, address: str, *, deadline_s: float | None = None
+    ) -> Shard:
+        """Add the replica that listens at `address` to a shard: for operators. It is in the list
+        when this returns, and a voter when it has caught up: see `cluster`."""
+        request = cluster_pb2.AddReplicaRequest(shard_id=shard_id, address=address)
+        answer = await self._transport.unary(self._cluster.AddReplica, request, deadline_s)
+        return convert.from_shard(answer)
+
+    async def remove_replica(
+        self, shard_id: str, replica_id: str, *, deadline_s: float | None = None
+    ) -> Shard:
+        """Remove a replica from a shard, for good: for operators. Its process ends."""
+        request = cluster_pb2.RemoveReplicaRequest(shard_id=shard_id, replica_id=replica_id)
+        answer = await self._transport.unary(self._cluster.RemoveReplica, request, deadline_s)
+        return convert.from_shard(answer)
 
 
 class AsyncJobs:

@@ -636,13 +636,7 @@ def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
     """From the API's message."""
     return types.Cluster(
         version=message.version,
-        shards=tuple(
-            types.Shard(
-                shard_id=shard.shard_id,
-                replicas=tuple(_from_replica(replica) for replica in shard.replicas),
-            )
-            for shard in message.shards
-        ),
+        shards=tuple(from_shard(shard) for shard in message.shards),
         executors=tuple(from_executor(each) for each in message.executors),
     )
 
@@ -676,6 +670,15 @@ def from_executor(message: cluster_pb2.Executor) -> types.Executor:
     )
 
 
+def from_shard(message: cluster_pb2.Shard) -> types.Shard:
+    """From the API's message."""
+    return types.Shard(
+        shard_id=message.shard_id,
+        replicas=tuple(_from_replica(replica) for replica in message.replicas),
+        members_number=message.members_number,
+    )
+
+
 def _from_replica(message: cluster_pb2.Replica) -> types.Replica:
     return types.Replica(
         replica_id=message.replica_id,
@@ -688,6 +691,7 @@ def _from_replica(message: cluster_pb2.Replica) -> types.Replica:
         schedule_count=message.schedule_count,
         active_execution_count=message.active_execution_count,
         resident_memory_bytes=message.resident_memory_bytes,
+        learner=message.learner,
     )
 
 

@@ -620,6 +620,8 @@ class Replica:
     schedule_count: int
     active_execution_count: int
     resident_memory_bytes: int
+    learner: bool
+    """It was added and has not caught up: it is not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -628,6 +630,8 @@ class Shard:
 
     shard_id: str
     replicas: tuple[Replica, ...]
+    members_number: int
+    """One more with every change of the list of replicas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,8 @@ class Host:
         self.machine = machine
         self.network = network
         self.replicas = replicas
+        self.more = asyncio.Event()
+        """Set when there is another replica."""
         self.find = find
         self.watcher = watcher
         self.slot_count = slot_count
@@ -143,7 +145,15 @@ class Agent:
         for held in list(self._host.held.values()):
             if not held.ended_ns:
                 self._begin(held)
-        await asyncio.gather(*(self._attach(replica) for replica in self._host.replicas))
+        reached: set[str] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._host.more.clear()
+                for replica in self._host.replicas:
+                    if replica not in reached:
+                        reached.add(replica)
+                        group.create_task(self._attach(replica))
+                await self._host.more.wait()
 
     # -- attempts ------------------------------------------------------------------------------
 

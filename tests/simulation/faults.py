@@ -10,6 +10,7 @@ isolate             a replica is cut off, from the others alone or from everybod
 cut_one_way         nothing gets from one replica to another
 rough_network       messages are lost, doubled, delayed, and so reordered
 flap                two replicas lose their connection, and find it again
+change_members      replicas are added, with empty disks, and removed, the leader too, at any time
 transfer            leadership goes to another replica, at once; and with every loss of a leader
 lose_executor       a worker host's process dies, the host reboots, or is replaced
 isolate_executor    a worker host is cut off, for longer than its lease or not
@@ -19,18 +20,34 @@ isolate_client      a client is cut off from a replica, one way
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from tickmesh.scheduler.raft.errors import ChangeRefused, NotLeader, OutcomeUnknown
+
 if TYPE_CHECKING:
+    from tickmesh.scheduler.raft.members import Members
+
     from .world import Node, World
 
 PAUSE_S = 2.5
 """Mean between two faults."""
 
+REPLICAS_MAX = 5
+"""At one time."""
+
+ELECTION_LOOKS, ELECTION_LOOK_S = 400, 0.0005
+"""How often and how long a new leader is looked for."""
+
 CLOCK_BOUND_MS = 400.0
 """How far wall clocks are from true time at most."""
+
+
+def is_about_members(seed: int) -> bool:
+    """In every fifth simulation replicas are added and removed all the time."""
+    return seed % 5 == 0
 
 
 class Faults:
@@ -40,6 +57,7 @@ class Faults:
         self._world = world
         self._chance = random.Random(f"{seed}/faults")
         self.made = 0
+        self._changing = 0
         self._choices: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
             (5, self.crash),
             (5, self.crash_at_point),
@@ -54,6 +72,7 @@ class Faults:
             (1, self.wipe),
             (2, self.flap),
             (2, self.transfer),
+            (60 if is_about_members(world.report.seed) else 3, self.change_members),
             (3, self.lose_executor),
             (5, self.isolate_executor),
             (2, self.isolate_client),
@@ -121,10 +140,85 @@ class Faults:
         machine.is_full = False
 
     async def wipe(self) -> None:
-        """A disk is lost for good, while no other replica is still catching up."""
-        node = self._node()
-        if all(other.is_voter for other in self._world.nodes if other is not node):
+        """A disk is lost for good, while no other replica is still catching up, nor a list of the
+        replicas under way: three are needed to bear it."""
+        node, lists = self._node(), self._world.lists()
+        numbers = {members.number for members in lists}
+        enough = all(len(members.voters) >= 3 for members in lists)
+        voters = {name for members in lists for name in members.voters}
+        if (
+            enough
+            and len(numbers) == 1
+            and not self._changing
+            and all(
+                other.is_voter
+                for other in self._world.nodes
+                if other is not node and other.name in voters
+            )
+        ):
             node.wipe()
+
+    async def change_members(self) -> None:
+        """Asked of who says that it leads, whether or not that is a good moment."""
+        world, chance = self._world, self._chance
+        leaders = [node for node in world.nodes if node.leads]
+        if not leaders:
+            return
+        leader = chance.choice(leaders)
+        if chance.random() < 0.4:  # just elected: nothing of its own is committed yet
+            leader = await self._next_leader(leader)
+        replica, process = leader.replica, leader.machine.process
+        if replica is None or process is None:
+            return
+        async with asyncio.TaskGroup() as group:
+            if chance.random() < 0.3:  # what it appends stays without a majority for a while
+                others = [node.name for node in world.nodes if node is not leader]
+                unheard = chance.sample(others, chance.randint(1, len(others)))
+                links = [(leader.name, name) for name in unheard]
+                what = f"{leader.name} is not heard by {unheard}"
+                group.create_task(self._cut(what, links, 0.2, 2.0))
+            for _ in range(chance.choice((1, 1, 2, 3))):
+                work = self._some_change(leader)
+                if work is not None:
+                    self._changing += 1
+                    process.spawn(self._change(work))
+                    await asyncio.sleep(chance.uniform(0.0, 0.02))
+            await self._for(5.0, 5.0)
+        self._changing = 0
+
+    async def _next_leader(self, leader: Node) -> Node:
+        """After an election that is asked for; the old one if there is none soon."""
+        world = self._world
+        assert leader.replica is not None
+        term = leader.replica.term
+        others = [node for node in world.nodes if node is not leader]
+        leader.replica.transfer_leadership(self._chance.choice(others).name)
+        for _ in range(ELECTION_LOOKS):
+            for node in others:
+                if node.leads and node.replica is not None and node.replica.term > term:
+                    return node
+            await asyncio.sleep(ELECTION_LOOK_S)
+        return leader
+
+    def _some_change(self, leader: Node) -> Coroutine[Any, Any, Members] | None:
+        world, chance, replica = self._world, self._chance, leader.replica
+        if replica is None:
+            return None
+        listed = world.lists()[-1].ids
+        if len(listed) >= REPLICAS_MAX or (len(listed) > 3 and chance.random() < 0.6):
+            node = leader if chance.random() < 0.3 else chance.choice(world.nodes)
+            world.note(f"{leader.name} is asked to remove {node.name}")
+            return replica.remove_replica(node.name)
+        fresh = [node for node in world.nodes if node.name not in listed and not node.was_voter]
+        if not fresh and not world.has_room:
+            return None
+        node = fresh[0] if fresh else world.add_node()
+        world.note(f"{leader.name} is asked to add {node.name}")
+        return replica.add_replica(node.name, "")
+
+    async def _change(self, work: Coroutine[Any, Any, Members]) -> None:
+        with contextlib.suppress(ChangeRefused, NotLeader, OutcomeUnknown):
+            await work
 
     async def transfer(self) -> None:
         for node in self._world.nodes:

@@ -27,8 +27,17 @@ from tickmesh.scheduler.core.model import (
     Reason,
     Schedule,
 )
-from tickmesh.scheduler.raft.journal import Ballot
-from tickmesh.scheduler.raft.messages import Append, AppendReply, Message, Vote, VoteReply
+from tickmesh.scheduler.raft.journal import Ballot, Journal
+from tickmesh.scheduler.raft.members import Members, decode
+from tickmesh.scheduler.raft.messages import (
+    KIND_MEMBERS,
+    Append,
+    AppendReply,
+    Message,
+    Vote,
+    VoteReply,
+)
+from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
@@ -56,6 +65,10 @@ def stage(execution: Execution) -> Stage:
     return int(execution.state), len(attempts), bool(attempts and attempts[-1].ended_ns)
 
 
+def _is_majority(some: set[str], members: Members) -> bool:
+    return 2 * len(some & members.voters) > len(members.voters)
+
+
 class _Reference(MemoryBackend):
     """A backend that knows its digest."""
 
@@ -81,8 +94,14 @@ class Ledger:
         machines: list[Machine],
         arm_ahead_ms: int,
         violate: Callable[[str], None],
+        members: Members,
+        replicas: Callable[[], dict[str, Replica]],
     ) -> None:
-        self._machines = {machine.name: machine for machine in machines}
+        """members: the list that the group begins with; replicas: those that are up, by name."""
+        self.machines = {machine.name: machine for machine in machines}
+        self.lists: dict[int, Members] = {0: members}
+        """Every list of replicas that was committed, by its index."""
+        self._replicas = replicas
         self._violate = violate
         self._backend = _Reference()
         self.state = State(self._backend)  # type: ignore[arg-type]
@@ -286,13 +305,73 @@ class Ledger:
     def _check_durable(self, index: int, term: int) -> None:
         """Whoever applies first knows that it is committed: a majority must hold it on disk."""
         key = b"e" + index.to_bytes(8, "big")
-        holders = 0
-        for machine in self._machines.values():
+        holders: set[str] = set()
+        for name, machine in self.machines.items():
             # An acknowledgement may be under way when the disk behind it is lost: it counts.
             values = (machine.journal.durable.get(key), machine.journal.lost.get(key))
-            holders += any(v is not None and int.from_bytes(v[4:12], "big") == term for v in values)
-        if holders * 2 <= len(self._machines):
-            self._violate(f"entry {index} was applied while only {holders} disks hold it")
+            if any(v is not None and int.from_bytes(v[4:12], "big") == term for v in values):
+                holders.add(name)
+        # A leader counts by the last list that it has, which may be later than the entry.
+        lists = [self.members_at(index)]
+        for replica in self._replicas().values():
+            lists += [members for at, members in replica._journal._lists if at > index]
+        if not any(_is_majority(holders, members) for members in lists):
+            self._violate(f"entry {index} was applied while only {holders} hold it: {lists}")
+
+    # -- the list of replicas ------------------------------------------------------------------
+
+    def members_at(self, index: int) -> Members:
+        """The committed list in force there."""
+        return self.lists[max(at for at in self.lists if at <= index)]
+
+    def listed(self, name: str, index: int, term: int, command: bytes) -> None:
+        """A replica has come to a committed list."""
+        members, known = decode(command[1:]), self.lists.get(index)
+        if known is not None:
+            if known != members:
+                self._violate(f"{name} has the list {members} at {index}, others {known}")
+            return
+        before = self.members_at(index)
+        if index > max(self.lists):
+            if members.number != before.number + 1 or len(members.voters ^ before.voters) > 1:
+                self._violate(f"{members} follows {before}")
+            self.lists[index] = members
+            self._check_durable(index, term)
+
+    def holds_list(self, name: str, journal: Journal) -> None:
+        """A replica has opened its journal, or made it from a snapshot."""
+        base, (_, members) = journal.base.index, journal._lists[0]
+        expected = self.members_at(base)
+        # Who joined without data begins with its configuration, and takes lists from the log.
+        if base > 1 and (members.number, members.voters) != (expected.number, expected.voters):
+            self._violate(f"{name} begins at {base} with {members}, not with {expected}")
+
+    def _list_below(self, journal: Journal, index: int) -> tuple[int, Members]:
+        """By the entries alone: which list is in force before the one at `index`."""
+        for entry in reversed(journal.entries):
+            if entry.index < index and entry.command[:1] == KIND_MEMBERS:
+                return entry.index, decode(entry.command[1:])
+        return 0, self.members_at(journal.base.index)
+
+    def _check_election(self, leader: str, term: int) -> None:
+        """Whoever leads was voted for by a majority of the list that it had."""
+        replica = self._replicas().get(leader)
+        if replica is None or replica._member.first_index_of_term is None:
+            return
+        _, members = self._list_below(replica._journal, replica._member.first_index_of_term)
+        backers = {v for (v, at), who in self._votes.items() if at == term and who == leader}
+        if not _is_majority(backers | {leader}, members):
+            self._violate(f"{leader} leads in term {term} by {backers}, with the list {members}")
+
+    def changes_list(self, leader: str, journal: Journal, commit_index: int, term: int) -> None:
+        """A leader has appended a list: after an entry of its own and the last list, committed."""
+        index = journal.last_index
+        committed = journal.at(commit_index)
+        before, _ = self._list_below(journal, index)
+        if before > commit_index:
+            self._violate(f"{leader} makes a list at {index}; that at {before} is open")
+        if committed is None or committed.term != term:
+            self._violate(f"{leader} makes a list at {index} before an entry of its own is safe")
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -300,6 +379,8 @@ class Ledger:
         """A replica sends a message."""
         match message:
             case Append():
+                if message.term not in self._leaders:
+                    self._check_election(sender, message.term)
                 leader = self._leaders.setdefault(message.term, sender)
                 if leader != sender:
                     self._violate(f"{leader} and {sender} both lead in term {message.term}")
@@ -313,7 +394,7 @@ class Ledger:
                 pass
 
     def _vote(self, voter: str, candidate: str, term: int) -> None:
-        sealed = self._machines[voter].journal.durable.get(b"m/ballot", b"")
+        sealed = self.machines[voter].journal.durable.get(b"m/ballot", b"")
         ballot = msgspec.msgpack.decode(sealed[4:], type=Ballot) if sealed else Ballot(0, None)
         if ballot.term < term:
             self._violate(f"{voter} votes in term {term}; its disk is in term {ballot.term}")

@@ -19,6 +19,9 @@ from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Dispatcher
 from tickmesh.scheduler.proposals import Proposals
+from tickmesh.scheduler.raft.journal import Journal
+from tickmesh.scheduler.raft.library import RaftLibrary
+from tickmesh.scheduler.raft.member import Member
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.store import keys
@@ -229,6 +232,77 @@ def time_runs_backwards_in_the_log() -> list[Patch]:
     return [(Proposals, "_propose", proposed)]
 
 
+def list_in_force_when_committed() -> list[Patch]:
+    """A list of replicas decides from its commit on, not from its append on."""
+    follow, tick = Member.follow_list, Member.tick
+
+    def follow_list(self: Any) -> None:
+        lists = self.journal._lists
+        committed = [each for each in lists if each[0] <= self.commit_index]
+        self.journal._lists = committed or lists[:1]
+        try:
+            follow(self)
+        finally:
+            self.journal._lists = lists
+
+    def ticked(self: Any) -> None:
+        follow_list(self)
+        tick(self)
+
+    return [(Member, "follow_list", follow_list), (Member, "tick", ticked)]
+
+
+def two_lists_at_once() -> list[Patch]:
+    """A list is appended while the one before it is not committed."""
+    may_change = property(lambda self: self.leads_with_own_entry)
+    return [
+        (Member, "may_change_members", may_change),
+        (Replica, "_check_changeable", lambda self: self._check_leading()),
+    ]
+
+
+def list_before_an_own_entry() -> list[Patch]:
+    """A new leader appends a list before anything of its own term is committed."""
+
+    def may_change(self: Any) -> bool:
+        return bool(self.is_leader and self.journal.members_index <= self.commit_index)
+
+    return [(Member, "may_change_members", property(may_change))]
+
+
+def removed_replica_counted() -> list[Patch]:
+    """A leader goes on to send to whom it has removed, and counts its acknowledgements."""
+    follow, tick = Member.follow_list, RaftLibrary.library_tick
+
+    def follow_list(self: Any) -> None:
+        others, progress = self.others, dict(self._progress)
+        follow(self)
+        gone = [peer for peer in others if peer not in self.others]
+        if self.is_leader and gone:
+            self.others = (*self.others, *gone)
+            self._progress.update({peer: progress[peer] for peer in gone})
+
+    def ticked(self: Any) -> None:
+        gone = [peer for peer in self._progress if peer not in self.members.ids]
+        if not self.is_leader or not gone or not self.voting:
+            tick(self)
+            return
+        matches = self._SyncObj__raftMatchIndex
+        weakest = min(sorted(self.voting), key=self.match_index)
+        kept = self.match_index(weakest)
+        matches[self._node(weakest)] = max(kept, *map(self.match_index, gone))
+        tick(self)
+        matches[self._node(weakest)] = kept
+
+    return [(Member, "follow_list", follow_list), (RaftLibrary, "library_tick", ticked)]
+
+
+def list_forgotten_in_a_snapshot() -> list[Patch]:
+    """Who installs a snapshot keeps the list that it had."""
+    begin = Journal.begin_install
+    return [(Journal, "begin_install", lambda self, position, members=None: begin(self, position))]
+
+
 MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -249,6 +323,11 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         forgotten_before_its_end,
         watch_resumed_one_entry_too_late,
         time_runs_backwards_in_the_log,
+        list_in_force_when_committed,
+        two_lists_at_once,
+        list_before_an_own_entry,
+        removed_replica_counted,
+        list_forgotten_in_a_snapshot,
     )
 }
 

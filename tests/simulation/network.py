@@ -36,6 +36,9 @@ class Network:
         self.chance = random.Random(f"{seed}/network")
         self.stretch = stretch
         self.raft = MemoryNetwork(self.chance.getrandbits(32))
+        self.raft.later = lambda delay_s, function, *arguments: outside(
+            asyncio.get_running_loop().call_later, delay_s * stretch, function, *arguments
+        )
         self._cuts: dict[tuple[str, str], float] = {}
         self.calm()
 

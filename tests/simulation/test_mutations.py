@@ -12,7 +12,14 @@ SEEDS_MAX = 80
 
 MINUTES = 1.0
 
-FIRST_SEEDS = {"attempt_number_ignored": 43, "time_runs_backwards_in_the_log": 6}
+FIRST_SEEDS = {
+    "attempt_number_ignored": 43,
+    "time_runs_backwards_in_the_log": 6,
+    "two_lists_at_once": 25,
+    "list_before_an_own_entry": 5,
+    "removed_replica_counted": 10,
+    "list_forgotten_in_a_snapshot": 5,
+}
 """Where the search begins, for those that take longest: it only saves time."""
 
 

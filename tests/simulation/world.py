@@ -24,7 +24,8 @@ from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
 from tickmesh.scheduler.raft.config import ReplicaConfig
-from tickmesh.scheduler.raft.messages import Message
+from tickmesh.scheduler.raft.members import Members, configured, decode
+from tickmesh.scheduler.raft.messages import KIND_MEMBERS, Entry, Message
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.shard import Shard
@@ -45,6 +46,8 @@ from .pace import of
 from .watches import Watch
 
 REPLICAS = 3
+MACHINES_MAX = 40
+"""In one simulation, those of removed replicas included."""
 EXECUTORS = 3
 CLIENTS = 3
 ARM_AHEAD_MS = 2_000
@@ -96,6 +99,13 @@ class Node:
         self.service: ShardService | None = None
         self.transport: Transport | None = None
         self._bootstrap = True
+        self.retired = False
+        """It was removed from its group, and has noticed."""
+
+    @property
+    def was_voter(self) -> bool:
+        """Whether a committed list ever counted it."""
+        return any(self.name in members.voters for members in self._world.ledger.lists.values())
 
     @property
     def leads(self) -> bool:
@@ -154,7 +164,8 @@ class Node:
         self.transport.sent = world.ledger.sent
         world.transports[self.name] = self.transport
         self.transport.know(world.transports)
-        self.replica = Replica(
+        self.replica = Observed(
+            world,
             ReplicaConfig(
                 group_id="shard-0",
                 replica_id=self.name,
@@ -176,14 +187,20 @@ class Node:
         self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
+        world.ledger.holds_list(self.name, self.replica._journal)
         shard.changes.index = state.applied[0]
         working = asyncio.create_task(shard.run())
         failing = asyncio.create_task(self.replica.failed.wait())
-        done, _ = await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
+        removed = asyncio.create_task(self.replica.removed.wait())
+        done, _ = await asyncio.wait(
+            (working, failing, removed), return_when=asyncio.FIRST_COMPLETED
+        )
         for task in done:
             task.result()
         if self.replica.failure is not None:
             raise self.replica.failure
+        if self.replica.removed.is_set():
+            world.retire(self)
 
     def found(self) -> tuple[Process, Any] | None:
         """The process and its service, if it is up."""
@@ -197,6 +214,29 @@ class Node:
         if self.transport is not None:
             self.transport.crash()
             self.transport = None
+
+
+class Observed(Replica):
+    """A replica whose committed lists are told to the ledger."""
+
+    def __init__(self, world: World, config: ReplicaConfig, *arguments: Any) -> None:
+        super().__init__(config, *arguments)
+        self._world = world
+
+    def _change_members(self) -> None:
+        before, commit_index = self._journal.members_index, self._member.commit_index
+        super()._change_members()
+        if self._journal.members_index != before:
+            self._world.ledger.changes_list(
+                self.config.replica_id, self._journal, commit_index, self._member.term
+            )
+
+    def _apply_entry(self, entry: Entry) -> object:
+        if entry.command[:1] == KIND_MEMBERS:
+            name = self.config.replica_id
+            self._world.ledger.listed(name, entry.index, entry.term, entry.command)
+            self._world.note(f"{name} comes to {decode(entry.command[1:])}")
+        return super()._apply_entry(entry)
 
 
 class Watched:
@@ -225,6 +265,8 @@ class Watched:
 
     def install(self, directory: Path) -> None:
         self._state.install(directory)
+        assert self._node.replica is not None
+        self._ledger.holds_list(self._node.name, self._node.replica._journal)
         self._node._world.note(f"{self._node.name} installs {self._state.applied}")
         self._ledger.holds(self._node.name, self._state.applied[0], self._backend.digest)
 
@@ -247,14 +289,23 @@ class World:
         self.network = Network(text, pace.stretch)
         self.network.raft.trace = self._arrived
         self.transports: dict[str, Transport] = {}
+        self._text, self._directory = text, directory
+        self._made = REPLICAS
         self.nodes = [
             Node(self, f"replica-{number}", text, directory / f"replica-{number}")
             for number in range(REPLICAS)
         ]
-        self.ledger = Ledger([node.machine for node in self.nodes], ARMED_MS_MAX, self.violate)
+        """The replicas that there are; and those that were removed and have not noticed."""
+        self.ledger = Ledger(
+            [node.machine for node in self.nodes],
+            ARMED_MS_MAX,
+            self.violate,
+            configured([node.name for node in self.nodes], {}),
+            lambda: {node.name: node.replica for node in self.nodes if node.replica is not None},
+        )
         self.ledger.on_change = self._changed
-        by_name = {node.name: node for node in self.nodes}
-        names = list(by_name)
+        self._by_name = by_name = {node.name: node for node in self.nodes}
+        self._names = names = list(by_name)
 
         def find(name: str) -> tuple[Process, Any] | None:
             return by_name[name].found()
@@ -319,6 +370,7 @@ class World:
         """By attempt: when its host says that it started it."""
         self._stops: set[str] = set()
         self._healed_ms = 0
+        self.retired: list[str] = []
         self._violated = loop.create_future()
 
     # -- what happens --------------------------------------------------------------------------
@@ -380,6 +432,41 @@ class World:
             self.violate(f"{last} succeeded without having been started")
         if execution.state is ExecutionState.REVOKED and started:
             self.violate(f"{last} is revoked, but it was started")
+
+    # -- replicas that come and go -------------------------------------------------------------
+
+    def add_node(self) -> Node:
+        """Another replica, without data, which nobody knows yet."""
+        name = f"replica-{self._made}"
+        self._made += 1
+        node = Node(self, name, self._text, self._directory / name)
+        node._bootstrap = False
+        self.nodes.append(node)
+        self.ledger.machines[name] = node.machine
+        self._by_name[name] = node
+        self._names.append(name)
+        for host in self.hosts:
+            host.more.set()
+        node.boot()
+        return node
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there may be another one."""
+        return self._made < MACHINES_MAX
+
+    def retire(self, node: Node) -> None:
+        """It has noticed that it was removed."""
+        self.note(f"{node.name} was removed, and ends")
+        node.retired = True
+        self.retired.append(node.name)
+        self.nodes.remove(node)
+        self._names.remove(node.name)
+
+    def lists(self) -> list[Members]:
+        """The last list of every replica that is up, and the last that is committed."""
+        found = [node.replica._journal.members for node in self.nodes if node.replica is not None]
+        return [*found, self.ledger.lists[max(self.ledger.lists)]]
 
     def attempt_started(self, host: str, held: Held) -> None:
         """See executors.Watcher."""
@@ -462,6 +549,10 @@ class World:
         now_ms = self._now_ms()
         self.ledger.fires.check_settled(now_ms - SETTLED_LAG_MS)
         self.ledger.audit()
+        committed = self.ledger.lists[max(self.ledger.lists)]
+        for name in self.retired:
+            if committed.find(name) is not None:
+                self.violate(f"{name} has ended as if removed, and is in {committed}")
         for client in self.clients:
             for identity in client.acknowledged():
                 if identity not in self.ledger.executions:
@@ -487,15 +578,33 @@ class World:
     def _is_settled(self, working: list[asyncio.Task[Any]], entries: int) -> bool:
         """entries: the last one, as of some while ago."""
         now_ms = self._now_ms()
-        applied = {node.replica.applied_index for node in self.nodes if node.replica is not None}
+        listed = self.ledger.lists[max(self.ledger.lists)].ids
+        applied = {
+            node.replica.applied_index
+            for node in self.nodes
+            if node.replica is not None and node.name in listed
+        }
         return (
             all(task.done() for task in working)
             and not self._old()
             and not any(watch.is_behind(entries) for watch in self.watches)
             and len(applied) == 1
-            and len([node for node in self.nodes if node.replica is not None]) == REPLICAS
+            and self._is_whole()
             and any(node.leads for node in self.nodes)
             and not any(self._pending_fires(now_ms - SETTLED_LAG_MS))
+        )
+
+    def _is_whole(self) -> bool:
+        """Whoever is in the last list is up and a voter; whoever was removed has noticed."""
+        committed = self.ledger.lists[max(self.ledger.lists)]
+        ever = {name for members in self.ledger.lists.values() for name in members.voters}
+        up = {node.name for node in self.nodes if node.replica is not None}
+        left = {node.name for node in self.nodes if node.name in ever} - committed.voters
+        return (
+            set(committed.ids) <= up
+            and not committed.learners
+            and not left
+            and all(members.number <= committed.number for members in self.lists())
         )
 
     def _old(self) -> list[Execution]:
@@ -516,11 +625,13 @@ class World:
 
     def _unsettled(self) -> str:
         leaders = [node.name for node in self.nodes if node.leads]
+        members = self.ledger.lists[max(self.ledger.lists)]
         applied = [node.replica and node.replica.applied_index for node in self.nodes]
         fires = self._pending_fires(self._now_ms() - SETTLED_LAG_MS)
         behind = [w.name for w in self.watches if w.is_behind(max(self.ledger.entries))]
         return (
-            f"leaders {leaders}, applied {applied}, not ended {self._old()[:2]},"
+            f"{members}, {self.lists()}, leaders {leaders},"
+            f" applied {applied}, not ended {self._old()[:2]},"
             f" fires {fires[:3]}, behind {behind}"
         )
 
@@ -528,6 +639,8 @@ class World:
         fires, report = self.ledger.fires, self.report
         report.counts = {
             "entries": len(self.ledger.entries),
+            "lists": len(self.ledger.lists) - 1,
+            "retired": len(self.retired),
             "fires": len(fires.made),
             "missed": fires.missed,
             "dropped_history": int(self.ledger.state.meta.history_from > 0),

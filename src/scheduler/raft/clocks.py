@@ -9,7 +9,7 @@ the peer's clock is known to within half a round trip, whatever either wall cloc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 SAMPLES_MAX = 16
@@ -39,7 +39,6 @@ class Clocks:
 
     def __init__(
         self,
-        peers: tuple[str, ...],
         monotonic_s: Callable[[], float],
         wall_ns: Callable[[], int],
         skew_ns_max: int,
@@ -47,12 +46,16 @@ class Clocks:
         self._monotonic_s = monotonic_s
         self._wall_ns = wall_ns
         self._skew_ns_max = skew_ns_max
-        self._samples: dict[str, deque[tuple[int, int]]] = {
-            peer: deque(maxlen=SAMPLES_MAX) for peer in peers
-        }
+        self._samples: dict[str, deque[tuple[int, int]]] = {}
         self._difference_ns: int | None = None
         self.step_count = 0
         self.last_step_ns = 0
+
+    def follow(self, peers: Iterable[str]) -> None:
+        """Whose clocks count: those of the group's other voters."""
+        self._samples = {
+            peer: self._samples.get(peer) or deque(maxlen=SAMPLES_MAX) for peer in sorted(peers)
+        }
 
     def monotonic_ns(self) -> int:
         """To be echoed by whoever is asked."""
@@ -80,7 +83,7 @@ class Clocks:
 
     def sample(self, peer: str, asked_ns: int, clock_ns: int) -> None:
         """A reply has come: `asked_ns` echoed, `clock_ns` its sender's wall clock; 0: not told."""
-        if not asked_ns or not clock_ns:
+        if not asked_ns or not clock_ns or peer not in self._samples:
             return
         delay_ns = self.monotonic_ns() - asked_ns
         if 0 <= delay_ns <= DELAY_NS_MAX:
@@ -90,7 +93,8 @@ class Clocks:
     def forget(self, *peers: str) -> None:
         """What is known of some peers' clocks, or of all, counts no more."""
         for peer in peers or self._samples:
-            self._samples[peer].clear()
+            if peer in self._samples:
+                self._samples[peer].clear()
 
     @property
     def known(self) -> tuple[PeerClock, ...]:

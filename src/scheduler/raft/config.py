@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from .members import Members, configured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaConfig:
-    """One replica of one group.
+    """One replica of one group. The peers are whom a new group consists of, and whom a replica
+    without data may hear from; who belongs to a group later is in its log.
 
     `bootstrap` says that this is the first start of a new group: an empty disk may vote at once.
     Without it an empty disk is a learner that neither votes nor counts until the leader has
@@ -20,6 +24,7 @@ class ReplicaConfig:
     replica_id: str
     peers: tuple[str, ...]  # the other replicas' ids
     directory: Path  # ours alone: journal/, incoming/, outgoing/
+    addresses: Mapping[str, str] = field(default_factory=dict)  # of peers and this one, if any
     bootstrap: bool = False
     election_timeout_min_s: float = 0.3
     election_timeout_max_s: float = 0.6
@@ -38,6 +43,11 @@ class ReplicaConfig:
     retain_bytes: int = 8 << 20
     # A follower that is being sent a snapshot pins the journal up to this size.
     pinned_bytes_max: int = 512 << 20
+
+    @property
+    def members(self) -> Members:
+        """The list that a new group begins with."""
+        return configured((self.replica_id, *self.peers), dict(self.addresses))
 
     def __post_init__(self) -> None:
         if not self.group_id or not self.replica_id:

@@ -5,11 +5,15 @@ What arrives is checked for shape; whether it makes sense is for the member to j
 
 from __future__ import annotations
 
+import msgspec
+
 from ...proto.tickmesh.internal.v1 import raft_pb2
+from .members import Members, decode, encode
 from .messages import (
     Append,
     AppendReply,
     Entry,
+    Introduction,
     Message,
     SnapshotChunk,
     SnapshotEnd,
@@ -143,6 +147,7 @@ def part_out(part: SnapshotPart) -> raft_pb2.InstallSnapshotRequest:
                     term=part.term,
                     index=part.index,
                     index_term=part.index_term,
+                    members=b"" if part.members is None else encode(part.members),
                 )
             )
         case SnapshotChunk():
@@ -169,6 +174,7 @@ def part_in(wire: raft_pb2.InstallSnapshotRequest) -> SnapshotPart:
                 header.term,
                 header.index,
                 header.index_term,
+                _members_in(header.members),
             )
         case "chunk":
             chunk = wire.chunk
@@ -176,6 +182,31 @@ def part_in(wire: raft_pb2.InstallSnapshotRequest) -> SnapshotPart:
         case "end":
             return SnapshotEnd(wire.end.files, wire.end.size_bytes)
     raise TransportError("a part of a snapshot is of a kind that this version does not know")
+
+
+def _members_in(data: bytes) -> Members | None:
+    try:
+        return decode(data) if data else None
+    except msgspec.DecodeError as error:
+        raise TransportError(f"a snapshot's list of replicas is none: {error}") from error
+
+
+def introduction_out(introduction: Introduction) -> raft_pb2.IntroduceResponse:
+    """For the wire."""
+    return raft_pb2.IntroduceResponse(
+        group_id=introduction.group_id,
+        replica_id=introduction.replica_id,
+        last_index=introduction.last_index,
+        voter=introduction.voter,
+        entry_version=introduction.entry_version,
+    )
+
+
+def introduction_in(wire: raft_pb2.IntroduceResponse) -> Introduction:
+    """From the wire."""
+    return Introduction(
+        wire.group_id, wire.replica_id, wire.last_index, wire.voter, wire.entry_version
+    )
 
 
 def reply_out(reply: SnapshotReply) -> raft_pb2.InstallSnapshotResponse:

@@ -4,6 +4,9 @@ RaftError
 ├── NotLeader          nothing was proposed or read: ask the leader
 ├── ReplicaBusy        nothing was proposed: wait and ask again
 ├── OutcomeUnknown     it was proposed; ask again only with the same request id
+├── ChangeRefused      the list of replicas cannot be changed so now; nothing was changed
+│   ├── AlreadyMember      who should be added is in it
+│   └── NoSuchMember       who should be removed is not in it
 └── ReplicaFailed      this replica must stop (fail-stop); the process should exit
     ├── JournalError       the journal cannot be read or written
     │   └── WrongJournal   the journal belongs to another group or replica
@@ -29,6 +32,18 @@ class ReplicaBusy(RaftError):
 
 class OutcomeUnknown(RaftError):
     """Leadership or the replica was lost before the commit was known: it may be committed yet."""
+
+
+class ChangeRefused(RaftError):
+    """The list of replicas was not changed; the message says what to do."""
+
+
+class AlreadyMember(ChangeRefused):
+    """Who should be added is in the list."""
+
+
+class NoSuchMember(ChangeRefused):
+    """Who should be removed is not in the list."""
 
 
 class ReplicaFailed(RaftError):

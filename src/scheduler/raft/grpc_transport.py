@@ -1,9 +1,12 @@
-"""RaftTransport over the mesh's mutual-TLS gRPC: one stream a pair, dialled by the smaller id.
+"""RaftTransport over the mesh's mutual-TLS gRPC: one stream a pair, dialled by the smaller id, or
+by the other one when that does not.
 
 A stream is a connection once a hello has gone each way. Each end sends something at least every
 STREAM_PING_S and gives the stream up after STREAM_SILENCE_S without anything, so that a peer that
 is stopped, cut off or gone is noticed however TCP sees it. A new stream of a peer takes the place
-of its old one at once. Snapshots have connections of their own, so that they delay no heartbeat.
+of its old one at once. Whoever has a replica's certificate and means this group is listened to,
+unless it was removed: then the hello tells it so. Snapshots have connections of their own, so that
+they delay no heartbeat.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,11 +23,21 @@ import grpc.aio
 from ...mesh.errors import PermissionDenied
 from ...mesh.tls import require_role
 from ...proto.tickmesh.internal.v1 import raft_pb2, raft_pb2_grpc
-from .convert import message_in, message_out, part_in, part_out, reply_in, reply_out
+from .convert import (
+    introduction_in,
+    introduction_out,
+    message_in,
+    message_out,
+    part_in,
+    part_out,
+    reply_in,
+    reply_out,
+)
 from .limits import (
     DIAL_DEADLINE_S,
     FRAME_BYTES_MAX,
     FRAME_MESSAGES_BYTES_MAX,
+    LATE_DIAL_S,
     PEER_QUEUE_MESSAGES_MAX,
     REDIAL_S,
     SNAPSHOT_DEADLINE_S,
@@ -32,7 +45,7 @@ from .limits import (
     STREAM_PING_S,
     STREAM_SILENCE_S,
 )
-from .messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
+from .messages import Introduction, Message, SnapshotHeader, SnapshotPart, SnapshotReply
 from .transport import TransportError, TransportHandler
 
 logger = logging.getLogger(__name__)
@@ -155,19 +168,19 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         self,
         group_id: str,
         replica_id: str,
-        peers: dict[str, str],
         credentials: grpc.ChannelCredentials,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """peers: the other replicas' addresses by id; options: further ones for channels."""
+        """options: further ones for channels."""
         self._group_id = group_id
         self._replica_id = replica_id
-        self._peers = dict(peers)
+        self._peers: dict[str, str] = {}
         self._credentials = credentials
         self._options = (*options, *_CHANNEL_OPTIONS)
         self._handler: TransportHandler | None = None
         self._links: dict[str, _Link] = {}
-        self._dialling: list[asyncio.Task[None]] = []
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._ended: set[asyncio.Task[None]] = set()
         self._last: tuple[Message, raft_pb2.RaftMessage] | None = None
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -178,9 +191,31 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         """See RaftTransport."""
         self._handler = handler
         for peer in self._peers:
-            if self._replica_id < peer:
-                name = f"raft dial {self._replica_id} {peer}"
-                self._dialling.append(asyncio.create_task(self._keep_dialling(peer), name=name))
+            self._begin_dialling(peer)
+
+    def set_peers(self, addresses: Mapping[str, str]) -> None:
+        """See RaftTransport."""
+        old, self._peers = self._peers, dict(addresses)
+        for peer, address in old.items():
+            if self._peers.get(peer) == address:
+                continue
+            task = self._dialling.pop(peer, None)
+            if task is not None:
+                task.cancel()
+                self._ended.add(task)
+                task.add_done_callback(self._ended.discard)
+            link = self._links.get(peer)
+            if link is not None and peer not in self._peers:
+                link.end("it is no replica of this group any more")
+                self._disconnected(link)
+        if self._handler is not None:
+            for peer in self._peers:
+                if peer not in self._dialling:
+                    self._begin_dialling(peer)
+
+    def _begin_dialling(self, peer: str) -> None:
+        name = f"raft dial {self._replica_id} {peer}"
+        self._dialling[peer] = asyncio.create_task(self._keep_dialling(peer), name=name)
 
     async def stop(self) -> None:
         """See RaftTransport. The handler hears nothing more."""
@@ -188,9 +223,10 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         for link in self._links.values():
             link.end("this replica stops")
         self._links.clear()
-        for task in self._dialling:
+        tasks = [*self._dialling.values(), *self._ended]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._dialling, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._dialling.clear()
 
     def send(self, peer: str, message: Message) -> None:
@@ -231,19 +267,23 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             if self._handler is not None and not link.ended:
                 self._handler.on_message(link.peer, message)
 
-    def _hello(self, peer: str) -> raft_pb2.RaftHello:
+    def _hello(self, peer: str, excluded_by: int = 0) -> raft_pb2.RaftHello:
         return raft_pb2.RaftHello(
-            group_id=self._group_id, sender_id=self._replica_id, recipient_id=peer
+            group_id=self._group_id,
+            sender_id=self._replica_id,
+            recipient_id=peer,
+            members_number=0 if self._handler is None else self._handler.members_number,
+            excluded_by=excluded_by,
         )
 
     def _check(self, group_id: str, sender_id: str, recipient_id: str, expected: str) -> None:
         """Raises TransportError unless `expected` speaks to this replica about our group."""
         said = (group_id, sender_id, recipient_id)
-        if said != (self._group_id, expected, self._replica_id) or expected not in self._peers:
+        if said != (self._group_id, expected, self._replica_id):
             raise TransportError(
                 f"replica {sender_id!r} of group {group_id!r} speaks to {recipient_id!r}; this is"
-                f" {self._replica_id!r} of {self._group_id!r}, and expects {expected!r} of"
-                f" {sorted(self._peers)}: check addresses and certificates"
+                f" {self._replica_id!r} of {self._group_id!r}, and expects {expected!r}: check"
+                " addresses and certificates"
             )
 
     # -- dialling ------------------------------------------------------------------------------
@@ -252,6 +292,8 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         loop = asyncio.get_running_loop()
         reached_s, told = loop.time(), ""
         while True:
+            if peer < self._replica_id and not await self._is_late(peer):
+                continue
             reason, was_connected = await self._dial(peer)
             if was_connected:
                 reached_s, told = loop.time(), ""
@@ -260,6 +302,14 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 logger.warning("%s cannot reach %s: %s", self._replica_id, peer, reason)
                 told = reason
             await asyncio.sleep(REDIAL_S)
+
+    async def _is_late(self, peer: str) -> bool:
+        """Waits a while for the peer, whose turn it is to dial; whether it has not."""
+        for _ in range(2):
+            await asyncio.sleep(LATE_DIAL_S / 2)
+            if peer in self._links:
+                return False
+        return True
 
     async def _dial(self, peer: str) -> tuple[str, bool]:
         """One connection's life: why it ended, and whether it ever was one."""
@@ -275,6 +325,12 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                     return "it ended the stream without a hello", False
                 hello = first.hello
                 self._check(hello.group_id, hello.sender_id, hello.recipient_id, peer)
+                handler = self._handler
+                if handler is not None and hello.excluded_by:
+                    handler.on_excluded(peer, hello.excluded_by)
+                    return f"list {hello.excluded_by} of the group is without this replica", False
+                if handler is not None and handler.excludes(peer, hello.members_number):
+                    return "it was removed from the group", False
                 self._connected(link)
             except TimeoutError:
                 return f"no answer within {DIAL_DEADLINE_S} s", False
@@ -289,7 +345,10 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             return link.reason, True
 
     def _channel(self, peer: str) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(self._peers[peer], self._credentials, self._options)
+        address = self._peers.get(peer)
+        if address is None:
+            raise TransportError(f"{peer} is no replica of this group any more")
+        return grpc.aio.secure_channel(address, self._credentials, self._options)
 
     # -- being dialled -------------------------------------------------------------------------
 
@@ -305,14 +364,19 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 return
             hello = first.hello
             self._check(hello.group_id, hello.sender_id, hello.recipient_id, name)
-            if name > self._replica_id:
-                raise TransportError(f"the smaller id dials: {name} waits for {self._replica_id}")
+            if name > self._replica_id and name in self._links:
+                raise TransportError(f"{name} is connected with {self._replica_id} already")
+            if self._handler is None:
+                raise TransportError("this replica stops")
+            excluded_by = self._handler.excludes(name, hello.members_number)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello has come")
         except TransportError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         link = _Link(name, raft_pb2.ExchangeResponse, context.read, context.write, self._receive)
-        await context.write(raft_pb2.ExchangeResponse(hello=self._hello(name)))
+        await context.write(raft_pb2.ExchangeResponse(hello=self._hello(name, excluded_by)))
+        if excluded_by:
+            return
         try:
             self._connected(link)
         except TransportError as error:
@@ -332,6 +396,26 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         except PermissionDenied as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
         raise AssertionError("abort returns never")
+
+    # -- introductions -------------------------------------------------------------------------
+
+    async def introduce(self, address: str) -> Introduction:
+        """Who the process at `address` is. Raises TransportError."""
+        async with grpc.aio.secure_channel(address, self._credentials, self._options) as channel:
+            stub = raft_pb2_grpc.RaftServiceStub(channel)
+            try:
+                answer = await stub.Introduce(raft_pb2.IntroduceRequest(), timeout=DIAL_DEADLINE_S)
+            except grpc.RpcError as error:
+                raise TransportError(_explained(error)) from error
+            return introduction_in(answer)
+
+    async def Introduce(
+        self, request: raft_pb2.IntroduceRequest, context: Context
+    ) -> raft_pb2.IntroduceResponse:
+        """See raft.proto."""
+        await self._admit(context)
+        assert self._handler is not None
+        return introduction_out(self._handler.introduction)
 
     # -- snapshots -----------------------------------------------------------------------------
 

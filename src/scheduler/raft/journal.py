@@ -1,5 +1,6 @@
 """The Raft log, the term and the vote, on a JournalStorage: changes are staged, then written in
-one batch, then flushed; `durable_index` says how far the log would survive a crash.
+one batch, then flushed; `durable_index` says how far the log would survive a crash. It also knows
+which list of members is in force: that of its last entry of that kind.
 
 Keys: `e` + big-endian index for entries, `m/...` for what there is one of. Every value starts with
 the CRC-32 of key and body, so that a damaged value is an error and never an entry.
@@ -14,10 +15,13 @@ import zlib
 import msgspec
 
 from .errors import JournalError, SafetyViolation, WrongJournal
-from .messages import KIND_NOTHING, Entry
+from .members import Members, decode
+from .messages import KIND_MEMBERS, KIND_NOTHING, Entry
 from .storage import JournalStorage, Operation
 
 FORMAT = 1
+FORMAT_WITH_LISTS = 2
+"""Once the list of members has changed: a program that knows of no lists must not open it."""
 _ENTRY_KEY = struct.Struct(">cQ")
 _TERM = struct.Struct(">Q")
 _CHECKSUM = struct.Struct(">I")
@@ -48,9 +52,16 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Membership(msgspec.Struct, frozen=True, array_like=True):
-    """Whether this replica may vote and be counted."""
+    """Whether this replica's disk is complete, so that it may vote and be counted."""
 
     voter: bool
+
+
+class BaseMembers(msgspec.Struct, frozen=True, array_like=True):
+    """The list in force at the base, and the index of its entry; 0: it was configured."""
+
+    index: int
+    members: Members
 
 
 def _key(index: int) -> bytes:
@@ -71,22 +82,50 @@ def _opened(key: bytes, value: bytes) -> bytes:
     return body
 
 
+def _members_of(entry: Entry) -> Members:
+    try:
+        return decode(entry.command[1:])
+    except msgspec.DecodeError as error:
+        raise JournalError(f"entry {entry.index} is no list of replicas: {error}") from error
+
+
+def _placed(members: Members, configured: Members) -> Members:
+    """A list that was never changed says who belongs to the group; where they are, is said by the
+    configuration of today."""
+    if members.number:
+        return members
+    places = {each.id: each.address for each in configured.replicas}
+    moved = [
+        msgspec.structs.replace(each, address=places.get(each.id, each.address))
+        for each in members.replicas
+    ]
+    return Members(0, tuple(moved))
+
+
 class Journal:
     """Entries are held in memory too; compaction bounds them. The first element of `entries` is
     the base: the position before the first entry, whose command nobody needs any more."""
 
     def __init__(
-        self, storage: JournalStorage, group_id: str, replica_id: str, *, bootstrap: bool
+        self,
+        storage: JournalStorage,
+        group_id: str,
+        replica_id: str,
+        configured: Members,
+        *,
+        bootstrap: bool,
     ) -> None:
+        """configured: whom the group begins with; of no interest once the journal has a list."""
         self._storage = storage
         self._staged: list[Operation] = []
         self._suspects: list[Entry] = []
+        self._lists: list[tuple[int, Members]] = [(0, configured)]
         self.commit_floor = 0  # nothing at or below may be truncated; the replica maintains it
         identity = self._load_meta("identity", Identity)
         if identity is None:
             self._create(group_id, replica_id, bootstrap)
         else:
-            self._open(identity, group_id, replica_id)
+            self._open(identity, group_id, replica_id, configured)
         self.durable_index = self.last_index if identity is not None else 0
 
     # -- opening -----------------------------------------------------------------------------
@@ -104,10 +143,16 @@ class Journal:
         self._stage_meta("ballot", self.ballot)
         self._stage_meta("base", Position(1, 0))
         self._stage_meta("membership", Membership(bootstrap))
+        self._stage_meta("members", BaseMembers(*self._lists[0]))
 
-    def _open(self, identity: Identity, group_id: str, replica_id: str) -> None:
-        if identity.format != FORMAT:
-            raise JournalError(f"the journal's format is {identity.format}, this is {FORMAT}")
+    def _open(
+        self, identity: Identity, group_id: str, replica_id: str, configured: Members
+    ) -> None:
+        if identity.format not in (FORMAT, FORMAT_WITH_LISTS):
+            raise JournalError(
+                f"the journal's format is {identity.format}, this program knows {FORMAT} and"
+                f" {FORMAT_WITH_LISTS}: it was written by a newer one"
+            )
         if (identity.group_id, identity.replica_id) != (group_id, replica_id):
             raise WrongJournal(
                 f"this journal belongs to replica {identity.replica_id!r} of group"
@@ -127,6 +172,13 @@ class Journal:
             self.installing = None
         self.entries = [Entry(KIND_NOTHING, base.index, base.term)]
         self.size_bytes = 0
+        listed = self._load_meta("members", BaseMembers)
+        if listed is None:  # of an older program
+            if identity.format == FORMAT_WITH_LISTS:
+                raise JournalError("the journal lacks its list of members: it is damaged")
+            self._stage_meta("members", BaseMembers(*self._lists[0]))
+        else:
+            self._lists = [(listed.index, _placed(listed.members, configured))]
         for key, value in self._storage.scan(_key(base.index + 1)):
             if key >= _ENTRIES_END:
                 break
@@ -172,6 +224,21 @@ class Journal:
         assert offset > 0, "the base has no command"
         return self.entries[offset : offset + limit]
 
+    @property
+    def members(self) -> Members:
+        """The list in force."""
+        return self._lists[-1][1]
+
+    @property
+    def members_index(self) -> int:
+        """The index of its entry; 0: it was configured."""
+        return self._lists[-1][0]
+
+    def lists_from(self, index: int) -> list[Members]:
+        """The list in force at `index`, and all later ones."""
+        first = max((n for n, (at, _) in enumerate(self._lists) if at <= index), default=0)
+        return [members for _, members in self._lists[first:]]
+
     def first_of_term(self, index: int) -> int:
         """The first kept index whose entries up to `index` all have the term of `index`."""
         offset = index - self.entries[0].index
@@ -185,6 +252,8 @@ class Journal:
     def _append(self, entry: Entry) -> None:
         self.entries.append(entry)
         self.size_bytes += len(entry.command)
+        if entry.command[:1] == KIND_MEMBERS:
+            self._lists.append((entry.index, _members_of(entry)))
 
     def add(self, command: bytes, index: int, term: int) -> None:
         """Appends; an entry that is already here (see `suspect_from`) is recognised."""
@@ -197,8 +266,15 @@ class Journal:
         if index != self.last_index + 1:
             raise SafetyViolation(f"entry {index} does not follow {self.last_index}")
         self._append(Entry(command, index, term))
+        if command[:1] == KIND_MEMBERS:
+            self._mark_lists()
         key = _key(index)
         self._staged.append(("put", key, _sealed(key, _TERM.pack(term) + command)))
+
+    def _mark_lists(self) -> None:
+        if self.identity.format != FORMAT_WITH_LISTS:
+            self.identity = msgspec.structs.replace(self.identity, format=FORMAT_WITH_LISTS)
+            self._stage_meta("identity", self.identity)
 
     def suspect_from(self, offset: int) -> None:
         """Sets the tail aside: an append covers it, which may confirm or contradict it."""
@@ -219,6 +295,8 @@ class Journal:
             )
         self.size_bytes -= sum(len(entry.command) for entry in self._suspects)
         self._suspects = []
+        while self._lists[-1][0] >= first:
+            self._lists.pop()
         self._staged.append(("delete_range", _key(first), _ENTRIES_END))
         self.durable_index = min(self.durable_index, first - 1)
 
@@ -232,16 +310,25 @@ class Journal:
         self.size_bytes -= sum(len(entry.command) for entry in self.entries[1 : offset + 1])
         self.entries[: offset + 1] = [Entry(KIND_NOTHING, base.index, base.term)]
         self._stage_meta("base", Position(base.index, base.term))
+        if len(self._lists) > 1 and self._lists[1][0] <= base_index:
+            while len(self._lists) > 1 and self._lists[1][0] <= base_index:
+                del self._lists[0]
+            self._stage_meta("members", BaseMembers(*self._lists[0]))
         self._staged.append(("delete_range", _key(old), _key(base.index + 1)))
 
-    def begin_install(self, position: Position) -> None:
-        """The whole log becomes `position`; the mark makes a restart finish the installation."""
+    def begin_install(self, position: Position, members: Members | None = None) -> None:
+        """The whole log becomes `position`; the mark makes a restart finish the installation.
+        members: the list in force there, None if it is the configured one still."""
         assert not self._suspects
         self.entries = [Entry(KIND_NOTHING, position.index, position.term)]
         self.size_bytes = 0
         self.durable_index = 0
         self.installing = position
+        self._lists = [(position.index, members)] if members else self._lists[:1]
+        if self.members.number:
+            self._mark_lists()
         self._stage_meta("base", position)
+        self._stage_meta("members", BaseMembers(*self._lists[0]))
         self._stage_meta("installing", position)
         self._staged.append(("delete_range", b"e", _ENTRIES_END))
 

@@ -7,6 +7,7 @@ What is replaced, and why:
 - createJournal takes a ready journal (ours), not only a file name.
 - monotonicTime reads the active replica's clock, so that a simulator can drive it.
 - the commit index never passes what this replica's own disk holds (a leader counts itself).
+- who is counted follows the list of members in the journal; its own membership changes stay off.
 - sending, applying and compacting are left to the replica's rounds.
 - commands are never unpickled; nothing here opens a socket, a pipe or a thread.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -43,8 +44,10 @@ _METHODS: Final = (
     "_onTick",
 )
 _FIELDS: Final = (
+    "_SyncObj__lastResponseTime",
     "_SyncObj__newAppendEntriesTime",
     "_SyncObj__noopIDx",
+    "_SyncObj__otherNodes",
     "_SyncObj__raftCommitIndex",
     "_SyncObj__raftCurrentTerm",
     "_SyncObj__raftElectionDeadline",
@@ -185,7 +188,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         self._spread_s = config.election_timeout_max_s - config.election_timeout_min_s
         self._commit_wanted = 1
         self.broadcast_wanted = False
-        self.peers = {peer: Peer(peer) for peer in config.peers}
+        self._nodes: dict[str, Peer] = {}
         conf = SyncObjConf(
             autoTick=False,
             # Sends follow the replica's rounds; it also keeps the library from making a pipe.
@@ -202,9 +205,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
             onStateChanged=self._state_changed,
         )
         with self._running():
-            super().__init__(
-                Peer(config.replica_id), list(self.peers.values()), conf, transportClass=_Sender
-            )
+            super().__init__(self._node(config.replica_id), [], conf, transportClass=_Sender)
         self._poller = _NoPoller()
 
     @contextmanager
@@ -214,6 +215,9 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
             yield
         finally:
             _active.pop()
+
+    def _node(self, peer: str) -> Peer:
+        return self._nodes.setdefault(peer, Peer(peer))
 
     def __dir__(self) -> list[str]:
         # The library looks itself over for replicated methods while it is half made; properties
@@ -270,11 +274,11 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     def library_receive(self, peer: str, message: dict[str, Any]) -> None:
         """A message in the library's own form."""
         with self._running():
-            SyncObj._SyncObj__onMessageReceived(self, self.peers[peer], message)
+            SyncObj._SyncObj__onMessageReceived(self, self._node(peer), message)
 
     def library_connected(self, peer: str, connected: bool) -> None:
         """The library sends an election only when connected to somebody."""
-        node = self.peers[peer]
+        node = self._node(peer)
         if connected:
             self._SyncObj__onNodeConnected(node)
         else:
@@ -283,6 +287,10 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     @property
     def is_leader(self) -> bool:
         return bool(self._SyncObj__raftState == LEADER)
+
+    @property
+    def is_candidate(self) -> bool:
+        return bool(self._SyncObj__raftState == CANDIDATE)
 
     @property
     def term(self) -> int:
@@ -332,18 +340,29 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     def transferring(self) -> bool:
         return bool(self._SyncObj__transferInProgress)
 
+    def count(self, voters: Iterable[str]) -> None:
+        """Elections, commitment and standing down ask these peers from now on, and no others."""
+        self._SyncObj__otherNodes = {self._node(peer) for peer in sorted(voters)}
+
+    def follow(self, peer: str) -> None:
+        """A leader begins to send to `peer`, of which nothing is known."""
+        node = self._node(peer)
+        self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
+        self._SyncObj__raftMatchIndex[node] = 0
+        self._SyncObj__lastResponseTime[node] = self.clock()
+
     def next_index(self, peer: str) -> int:
-        return int(self._SyncObj__raftNextIndex[self.peers[peer]])
+        return int(self._SyncObj__raftNextIndex[self._node(peer)])
 
     def set_next_index(self, peer: str, index: int) -> None:
-        self._SyncObj__raftNextIndex[self.peers[peer]] = index
+        self._SyncObj__raftNextIndex[self._node(peer)] = index
 
     def match_index(self, peer: str) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(self.peers[peer], 0))
+        return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))
 
     def forget_match(self, peer: str) -> None:
         """What this peer has acknowledged counts no more: its disk is another one."""
-        self._SyncObj__raftMatchIndex[self.peers[peer]] = 0
+        self._SyncObj__raftMatchIndex[self._node(peer)] = 0
 
     def step_down(self) -> None:
         """Leads no more, though nobody else does yet: as where it hears no majority."""

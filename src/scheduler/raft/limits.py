@@ -57,3 +57,13 @@ HAND_OVER_RETRY_S: Final = 0.25
 CLOCK_VERDICT_S: Final = 0.5
 # A replica whose clock is wrong leaves elections to the others for so long.
 CLOCK_RETIREMENT_S: Final = 10.0
+# Fewer voters than this stop as soon as one is lost.
+VOTERS_MIN: Final = 3
+# A commit waits for a majority of them: more protect against losses that do not happen together.
+REPLICAS_MAX: Final = 7
+# A learner that is this close behind what is committed becomes a voter: far less than a second's.
+CAUGHT_UP_ENTRIES: Final = 64
+# A peer that should dial and does not is dialled after so long: it may know nothing of this one.
+LATE_DIAL_S: Final = 1.0
+# Before a replica is removed: whoever leads since a moment ago hears of the others meanwhile.
+SOUND_WAIT_S: Final = 1.0

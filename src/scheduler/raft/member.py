@@ -3,7 +3,11 @@ messages and ticks go in; `outbox`, committed entries and role changes come out.
 
 Added to the library: pre-vote and protection of a live leader; one vote a peer; replies and rounds
 that belong to a term; bounded pipelining; learners (a replica whose disk was empty counts for
-nothing until a leader, confirmed by a majority without it, has brought it up to date).
+nothing until a leader, confirmed by a majority without it, has brought it up to date); and a list
+of members that the log itself changes.
+
+Who is counted is what the last list in the leader's or candidate's own journal says, committed or
+not. Messages are taken from anybody: who is missing in this replica's list may know a later one.
 """
 
 from __future__ import annotations
@@ -23,9 +27,12 @@ from .limits import (
     APPEND_BYTES_MAX,
     APPEND_ENTRIES_MAX,
     APPENDS_IN_FLIGHT_MAX,
+    CAUGHT_UP_ENTRIES,
 )
+from .members import Members, encode
 from .messages import (
     KIND_COMMAND,
+    KIND_MEMBERS,
     Append,
     AppendReply,
     Entry,
@@ -85,7 +92,7 @@ class Member(RaftLibrary):
         wall_ns: Callable[[], int],
     ) -> None:
         self._config = config
-        self.clocks = Clocks(config.peers, clock, wall_ns, int(config.clock_skew_max_s * 1e9))
+        self.clocks = Clocks(clock, wall_ns, int(config.clock_skew_max_s * 1e9))
         self.outbox: list[tuple[str, Message]] = []
         self.connected: set[str] = set()
         self.round = 0
@@ -99,10 +106,103 @@ class Member(RaftLibrary):
         self._elected = False
         self._transfer_requested = False
         self._voters: set[str] = set()
-        self._progress = {peer: _Progress() for peer in config.peers}
+        self._progress: dict[str, _Progress] = {}  # while it leads
+        self.members = Members(0, ())
+        self.others: tuple[str, ...] = ()  # who is in the list, but for this replica
+        self.voting: frozenset[str] = frozenset()  # those of them who count
         super().__init__(config, journal, clock, random)
-        if not config.peers:
+        self.follow_list()
+        if not self.voting and self.may_lead:
             self.election_deadline = self.clock() - 1.0  # there is nobody to wait for
+
+    # -- the list of members -------------------------------------------------------------------
+
+    def follow_list(self) -> None:
+        """The journal's list is in force, whether or not it is committed."""
+        members = self.journal.members
+        if members is self.members:
+            return
+        self.members = members
+        self._backers, self._elected = None, False
+        if self.is_candidate:
+            self.step_down()  # its votes were counted by another list
+        self.others = tuple(each for each in members.ids if each != self._config.replica_id)
+        self.voting = members.voters - {self._config.replica_id}
+        self.count(self.voting)
+        self.clocks.follow(self.voting)
+        if self.is_leader:
+            assert self._config.replica_id in members.voters, "a leader does not remove itself"
+            gone = self._progress.keys() - set(self.others)
+            for peer in gone:
+                del self._progress[peer]
+            for peer in self.others:
+                if peer not in self._progress:
+                    self._progress[peer] = _Progress()
+                    self.follow(peer)
+            self.broadcast_wanted = True
+
+    @property
+    def may_lead(self) -> bool:
+        """Whether this replica is a voter: by the list, and by its disk."""
+        return self.journal.voter and self._config.replica_id in self.members.voters
+
+    @property
+    def majority(self) -> int:
+        """How many voters decide."""
+        return (len(self.voting) + 1) // 2 + 1
+
+    @property
+    def committed_members(self) -> Members:
+        """The list that can be taken back no more."""
+        return self.journal.lists_from(self.commit_index)[0]
+
+    @property
+    def may_change_members(self) -> bool:
+        """Whether a list may be appended: the one before it is committed, so that no two of them
+        are ever skipped; and an entry of this leader's own term is, so that no earlier leader's
+        list, of which this one knows nothing, can be committed beside it."""
+        return self.leads_with_own_entry and self.journal.members_index <= self.commit_index
+
+    def change_members(self, members: Members) -> Position:
+        """Appends a list to the leader's log: it is in force at once. Precondition:
+        may_change_members."""
+        voters = members.voters ^ self.members.voters
+        if (
+            not self.may_change_members
+            or members.number != self.members.number + 1
+            or len(voters) > 1
+            or self._config.replica_id not in members.voters
+        ):
+            raise SafetyViolation(f"{members} must not follow {self.members}")
+        index, term = self.journal.last_index + 1, self.term
+        self.journal.add(KIND_MEMBERS + encode(members), index, term)
+        self.follow_list()
+        return Position(index, term)
+
+    @property
+    def caught_up(self) -> str | None:
+        """A replica that is no voter yet and now may become one: a leader that a majority confirmed
+        has brought its disk up to date, and it keeps up."""
+        for peer in self.members.learners:
+            progress = self._progress.get(peer)
+            if (
+                progress is not None
+                and progress.incarnation
+                and not progress.learner
+                and peer in self.connected
+                and self.match_index(peer) + CAUGHT_UP_ENTRIES >= self.commit_index
+            ):
+                return peer
+        return None
+
+    @property
+    def sound(self) -> frozenset[str]:
+        """The other voters that are connected and whose disks are complete."""
+        return frozenset(
+            peer
+            for peer in self.voting & self.connected
+            if self._progress[peer].incarnation and not self._progress[peer].learner
+        )
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -119,18 +219,18 @@ class Member(RaftLibrary):
         """When `tick` has something to do, by this member's clock."""
         if self.is_leader:
             return self.heartbeat_deadline
-        return self.election_deadline if self.journal.voter else math.inf
+        return self.election_deadline if self.may_lead else math.inf
 
     def _consider_election(self) -> None:
         now = self.clock()
-        if not self.journal.voter:
+        if not self.may_lead:
             self.election_deadline = math.inf
             return
         if not self.transferring:
             self.election_deadline = max(self.election_deadline, self._campaign_not_before_s)
         if self.election_deadline >= now:
             return
-        if not self._config.peers or self.transferring or self._elected:
+        if not self.voting or self.transferring or self._elected:
             self._transfer_requested = self.transferring
             self._elected = False
             self._backers = None
@@ -140,7 +240,7 @@ class Member(RaftLibrary):
         # A question moves nobody's term, so it is repeated soon, at a random distance.
         self.election_deadline = now + self._config.heartbeat_interval_s * (1 + self._random())
         last = self.journal.entries[-1]
-        for peer in self._config.peers:
+        for peer in sorted(self.voting):
             self._send(peer, Vote(self.term + 1, last.index, last.term, pre=True))
 
     # -- messages ------------------------------------------------------------------------------
@@ -157,7 +257,7 @@ class Member(RaftLibrary):
             case VoteReply():
                 self._receive_vote_reply(peer, message)
             case Transfer():
-                if self.journal.voter and peer == self.leader_id and message.term == self.term:
+                if self.may_lead and peer == self.leader_id and message.term == self.term:
                     self.library_receive(peer, {"type": "timeout_now", "term": message.term})
                     self.election_deadline = self.clock() - 1.0
 
@@ -242,6 +342,7 @@ class Member(RaftLibrary):
         self._patience = self._config.patience if peer in self.connected else 1.0
         now = self.clock()
         self.election_deadline = now + (self.election_deadline - now) * self._patience
+        self.follow_list()
 
     def _become_voter(self, leader: str, term: int) -> None:
         if self.journal.voter:
@@ -256,6 +357,8 @@ class Member(RaftLibrary):
     def _receive_vote(self, peer: str, message: Vote) -> None:
         if not self.journal.voter:
             return
+        # Neither's place in this replica's list matters: the candidate counts by its own, which
+        # may be a later one.
         live_leader = self.is_leader or (
             self.clock() - self._heard_leader_s
             < self._config.election_timeout_min_s * self._patience
@@ -295,17 +398,14 @@ class Member(RaftLibrary):
         if message.pre:
             if self._backers is None or message.request_term != self.term + 1:
                 return
-            self._backers.add(peer)
-            if len(self._backers) > self._group_size // 2:
+            if peer in self.voting:
+                self._backers.add(peer)
+            if len(self._backers) >= self.majority:
                 self._elected = True
                 self.election_deadline = self.clock() - 1.0
-        elif message.request_term == self.term and peer not in self._voters:
+        elif message.request_term == self.term and peer in self.voting and peer not in self._voters:
             self._voters.add(peer)
             self.library_receive(peer, {"type": "response_vote", "term": message.request_term})
-
-    @property
-    def _group_size(self) -> int:
-        return len(self._config.peers) + 1
 
     # -- as a leader ---------------------------------------------------------------------------
 
@@ -314,7 +414,9 @@ class Member(RaftLibrary):
             self.stood_down = True
         if is_leader:
             self._backers = None
-            self._progress = {peer: _Progress() for peer in self._config.peers}
+            self._progress = {peer: _Progress() for peer in self.others}
+            for peer in self.others:
+                self.follow(peer)
             self.clocks.forget()
             self.broadcast_wanted = True
 
@@ -331,6 +433,8 @@ class Member(RaftLibrary):
             return
         if message.term < self.term or not self.is_leader:
             return  # about an earlier leadership: what it acknowledges may be gone
+        if peer not in self._progress:
+            return  # it was removed: what it acknowledges counts for nothing
         progress = self._identified(peer, message)
         if progress is None:
             return
@@ -421,10 +525,14 @@ class Member(RaftLibrary):
     def confirmed_round(self) -> int:
         """The latest round that a majority acknowledged: until then nobody else led."""
         rounds = sorted(
-            (0 if peer.learner else peer.acknowledged_round for peer in self._progress.values()),
+            (
+                0 if progress.learner else progress.acknowledged_round
+                for peer, progress in self._progress.items()
+                if peer in self.voting
+            ),
             reverse=True,
         )
-        others = self._group_size // 2
+        others = self.majority - 1
         return rounds[others - 1] if others else self.round
 
     # -- sending -------------------------------------------------------------------------------
@@ -438,7 +546,7 @@ class Member(RaftLibrary):
         # Who needs a snapshot is only sent heartbeats meanwhile.
         behind = [
             peer
-            for peer in self._config.peers
+            for peer in self.others
             if self.next_index(peer) <= last
             and not self._progress[peer].full
             and not self._needs_snapshot(peer)
@@ -446,7 +554,7 @@ class Member(RaftLibrary):
         if broadcast or behind:
             self.round += 1
         shared: dict[tuple[int, int], Append] = {}
-        for peer in self._config.peers if broadcast else behind:
+        for peer in self.others if broadcast else behind:
             if peer not in self.connected:
                 continue
             progress = self._progress[peer]
@@ -513,8 +621,10 @@ class Member(RaftLibrary):
                 self.election_deadline = min(
                     self.election_deadline, self.clock() + self.election_timeout()
                 )
+        if not self.is_leader or peer not in self._progress:
+            return
         self._progress[peer].lost()
-        if connected and self.is_leader:
+        if connected:
             # What was in flight may be lost: ask from our end rather than trust the old guess.
             self.set_next_index(peer, self.journal.last_index + 1)
             self.broadcast_wanted = True
@@ -525,18 +635,18 @@ class Member(RaftLibrary):
         if not self.is_leader:
             return []
         return [
-            peer
-            for peer in self._config.peers
-            if peer in self.connected and self._needs_snapshot(peer)
+            peer for peer in self.others if peer in self.connected and self._needs_snapshot(peer)
         ]
 
     def progress_of(self, peer: str) -> int:
         """How far `peer` is known to hold this leader's log, learners included."""
+        if peer not in self._progress:
+            return 0
         return max(self.match_index(peer), self._progress[peer].learner_match)
 
     def shipped(self, peer: str, index: int) -> None:
         """`peer` holds everything up to `index` by a snapshot: go on from there."""
-        if self.is_leader and self.next_index(peer) <= index:
+        if self.is_leader and peer in self._progress and self.next_index(peer) <= index:
             self.set_next_index(peer, index + 1)
             self.broadcast_wanted = True
 
@@ -554,6 +664,7 @@ class Member(RaftLibrary):
         if (
             not self.is_leader
             or peer not in self.connected
+            or peer not in self.voting
             or self._progress[peer].learner
             or self.match_index(peer) != self.journal.last_index
         ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from .messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
@@ -21,6 +21,10 @@ class Faults:
     delay_max_s: float = 0.0  # above the minimum, messages overtake each other
 
 
+GREET_AGAIN_S = 1.0
+"""Who was not listened to tries again."""
+
+
 class MemoryNetwork:
     """Connects transports by replica id. One network carries one group."""
 
@@ -30,6 +34,9 @@ class MemoryNetwork:
         self._random = random.Random(seed)
         self._up: dict[str, MemoryTransport] = {}
         self._cut: set[tuple[str, str]] = set()
+        self.later: Callable[..., object] = lambda delay_s, function, *arguments: (
+            asyncio.get_running_loop().call_later(delay_s, function, *arguments)
+        )
 
     def transport(self, replica_id: str) -> MemoryTransport:
         """A fresh end for `replica_id`, connected once started."""
@@ -50,10 +57,28 @@ class MemoryNetwork:
 
     def attach(self, transport: MemoryTransport) -> None:
         """The transport is up: both sides of each pair learn it."""
-        for other in self._up.values():
-            transport.handle_connected(other.replica_id)
-            other.handle_connected(transport.replica_id)
         self._up[transport.replica_id] = transport
+        for other in list(self._up.values()):
+            if other is not transport:
+                self.greet(transport, other)
+
+    def greet(self, one: MemoryTransport, other: MemoryTransport) -> None:
+        """Connect two that are up, unless one is not listened to by the other."""
+        if any(self._up.get(end.replica_id) is not end for end in (one, other)):
+            return
+        if not one.hears(other) or not other.hears(one):
+            self.later(GREET_AGAIN_S, self.greet, one, other)
+            return
+        one.handle_connected(other.replica_id)
+        other.handle_connected(one.replica_id)
+
+    def part(self, one: MemoryTransport, other_id: str) -> None:
+        """Disconnect two; they greet each other again after a while."""
+        other = self._up.get(other_id)
+        if other is not None and self._up.get(one.replica_id) is one:
+            one.handle_disconnected(other_id)
+            other.handle_disconnected(one.replica_id)
+            self.later(GREET_AGAIN_S, self.greet, one, other)
 
     def detach(self, transport: MemoryTransport) -> None:
         """The transport is gone, as by a crash."""
@@ -101,6 +126,22 @@ class MemoryTransport:
         self.replica_id = replica_id
         self._network = network
         self._handler: TransportHandler | None = None
+        self._peers: frozenset[str] = frozenset()
+
+    def set_peers(self, addresses: Mapping[str, str]) -> None:
+        gone, self._peers = self._peers - addresses.keys(), frozenset(addresses)
+        for peer in sorted(gone):
+            self._network.part(self, peer)
+
+    def hears(self, other: MemoryTransport) -> bool:
+        """Whether the replica here listens to another; who is not listened to is told so."""
+        here, there = self._handler, other._handler
+        if here is None or there is None:
+            return False
+        excluded = here.excludes(other.replica_id, there.members_number)
+        if excluded:
+            there.on_excluded(self.replica_id, excluded)
+        return not excluded
 
     async def start(self, handler: TransportHandler) -> None:
         self._handler = handler

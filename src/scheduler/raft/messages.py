@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from .members import Members
+
 
 class Entry(NamedTuple):
     """One entry of the log in the order that pysyncobj expects it."""
@@ -17,6 +19,10 @@ class Entry(NamedTuple):
 
 KIND_COMMAND = b"\x00"
 KIND_NOTHING = b"\x01"
+KIND_MEMBERS = b"\x02"
+
+MEMBERS_SINCE = 2
+"""The version of entries that the last kind came with: an older replica stops at it."""
 
 
 class Append(msgspec.Struct, frozen=True):
@@ -75,8 +81,19 @@ class Transfer(msgspec.Struct, frozen=True):
 Message: TypeAlias = Append | AppendReply | Vote | VoteReply | Transfer
 
 
+class Introduction(msgspec.Struct, frozen=True):
+    """Who a replica is, and what its journal holds: to judge whether it can be added."""
+
+    group_id: str
+    replica_id: str
+    last_index: int
+    voter: bool
+    entry_version: int
+
+
 class SnapshotHeader(msgspec.Struct, frozen=True):
-    """Who ships a checkpoint of which log position, in which leader's term."""
+    """Who ships a checkpoint of which log position, in which leader's term; members is the list in
+    force there, None from a program that knows of none."""
 
     group_id: str
     sender_id: str
@@ -84,6 +101,7 @@ class SnapshotHeader(msgspec.Struct, frozen=True):
     term: int
     index: int
     index_term: int
+    members: Members | None = None
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from .clocks import PeerClock
 from .config import ReplicaConfig
 from .environment import Environment
 from .errors import (
+    ChangeRefused,
     JournalError,
     NotLeader,
     OutcomeUnknown,
@@ -41,12 +42,16 @@ from .limits import (
     ROUND_APPLY_MAX,
     ROUND_APPLY_S,
     ROUND_MESSAGES_MAX,
+    SOUND_WAIT_S,
 )
 from .member import Member
+from .members import Members
 from .messages import (
     KIND_COMMAND,
+    KIND_MEMBERS,
     KIND_NOTHING,
     Entry,
+    Introduction,
     Message,
     SnapshotHeader,
     SnapshotPart,
@@ -84,6 +89,8 @@ class ReplicaStatus:
     clock_step_count: int
     last_clock_step_ns: int
     clock_fault: str  # empty: nothing is known to be wrong
+    members: Members  # the list in force here
+    members_committed: bool
 
 
 class Replica:
@@ -109,7 +116,13 @@ class Replica:
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
         self.apply_s = 0.0  # how long applying the last entry took
-        self._install: tuple[Position, asyncio.Future[bool]] | None = None
+        self._install: tuple[Position, Members | None, asyncio.Future[bool]] | None = None
+        self._change: tuple[Members, asyncio.Future[object]] | None = None
+        self._told_peers: dict[str, str] = {}
+        self._told_members: Members | None = None
+        self._list_watchers: list[Callable[[], None]] = []
+        self.removed = asyncio.Event()
+        """The group has removed this replica: it does nothing any more, and should end."""
         self._hand_over: HandOver | None = None
         self._clock_fault = ""
         self._clocks_off: tuple[str, ...] = ()
@@ -137,7 +150,11 @@ class Replica:
         storage = self._environment.storage(config.directory / "journal")
         try:
             self._journal = Journal(
-                storage, config.group_id, config.replica_id, bootstrap=config.bootstrap
+                storage,
+                config.group_id,
+                config.replica_id,
+                config.members,
+                bootstrap=config.bootstrap,
             )
             self._finish_install()
             self._check_state()
@@ -162,6 +179,16 @@ class Replica:
             self._state_worker,
         )
         await self._persist()
+        if self._journal.members.number == 0 and config.members.ids != self._journal.members.ids:
+            logger.warning(
+                "%s is configured with the replicas %s, but its group consists of %s: the"
+                " configuration only says what a new group begins with; see AddReplica and"
+                " RemoveReplica",
+                config.replica_id,
+                config.members.ids,
+                self._journal.members.ids,
+            )
+        self._tell_peers()
         self._driver = asyncio.create_task(self._drive(), name=f"raft {config.replica_id}")
         await self._transport.start(self)
 
@@ -240,6 +267,15 @@ class Replica:
         return self._member.commit_index
 
     @property
+    def committed_members(self) -> Members:
+        """The last list of replicas that is known to be committed."""
+        return self._member.committed_members
+
+    def on_members(self, callback: Callable[[], None]) -> None:
+        """`callback()` when another list is committed. On the event loop; it must not raise."""
+        self._list_watchers.append(callback)
+
+    @property
     def entry_version(self) -> int:
         """The highest version of payloads that may be proposed: every replica can apply it."""
         return self._member.entry_version
@@ -269,6 +305,8 @@ class Replica:
             member.clocks.step_count,
             member.clocks.last_step_ns,
             self._clock_fault,
+            member.members,
+            journal.members_index <= member.commit_index,
         )
 
     def subscribe(self, callback: Callable[[int | None], None]) -> None:
@@ -309,16 +347,73 @@ class Replica:
         with NotLeader. Raises NotLeader, ReplicaFailed.
         """
         self._check_leading()
-        if to and to not in self.config.peers:
-            raise ValueError(f"{to!r} is not a peer of this replica: {self.config.peers!r}")
+        voting = tuple(sorted(self._member.voting))
+        if to and to not in voting:
+            raise ValueError(f"{to!r} is no other voter: {voting!r}")
         if self._hand_over is None:
             until_s = self._environment.clock() + timeout_s
             off = {clock.peer for clock in self._member.clocks.off}
-            sound = tuple(peer for peer in self.config.peers if peer not in off)
-            peers = (to,) if to else sound or self.config.peers
+            sound = tuple(peer for peer in voting if peer not in off)
+            peers = (to,) if to else sound or voting
             self._hand_over = HandOver(self._member, peers, until_s)
             self._work.set()
         return await asyncio.shield(self._hand_over.done)
+
+    async def add_replica(self, replica_id: str, address: str) -> Members:
+        """Commits a list with one replica more. It counts for nothing at first; whoever leads makes
+        it a voter when it has caught up.
+
+        Raises ChangeRefused (nothing was changed), NotLeader, OutcomeUnknown, ReplicaFailed.
+        """
+        self._check_changeable()
+        return await self._commit_list(self._member.members.with_learner(replica_id, address))
+
+    async def remove_replica(self, replica_id: str) -> Members:
+        """Commits a list without a replica. Hands leadership over first if it is this one, and ends
+        with NotLeader then: the next leader removes it.
+
+        Raises ChangeRefused (nothing was changed), NotLeader, OutcomeUnknown, ReplicaFailed.
+        """
+        self._check_changeable()
+        member = self._member
+        members = member.members.without(replica_id)
+        others = members.voters - {self.config.replica_id}
+        needed = len(members.voters) // 2 + (replica_id == self.config.replica_id)
+        until_s = self._environment.clock() + SOUND_WAIT_S
+        while len(left := member.sound & others) < needed and self._environment.clock() < until_s:
+            # Who leads since a moment ago has not heard of all yet.
+            await asyncio.sleep(self.config.heartbeat_interval_s)
+            self._check_leading()
+        if len(left) < needed:
+            raise ChangeRefused(
+                f"without {replica_id!r} nothing could be written: of the voters that are left,"
+                f" {', '.join(sorted(members.voters))}, these are not connected or have not caught"
+                f" up: {', '.join(sorted(others - left))}. Start or replace them first"
+            )
+        self._check_changeable()
+        if replica_id != self.config.replica_id:
+            return await self._commit_list(members)
+        if await self.hand_over() is None:
+            raise ChangeRefused(
+                f"{replica_id!r} leads, and no other replica could take over: nothing was changed"
+            )
+        raise NotLeader(member.leader_id)
+
+    def _check_changeable(self) -> None:
+        self._check_leading()
+        member = self._member
+        if self._change is not None or self._journal.members_index > member.commit_index:
+            raise ChangeRefused(
+                f"list {member.members.number} of the group's replicas is not committed yet: one"
+                " change at a time. Ask again"
+            )
+
+    async def _commit_list(self, members: Members) -> Members:
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._change = members, future
+        self._work.set()
+        await future
+        return members
 
     async def checkpoint(self, directory: Path) -> tuple[int, int]:
         """Copies the state as it is now into `directory`, which is made anew, by links where that
@@ -344,6 +439,42 @@ class Replica:
 
     # -- what the transport calls --------------------------------------------------------------
 
+    @property
+    def introduction(self) -> Introduction:
+        return Introduction(
+            self.config.group_id,
+            self.config.replica_id,
+            self._journal.last_index,
+            self._journal.voter,
+            self.config.entry_version,
+        )
+
+    @property
+    def members_number(self) -> int:
+        return self._member.committed_members.number
+
+    def excludes(self, peer: str, members_number: int) -> int:
+        lists = self._journal.lists_from(self._member.commit_index)
+        if members_number >= lists[0].number or any(members.find(peer) for members in lists):
+            return 0  # it may know later lists than this replica does
+        return lists[0].number
+
+    def on_excluded(self, peer: str, members_number: int) -> None:
+        # Who is still being brought up to date may be missing in the lists of others that are too.
+        if self._running and self._journal.voter and members_number > self.members_number:
+            self._removed(members_number, f"{peer} says so")
+
+    def _removed(self, members_number: int, how: str) -> None:
+        if not self.removed.is_set():
+            logger.warning(
+                "%s is no replica of %s any more: list %d is without it (%s)",
+                self.config.replica_id,
+                self.config.group_id,
+                members_number,
+                how,
+            )
+            self.removed.set()
+
     def on_message(self, peer: str, message: Message) -> None:
         if self._running and len(self._inbox) < INBOX_MESSAGES_MAX:
             self._inbox.append((peer, message))
@@ -364,7 +495,7 @@ class Replica:
             return SnapshotReply(False, "busy")
         if header.term < self._member.term:
             return SnapshotReply(False, f"term {header.term} is over, it is {self._member.term}")
-        position = Position(header.index, header.index_term)
+        position, members = Position(header.index, header.index_term), header.members
         if self._holds(position):
             return SnapshotReply(True, "held already")
         self._receiving = True
@@ -377,7 +508,7 @@ class Replica:
         # From here on the files are the round's, also when the sender is lost: `_receiving` stays
         # until it has dealt with them, so that no other snapshot overwrites them.
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._install = (position, future)
+        self._install = (position, members, future)
         self._work.set()
         accepted = await asyncio.shield(future)
         return SnapshotReply(accepted, "" if accepted else "this replica leads or stops")
@@ -416,6 +547,7 @@ class Replica:
         if self._install is not None:
             await self._install_now(*self._install)
         self._take_proposals()
+        self._change_members()
         member.tick()
         self._notice_stand_down()
         self._watch_clocks()
@@ -427,6 +559,7 @@ class Replica:
         member.replicate()
         outbox, member.outbox = member.outbox, []
         await self._persist()
+        self._tell_peers()
         if self.failure is not None:
             return  # something beside the rounds failed meanwhile: not a word more
         for peer, message in outbox:
@@ -458,6 +591,53 @@ class Replica:
                 self._pending[position.index] = (position.term, future)
             else:
                 future.set_exception(NotLeader(member.leader_id))
+
+    def _change_members(self) -> None:
+        """A list that was asked for, or that makes a voter of who has caught up."""
+        member = self._member
+        if self._hand_over is not None and member.is_leader:
+            return
+        if self._change is not None:
+            members, future = self._change
+            if not member.is_leader:
+                self._change = None
+                if not future.done():
+                    future.set_exception(NotLeader(member.leader_id))
+            elif member.may_change_members:
+                self._change = None
+                if members.number == member.members.number + 1:
+                    position = member.change_members(members)
+                    self._pending[position.index] = (position.term, future)
+                elif not future.done():
+                    future.set_exception(
+                        ChangeRefused("the list of replicas has just changed: ask again")
+                    )
+        elif member.is_leader and member.members.learners:
+            peer = member.caught_up if member.may_change_members else None
+            if peer is not None:
+                logger.info("%s has caught up, and becomes a voter", peer)
+                member.change_members(member.members.with_voter(peer))
+
+    def _tell_peers(self) -> None:
+        """Whom the transport should be connected with: all who are in the list, and who were while
+        that is not committed. And whether this replica still is."""
+        member = self._member
+        settled = self._journal.members_index <= member.commit_index
+        if settled and self._told_members is member.members:
+            return
+        self._told_members = member.members if settled else None
+        for watcher in self._list_watchers:
+            watcher()
+        lists = self._journal.lists_from(member.commit_index)
+        me = self.config.replica_id
+        peers = {
+            each.id: each.address for members in lists for each in members.replicas if each.id != me
+        }
+        if peers != self._told_peers:
+            self._told_peers = peers
+            self._transport.set_peers(peers)
+        if self._journal.voter and not any(members.find(me) for members in lists):
+            self._removed(lists[0].number, "it has it itself")
 
     async def _persist(self) -> None:
         """Until it returns, nothing that this round decided may be seen by anybody else."""
@@ -492,6 +672,9 @@ class Replica:
         kind = entry.command[:1]
         if kind == KIND_COMMAND:
             return self._state.apply(entry.index, entry.term, entry.command[1:])
+        if kind == KIND_MEMBERS:
+            logger.info("list %d of the replicas is committed", self._member.members.number)
+            return None
         if kind != KIND_NOTHING:
             raise JournalError(f"entry {entry.index} is of the unknown kind {kind!r}")
         return None
@@ -554,7 +737,7 @@ class Replica:
             self._clocks_off = off
             if off:
                 logger.warning("clocks differ from this leader's: %s", member.clocks.off)
-        if not off and len(member.clocks.known) >= len(config.peers) // 2 + 1:
+        if not off and len(member.clocks.known) >= len(member.voting) // 2 + 1:
             self._clock_fault = ""
 
     def _retire(self, against: tuple[PeerClock, ...]) -> None:
@@ -581,7 +764,7 @@ class Replica:
         """Whether a new leader may decide by its clock: nobody's differs, or all are measured."""
         member = self._member
         now_s = self._environment.clock()
-        connected = len(member.connected)
+        connected = len(member.connected & member.voting)
         if not member.clocks.off or len(member.clocks.known) >= connected:
             self._clocks_due_s = math.inf
             return True
@@ -605,12 +788,15 @@ class Replica:
             held is not None and held.term == position.term
         )
 
-    async def _install_now(self, position: Position, future: asyncio.Future[bool]) -> None:
+    async def _install_now(
+        self, position: Position, members: Members | None, future: asyncio.Future[bool]
+    ) -> None:
         """The order makes a crash harmless: files synced, then the journal with its mark, then the
         state, then the mark's end."""
         incoming = self.config.directory / "incoming"
         if not self._holds(position) and not self._member.is_leader:
-            self._journal.begin_install(position)
+            self._journal.begin_install(position, members)
+            self._member.follow_list()
             await self._persist()
             async with self._state_lock:
                 self._state.install(incoming)
@@ -693,11 +879,14 @@ class Replica:
             if not future.done():
                 future.set_exception(OutcomeUnknown("this replica has stopped"))
         if self._install is not None:
-            self._install[1].set_result(False)
+            self._install[-1].set_result(False)
             self._install = None
         if self._hand_over is not None:
             self._hand_over.end(None)
             self._hand_over = None
+        if self._change is not None and not self._change[1].done():
+            self._change[1].set_exception(NotLeader(None))
+        self._change = None
         self._proposals.clear()
         self._pending.clear()
         self._reads.fail(NotLeader(None))

@@ -64,6 +64,7 @@ class Shipping:
                 self._member.term,
                 index,
                 term,
+                self._member.journal.lists_from(index)[0],
             )
             reply = await asyncio.wait_for(
                 self._transport.ship(peer, header, read_parts(directory, self._worker)),

@@ -6,10 +6,10 @@ Raft repeats what matters. Snapshots travel beside the messages and do not delay
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from .messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
+from .messages import Introduction, Message, SnapshotHeader, SnapshotPart, SnapshotReply
 
 
 class TransportError(Exception):
@@ -17,7 +17,27 @@ class TransportError(Exception):
 
 
 class TransportHandler(Protocol):
-    """What a transport calls, always on the event loop, only for peers of the group."""
+    """What a transport calls, always on the event loop, for whoever proves to be a replica and
+    means this group. Who was removed from it is told so instead: see `excludes`."""
+
+    @property
+    def members_number(self) -> int:
+        """Of the last list that this replica knows to be committed: its greeting."""
+        ...
+
+    def excludes(self, peer: str, members_number: int) -> int:
+        """The number of the list that `peer`, who knows lists up to members_number, is missing in;
+        0 if it is to be listened to."""
+        ...
+
+    def on_excluded(self, peer: str, members_number: int) -> None:
+        """`peer` does not listen to this replica, for that reason."""
+        ...
+
+    @property
+    def introduction(self) -> Introduction:
+        """Who this replica is."""
+        ...
 
     def on_message(self, peer: str, message: Message) -> None: ...
     def on_connected(self, peer: str) -> None: ...
@@ -34,6 +54,11 @@ class RaftTransport(Protocol):
 
     async def start(self, handler: TransportHandler) -> None: ...
     async def stop(self) -> None: ...
+    def set_peers(self, addresses: Mapping[str, str]) -> None:
+        """Whom to be connected with, and where they are. Before `start`, and at any time. Who is
+        missing now and was not before is disconnected; it may come back, and is greeted anew."""
+        ...
+
     def send(self, peer: str, message: Message) -> None:
         """Queues a message; drops it when there is no connection or too much waits."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,14 +14,22 @@ from .output import print_one, print_table, spinner
 from .parameters import DURATION
 from .settings import Settings, pass_settings
 
+if TYPE_CHECKING:
+    from .. import types
+    from ..sync import Client
+
 DRAINED_POLL_S = 0.5
 
 DRAINED_S_MAX = 25 * 3600.0
 """What runs ends within a day; somebody who waits longer than that waits for something else."""
 
+CAUGHT_UP_POLL_S = 0.5
+"""Between two looks at a replica that catches up."""
 
-@click.group(cls=NounGroup, invoke_without_command=True)
-@click.option(
+EXIT_NO_VOTER = 7
+"""Where it has not become one in time: as for any deadline."""
+
+_output = click.option(
     "-o",
     "--output",
     type=click.Choice(["table", "json", "yaml"]),
@@ -28,6 +37,11 @@ DRAINED_S_MAX = 25 * 3600.0
     show_default=True,
     help="How to print it.",
 )
+_shard = click.option("--shard", metavar="ID", help="Default: the only one that there is.")
+
+
+@click.group(cls=NounGroup, invoke_without_command=True)
+@_output
 @click.pass_context
 def cluster(context: click.Context, /, output: str) -> None:
     """Show the mesh: shards with their replicas, and executors. Or do something to it."""
@@ -117,3 +131,100 @@ def backup(settings: Settings, /, name: str, shard: str) -> None:
         f"{shard} as of entry {made.applied_index} is in {made.path}: {made.file_count} files, "
         f"{made.size_bytes:,} bytes, by {made.replica_id}"
     )
+
+
+@cluster.command("add-replica")
+@click.argument("address")
+@_shard
+@click.option("--wait/--no-wait", default=True, help="Until it is a voter. Default: wait.")
+@click.option(
+    "--within", type=DURATION, default="1h", show_default=True, help="Time to wait at most."
+)
+@_output
+@pass_settings
+def add_replica(
+    settings: Settings,
+    /,
+    address: str,
+    shard: str | None,
+    wait: bool,
+    within: timedelta,
+    output: str,
+) -> int:
+    """Add the replica that listens at ADDRESS to a shard.
+
+    It must have been started, with an empty data directory and without bootstrap, as a member of
+    that shard. The leader sends it everything, while all goes on, and makes it a voter then.
+    """
+    client = settings.client
+    shard_id = _chosen(client, shard)
+    made = client.add_replica(shard_id, address)
+    (added,) = [each for each in made.replicas if each.address == address]
+    if wait:
+        made = _watch(client, shard_id, added.replica_id, within) or made
+    voter = any(e.replica_id == added.replica_id and not e.learner for e in made.replicas)
+    if output != "table":
+        print_one(output, (), made)
+    elif voter:
+        print(f"{added.replica_id} is a replica of {shard_id}, and votes")
+    else:
+        print(f"{added.replica_id} is a replica of {shard_id}, and catches up")
+    if wait and not voter:
+        print(
+            f"{added.replica_id} is no voter after {within}: see `tickmesh cluster`; give it up by "
+            f"`tickmesh cluster remove-replica {added.replica_id}`",
+            file=sys.stderr,
+        )
+        return EXIT_NO_VOTER
+    return 0
+
+
+@cluster.command("remove-replica")
+@click.argument("replica")
+@_shard
+@_output
+@pass_settings
+def remove_replica(settings: Settings, /, replica: str, shard: str | None, output: str) -> None:
+    """Remove a replica from a shard, for good.
+
+    It counts for nothing from then on, and its process ends. One that leads hands over first. Do
+    not start it again with the data that it has.
+    """
+    client = settings.client
+    shard_id = _chosen(client, shard)
+    left = client.remove_replica(shard_id, replica)
+    if output != "table":
+        print_one(output, (), left)
+    else:
+        ids = ", ".join(each.replica_id for each in left.replicas)
+        print(f"{replica} is no replica of {shard_id} any more; there are: {ids}")
+
+
+def _chosen(client: Client, shard: str | None) -> str:
+    if shard:
+        return shard
+    known = [each.shard_id for each in client.cluster().shards]
+    if len(known) != 1:
+        raise click.UsageError(f"name a --shard; there are: {', '.join(known)}")
+    return known[0]
+
+
+def _watch(client: Client, shard_id: str, replica_id: str, within: timedelta) -> types.Shard | None:
+    """Show how far a replica has come, until it is a voter; the shard then."""
+    until_s = time.monotonic() + within.total_seconds()
+    with spinner(f"{replica_id}: waiting") as say:
+        while time.monotonic() < until_s:
+            replicas = {
+                each.replica_id: each
+                for shard in client.cluster().shards
+                if shard.shard_id == shard_id
+                for each in shard.replicas
+            }
+            added = replicas.get(replica_id)
+            if added is not None and added.reachable and not added.learner:
+                break
+            last = max((each.commit_index for each in replicas.values()), default=0)
+            have = 0 if added is None else added.applied_index
+            say(f"{replica_id} catches up: {have:,} of {last:,} entries")
+            time.sleep(CAUGHT_UP_POLL_S)
+    return next((s for s in client.cluster().shards if s.shard_id == shard_id), None)

@@ -237,7 +237,9 @@ FIRES: tuple[Column[types.Fire], ...] = (
 def _role(replica: types.Replica) -> str:
     if not replica.reachable:
         return "unreachable"
-    return "leader" if replica.leader else "follower"
+    if replica.leader:
+        return "leader"
+    return "learner" if replica.learner else "follower"
 
 
 REPLICAS: tuple[Column[types.Replica], ...] = (

@@ -27,6 +27,7 @@ from tickmesh.mesh.local import Child, free_ports
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
 from tickmesh.proto.tickmesh.v1 import cluster_pb2, job_pb2
 from tickmesh.scheduler.raft.journal import Journal
+from tickmesh.scheduler.raft.members import configured
 from tickmesh.scheduler.raft.storage import RocksStorage
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.rocksdb import RocksBackend
@@ -162,7 +163,7 @@ class Group:
         """The first index that an ended replica's journal still knows."""
         storage = RocksStorage(self.directory / name / "raft" / "journal")
         try:
-            return Journal(storage, GROUP, name, bootstrap=False).base.index
+            return Journal(storage, GROUP, name, configured([name], {}), bootstrap=False).base.index
         finally:
             storage.close()
 

@@ -45,7 +45,16 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[tuple[str, object]] = []
         self.parts: list[SnapshotPart] = []
+        self.excluded: dict[str, int] = {}
         self._changed = asyncio.Event()
+
+    members_number = 0
+
+    def excludes(self, peer: str, members_number: int) -> int:
+        return self.excluded.get(peer, 0)
+
+    def on_excluded(self, peer: str, members_number: int) -> None:
+        self._note(peer, f"excluded by {members_number}")
 
     def _note(self, peer: str, what: object) -> None:
         self.events.append((peer, what))
@@ -89,9 +98,11 @@ class End:
         self.transport = GrpcTransport(
             GROUP,
             name,
-            {other: address for other, address in mesh.addresses.items() if other != name},
             tls.channel_credentials(certificate),
             tls.CHANNEL_OPTIONS,
+        )
+        self.transport.set_peers(
+            {other: address for other, address in mesh.addresses.items() if other != name}
         )
         self.server = grpc.aio.server(
             options=(("grpc.max_receive_message_length", INTERNAL_MESSAGE_BYTES_MAX),)
@@ -279,7 +290,6 @@ async def test_a_newer_stream_takes_the_place_of_an_older_one(mesh: Mesh) -> Non
         ("gateway", "a", hello(), grpc.StatusCode.PERMISSION_DENIED),
         ("executor", "a", hello(), grpc.StatusCode.PERMISSION_DENIED),
         ("scheduler", "c", hello(), grpc.StatusCode.INVALID_ARGUMENT),
-        ("scheduler", "c", hello(sender="c"), grpc.StatusCode.INVALID_ARGUMENT),
         ("scheduler", "a", hello(group="other"), grpc.StatusCode.INVALID_ARGUMENT),
         ("scheduler", "a", hello(recipient="c"), grpc.StatusCode.INVALID_ARGUMENT),
         ("scheduler", "a", raft_pb2.ExchangeRequest(), grpc.StatusCode.INVALID_ARGUMENT),
@@ -299,14 +309,53 @@ async def test_who_is_not_the_peer_it_says_is_refused(
     assert b.heard.events == []
 
 
-async def test_the_larger_id_does_not_dial(mesh: Mesh) -> None:
-    a = await mesh.end("a")
+async def test_the_larger_id_dials_only_where_there_is_no_stream(mesh: Mesh) -> None:
+    a, _ = await mesh.pair()
+    said = hello(sender="b", recipient="a")
     async with mesh.dial(name="b", to="a") as stub:
         call = stub.Exchange(timeout=5)
-        await call.write(hello(sender="b", recipient="a"))
-        with pytest.raises(grpc.aio.AioRpcError, match="the smaller id dials"):
+        await call.write(said)
+        with pytest.raises(grpc.aio.AioRpcError, match="connected with a already"):
             await call.read()
-    assert a.heard.events == []
+        assert a.heard.events == [("b", "connected")]
+
+
+async def test_the_larger_id_dials_whom_it_is_not_dialled_by(mesh: Mesh) -> None:
+    a, b = await mesh.end("a"), await mesh.end("b")
+    a.transport.set_peers({})  # it knows nothing of b, and listens all the same
+    await b.heard.until(lambda: b.heard.count("connected") >= 1)
+    a.transport.send("b", Transfer(7))
+    b.transport.send("a", Transfer(8))
+    await b.heard.until(lambda: b.heard.count(Transfer(7)) == 1)
+    await a.heard.until(lambda: a.heard.count(Transfer(8)) == 1)
+
+
+async def test_whoever_has_the_certificate_and_means_this_group_is_listened_to(mesh: Mesh) -> None:
+    """It may be in a list that this replica does not know yet."""
+    b = await mesh.end("b")
+    async with mesh.dial(name="c") as stub:
+        call = stub.Exchange(timeout=5)
+        await call.write(hello(sender="c"))
+        await b.heard.until(lambda: b.heard.events == [("c", "connected")])
+
+
+async def test_who_was_removed_is_told_so_and_not_listened_to(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    b.heard.excluded["a"] = 7
+    a = await mesh.end("a")
+    await a.heard.until(lambda: a.heard.count("excluded by 7") >= 2)
+    assert a.heard.count("connected") == 0
+    assert b.heard.events == []
+
+
+async def test_who_is_no_peer_any_more_is_disconnected(mesh: Mesh) -> None:
+    a, b = await mesh.pair()
+    b.heard.excluded["a"] = 3
+    b.transport.set_peers({})
+    await a.heard.until(lambda: a.heard.count("excluded by 3") >= 1)
+    assert [what for _, what in b.heard.events] == ["connected", "disconnected"]
+    b.heard.excluded.clear()
+    await b.heard.until(lambda: b.heard.count("connected") == 2)
 
 
 async def test_a_certificate_of_another_authority_does_not_get_in(

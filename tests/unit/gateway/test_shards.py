@@ -55,6 +55,7 @@ class ScriptedReplica(shard_pb2_grpc.ShardServiceServicer):
         self.term = 1
         self.answers: list[Answer] = []
         """For one Call each; after the last, every call is answered by its own bytes."""
+        self.members: shard_pb2.ShardMembers | None = None
         self.batches: list[list[bytes]] = []
         self.silent: asyncio.Event | None = None
         """While set (to an event that is not), GetStatus does not answer."""
@@ -80,7 +81,9 @@ class ScriptedReplica(shard_pb2_grpc.ShardServiceServicer):
         if self.silent is not None:
             await self.silent.wait()
         replica = cluster_pb2.Replica(leader=self.leader, term=self.term, reachable=True)
-        return shard_pb2.GetStatusResponse(replica=replica.SerializeToString())
+        return shard_pb2.GetStatusResponse(
+            replica=replica.SerializeToString(), members=self.members
+        )
 
     async def Watch(self, request: Any, context: Any) -> Any:
         self.received.set()
@@ -240,6 +243,59 @@ async def test_a_leader_that_hangs_is_left_as_soon_as_another_leads(world: World
     assert isinstance(deleted, OutcomeUnknown)
     assert await world.call(b"3", DELETE) == b"3"
     assert world.replicas[0].batches == [[b"1", b"2"]]
+
+
+def listed(number: int, *replicas: ScriptedReplica, learner: str = "") -> shard_pb2.ShardMembers:
+    members = [
+        shard_pb2.ShardMember(replica_id=f"n{n}", address=each.address, voter=f"n{n}" != learner)
+        for n, each in enumerate(replicas)
+    ]
+    return shard_pb2.ShardMembers(number=number, replicas=members)
+
+
+@pytest.fixture
+async def fourth(certificates: tuple[Tls, Tls]) -> AsyncIterator[ScriptedReplica]:
+    """One that nobody has configured."""
+    replica = ScriptedReplica()
+    await replica.start(tls.server_credentials(certificates[0]))
+    yield replica
+    await replica.server.stop(0)
+
+
+async def test_a_replica_that_joined_is_found_by_the_list_of_the_others(
+    world: World, fourth: ScriptedReplica
+) -> None:
+    world.lead(0, term=1).leader = False
+    fourth.leader, fourth.term = True, 2
+    world.replicas[1].members = listed(3, *world.replicas[1:], fourth, learner="n0")
+    assert await world.call(b"1") == b"1"
+    assert fourth.batches == [[b"1"]]
+    # An older list changes nothing.
+    world.replicas[2].members = listed(2, *world.replicas)
+    shard, _ = await world.shard.views()
+    assert [(each.replica_id, each.learner) for each in shard.replicas] == [
+        ("n0", True),
+        ("n1", False),
+        ("n2", False),
+    ]
+    assert shard.members_number == 3
+
+
+async def test_if_nobody_in_the_list_answers_the_configured_ones_are_asked_again(
+    world: World, certificates: tuple[Tls, Tls]
+) -> None:
+    gone = ScriptedReplica()
+    await gone.start(tls.server_credentials(certificates[0]))
+    gone.leader, gone.term = True, 2
+    world.lead(0, term=1).leader = False
+    world.replicas[1].members = listed(3, gone)
+    assert await world.call(b"1") == b"1"
+    assert gone.batches == [[b"1"]]
+    world.replicas[1].members = None
+    world.lead(2, term=3)
+    await gone.server.stop(0)
+    assert await world.call(b"2") == b"2"
+    assert world.replicas[2].batches == [[b"2"]]
 
 
 async def test_of_two_that_say_they_lead_the_higher_term_is_believed(world: World) -> None:

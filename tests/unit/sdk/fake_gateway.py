@@ -73,6 +73,7 @@ class FakeGateway(
         self.payloads: dict[str, bytes] = {}
         self.backfills: dict[str, int] = {}
         self.backups: list[str] = []
+        self.replicas = {f"shard-0-{number}": f"127.0.0.1:730{number + 1}" for number in range(3)}
         self.drains: list[cluster_pb2.DrainExecutorRequest] = []
         self.images: dict[str, image_pb2.Image] = {}
         self.keys: dict[str, customer_pb2.ApiKey] = {}
@@ -738,10 +739,10 @@ class FakeGateway(
     def GetCluster(self, request: Any, context: Any) -> Any:
         answer = cluster_pb2.Cluster(version="0.1.0")
         shard = answer.shards.add(shard_id="shard-0")
-        for number in range(3):
+        for number, (name, address) in enumerate(self.replicas.items()):
             shard.replicas.add(
-                replica_id=f"shard-0-{number}",
-                address=f"127.0.0.1:730{number + 1}",
+                replica_id=name,
+                address=address,
                 reachable=number != 2,
                 leader=number == 1,
                 term=7,
@@ -779,6 +780,29 @@ class FakeGateway(
             file_count=9,
             size_bytes=102_752,
         )
+
+    def AddReplica(self, request: Any, context: Any) -> cluster_pb2.Shard:
+        """It has caught up at the next look."""
+        if request.address in self.replicas.values():
+            text = f"{request.address!r} is where somebody listens: nothing to add"
+            abort(context, errors.AlreadyExists(text))
+        made = self._members(1)
+        made.replicas.add(replica_id="shard-0-3", address=request.address, learner=True)
+        self.replicas["shard-0-3"] = request.address
+        return made
+
+    def RemoveReplica(self, request: Any, context: Any) -> cluster_pb2.Shard:
+        if request.replica_id not in self.replicas:
+            text = f"there is no replica {request.replica_id!r}; there are: shard-0-0"
+            abort(context, errors.NotFound(text))
+        del self.replicas[request.replica_id]
+        return self._members(3)
+
+    def _members(self, number: int) -> cluster_pb2.Shard:
+        made = cluster_pb2.Shard(shard_id="shard-0", members_number=number)
+        for name, address in self.replicas.items():
+            made.replicas.add(replica_id=name, address=address)
+        return made
 
     def DrainExecutor(
         self, request: cluster_pb2.DrainExecutorRequest, context: Any

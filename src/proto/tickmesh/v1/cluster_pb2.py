@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tickmesh/v1/cluster.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x01\n\x07\x43luster\x12,\n\x06shards\x18\x01 \x03(\x0b\x32\x12.tickmesh.v1.ShardB\x00R\x06shards\x12\x35\n\texecutors\x18\x02 \x03(\x0b\x32\x15.tickmesh.v1.ExecutorB\x00R\texecutors\x12\x1a\n\x07version\x18\x03 \x01(\tB\x00R\x07version:\x00\"Z\n\x05Shard\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x32\n\x08replicas\x18\x02 \x03(\x0b\x32\x14.tickmesh.v1.ReplicaB\x00R\x08replicas:\x00\"\xb4\x04\n\x07Replica\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x1e\n\treachable\x18\x03 \x01(\x08\x42\x00R\treachable\x12\x18\n\x06leader\x18\x04 \x01(\x08\x42\x00R\x06leader\x12\x14\n\x04term\x18\x05 \x01(\x03\x42\x00R\x04term\x12%\n\rapplied_index\x18\x06 \x01(\x03\x42\x00R\x0c\x61ppliedIndex\x12#\n\x0c\x63ommit_index\x18\x07 \x01(\x03\x42\x00R\x0b\x63ommitIndex\x12\'\n\x0eschedule_count\x18\x08 \x01(\x03\x42\x00R\rscheduleCount\x12\x36\n\x16\x61\x63tive_execution_count\x18\t \x01(\x03\x42\x00R\x14\x61\x63tiveExecutionCount\x12\x34\n\x15resident_memory_bytes\x18\n \x01(\x03\x42\x00R\x13residentMemoryBytes\x12\x39\n\x0bpeer_clocks\x18\x0b \x03(\x0b\x32\x16.tickmesh.v1.PeerClockB\x00R\npeerClocks\x12*\n\x10\x63lock_step_count\x18\x0c \x01(\x03\x42\x00R\x0e\x63lockStepCount\x12-\n\x12last_clock_step_ns\x18\r \x01(\x03\x42\x00R\x0flastClockStepNs\x12!\n\x0b\x63lock_fault\x18\x0e \x01(\tB\x00R\nclockFault:\x00\"v\n\tPeerClock\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x1d\n\toffset_ns\x18\x02 \x01(\x03\x42\x00R\x08offsetNs\x12\'\n\x0euncertainty_ns\x18\x03 \x01(\x03\x42\x00R\runcertaintyNs:\x00\"\xe2\x04\n\x08\x45xecutor\x12!\n\x0b\x65xecutor_id\x18\x01 \x01(\tB\x00R\nexecutorId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x1f\n\nslot_count\x18\x03 \x01(\x05\x42\x00R\tslotCount\x12(\n\x0fused_slot_count\x18\x04 \x01(\x05\x42\x00R\rusedSlotCount\x12\x1a\n\x07runtime\x18\x05 \x01(\tB\x00R\x07runtime\x12(\n\x0f\x63lock_offset_ns\x18\x06 \x01(\x03\x42\x00R\rclockOffsetNs\x12\x32\n\x14\x63lock_uncertainty_ns\x18\x07 \x01(\x03\x42\x00R\x12\x63lockUncertaintyNs\x12\x1c\n\x08\x64raining\x18\x08 \x01(\x08\x42\x00R\x08\x64raining\x12#\n\x0cmemory_bytes\x18\t \x01(\x03\x42\x00R\x0bmemoryBytes\x12,\n\x11used_memory_bytes\x18\n \x01(\x03\x42\x00R\x0fusedMemoryBytes\x12\x1f\n\ncpu_millis\x18\x0b \x01(\x05\x42\x00R\tcpuMillis\x12(\n\x0fused_cpu_millis\x18\x0c \x01(\x05\x42\x00R\rusedCpuMillis\x12;\n\x06labels\x18\r \x03(\x0b\x32!.tickmesh.v1.Executor.LabelsEntryB\x00R\x06labels\x12\x18\n\x06\x65gress\x18\x0e \x01(\x08\x42\x00R\x06\x65gress\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x15\n\x11GetClusterRequest:\x00\"\x8b\x01\n\x14\x44rainExecutorRequest\x12!\n\x0b\x65xecutor_id\x18\x01 \x01(\tB\x00R\nexecutorId\x12\x14\n\x04undo\x18\x02 \x01(\x08\x42\x00R\x04undo\x12\x38\n\tend_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x08\x65ndAfter:\x00\"N\n\x11\x41\x64\x64ReplicaRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress:\x00\"V\n\x14RemoveReplicaRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1f\n\nreplica_id\x18\x02 \x01(\tB\x00R\treplicaId:\x00\"[\n\x19TransferLeadershipRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1f\n\nreplica_id\x18\x02 \x01(\tB\x00R\treplicaId:\x00\"=\n\x1aTransferLeadershipResponse\x12\x1d\n\tleader_id\x18\x01 \x01(\tB\x00R\x08leaderId:\x00\"S\n\x12\x42\x61\x63kupShardRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1e\n\tdirectory\x18\x02 \x01(\tB\x00R\tdirectory:\x00\"\xb7\x01\n\x13\x42\x61\x63kupShardResponse\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x14\n\x04path\x18\x02 \x01(\tB\x00R\x04path\x12%\n\rapplied_index\x18\x03 \x01(\x03\x42\x00R\x0c\x61ppliedIndex\x12\x1f\n\nfile_count\x18\x04 \x01(\x05\x42\x00R\tfileCount\x12\x1f\n\nsize_bytes\x18\x05 \x01(\x03\x42\x00R\tsizeBytes:\x00\x32\xf0\x03\n\x0e\x43lusterService\x12\x44\n\nGetCluster\x12\x1e.tickmesh.v1.GetClusterRequest\x1a\x14.tickmesh.v1.Cluster\"\x00\x12K\n\rDrainExecutor\x12!.tickmesh.v1.DrainExecutorRequest\x1a\x15.tickmesh.v1.Executor\"\x00\x12\x42\n\nAddReplica\x12\x1e.tickmesh.v1.AddReplicaRequest\x1a\x12.tickmesh.v1.Shard\"\x00\x12H\n\rRemoveReplica\x12!.tickmesh.v1.RemoveReplicaRequest\x1a\x12.tickmesh.v1.Shard\"\x00\x12g\n\x12TransferLeadership\x12&.tickmesh.v1.TransferLeadershipRequest\x1a\'.tickmesh.v1.TransferLeadershipResponse\"\x00\x12R\n\x0b\x42\x61\x63kupShard\x12\x1f.tickmesh.v1.BackupShardRequest\x1a .tickmesh.v1.BackupShardResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tickmesh/v1/cluster.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x01\n\x07\x43luster\x12,\n\x06shards\x18\x01 \x03(\x0b\x32\x12.tickmesh.v1.ShardB\x00R\x06shards\x12\x35\n\texecutors\x18\x02 \x03(\x0b\x32\x15.tickmesh.v1.ExecutorB\x00R\texecutors\x12\x1a\n\x07version\x18\x03 \x01(\tB\x00R\x07version:\x00\"\x83\x01\n\x05Shard\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x32\n\x08replicas\x18\x02 \x03(\x0b\x32\x14.tickmesh.v1.ReplicaB\x00R\x08replicas\x12\'\n\x0emembers_number\x18\x03 \x01(\x03\x42\x00R\rmembersNumber:\x00\"\xd0\x04\n\x07Replica\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x1e\n\treachable\x18\x03 \x01(\x08\x42\x00R\treachable\x12\x18\n\x06leader\x18\x04 \x01(\x08\x42\x00R\x06leader\x12\x14\n\x04term\x18\x05 \x01(\x03\x42\x00R\x04term\x12%\n\rapplied_index\x18\x06 \x01(\x03\x42\x00R\x0c\x61ppliedIndex\x12#\n\x0c\x63ommit_index\x18\x07 \x01(\x03\x42\x00R\x0b\x63ommitIndex\x12\'\n\x0eschedule_count\x18\x08 \x01(\x03\x42\x00R\rscheduleCount\x12\x36\n\x16\x61\x63tive_execution_count\x18\t \x01(\x03\x42\x00R\x14\x61\x63tiveExecutionCount\x12\x34\n\x15resident_memory_bytes\x18\n \x01(\x03\x42\x00R\x13residentMemoryBytes\x12\x39\n\x0bpeer_clocks\x18\x0b \x03(\x0b\x32\x16.tickmesh.v1.PeerClockB\x00R\npeerClocks\x12*\n\x10\x63lock_step_count\x18\x0c \x01(\x03\x42\x00R\x0e\x63lockStepCount\x12-\n\x12last_clock_step_ns\x18\r \x01(\x03\x42\x00R\x0flastClockStepNs\x12!\n\x0b\x63lock_fault\x18\x0e \x01(\tB\x00R\nclockFault\x12\x1a\n\x07learner\x18\x0f \x01(\x08\x42\x00R\x07learner:\x00\"v\n\tPeerClock\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x1d\n\toffset_ns\x18\x02 \x01(\x03\x42\x00R\x08offsetNs\x12\'\n\x0euncertainty_ns\x18\x03 \x01(\x03\x42\x00R\runcertaintyNs:\x00\"\xe2\x04\n\x08\x45xecutor\x12!\n\x0b\x65xecutor_id\x18\x01 \x01(\tB\x00R\nexecutorId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x1f\n\nslot_count\x18\x03 \x01(\x05\x42\x00R\tslotCount\x12(\n\x0fused_slot_count\x18\x04 \x01(\x05\x42\x00R\rusedSlotCount\x12\x1a\n\x07runtime\x18\x05 \x01(\tB\x00R\x07runtime\x12(\n\x0f\x63lock_offset_ns\x18\x06 \x01(\x03\x42\x00R\rclockOffsetNs\x12\x32\n\x14\x63lock_uncertainty_ns\x18\x07 \x01(\x03\x42\x00R\x12\x63lockUncertaintyNs\x12\x1c\n\x08\x64raining\x18\x08 \x01(\x08\x42\x00R\x08\x64raining\x12#\n\x0cmemory_bytes\x18\t \x01(\x03\x42\x00R\x0bmemoryBytes\x12,\n\x11used_memory_bytes\x18\n \x01(\x03\x42\x00R\x0fusedMemoryBytes\x12\x1f\n\ncpu_millis\x18\x0b \x01(\x05\x42\x00R\tcpuMillis\x12(\n\x0fused_cpu_millis\x18\x0c \x01(\x05\x42\x00R\rusedCpuMillis\x12;\n\x06labels\x18\r \x03(\x0b\x32!.tickmesh.v1.Executor.LabelsEntryB\x00R\x06labels\x12\x18\n\x06\x65gress\x18\x0e \x01(\x08\x42\x00R\x06\x65gress\x1a=\n\x0bLabelsEntry\x12\x12\n\x03key\x18\x01 \x01(\tB\x00R\x03key\x12\x16\n\x05value\x18\x02 \x01(\tB\x00R\x05value:\x02\x38\x01:\x00\"\x15\n\x11GetClusterRequest:\x00\"\x8b\x01\n\x14\x44rainExecutorRequest\x12!\n\x0b\x65xecutor_id\x18\x01 \x01(\tB\x00R\nexecutorId\x12\x14\n\x04undo\x18\x02 \x01(\x08\x42\x00R\x04undo\x12\x38\n\tend_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x08\x65ndAfter:\x00\"N\n\x11\x41\x64\x64ReplicaRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress:\x00\"V\n\x14RemoveReplicaRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1f\n\nreplica_id\x18\x02 \x01(\tB\x00R\treplicaId:\x00\"[\n\x19TransferLeadershipRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1f\n\nreplica_id\x18\x02 \x01(\tB\x00R\treplicaId:\x00\"=\n\x1aTransferLeadershipResponse\x12\x1d\n\tleader_id\x18\x01 \x01(\tB\x00R\x08leaderId:\x00\"S\n\x12\x42\x61\x63kupShardRequest\x12\x1b\n\x08shard_id\x18\x01 \x01(\tB\x00R\x07shardId\x12\x1e\n\tdirectory\x18\x02 \x01(\tB\x00R\tdirectory:\x00\"\xb7\x01\n\x13\x42\x61\x63kupShardResponse\x12\x1f\n\nreplica_id\x18\x01 \x01(\tB\x00R\treplicaId\x12\x14\n\x04path\x18\x02 \x01(\tB\x00R\x04path\x12%\n\rapplied_index\x18\x03 \x01(\x03\x42\x00R\x0c\x61ppliedIndex\x12\x1f\n\nfile_count\x18\x04 \x01(\x05\x42\x00R\tfileCount\x12\x1f\n\nsize_bytes\x18\x05 \x01(\x03\x42\x00R\tsizeBytes:\x00\x32\xf0\x03\n\x0e\x43lusterService\x12\x44\n\nGetCluster\x12\x1e.tickmesh.v1.GetClusterRequest\x1a\x14.tickmesh.v1.Cluster\"\x00\x12K\n\rDrainExecutor\x12!.tickmesh.v1.DrainExecutorRequest\x1a\x15.tickmesh.v1.Executor\"\x00\x12\x42\n\nAddReplica\x12\x1e.tickmesh.v1.AddReplicaRequest\x1a\x12.tickmesh.v1.Shard\"\x00\x12H\n\rRemoveReplica\x12!.tickmesh.v1.RemoveReplicaRequest\x1a\x12.tickmesh.v1.Shard\"\x00\x12g\n\x12TransferLeadership\x12&.tickmesh.v1.TransferLeadershipRequest\x1a\'.tickmesh.v1.TransferLeadershipResponse\"\x00\x12R\n\x0b\x42\x61\x63kupShard\x12\x1f.tickmesh.v1.BackupShardRequest\x1a .tickmesh.v1.BackupShardResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,32 +36,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTOR_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CLUSTER']._serialized_start=75
   _globals['_CLUSTER']._serialized_end=215
-  _globals['_SHARD']._serialized_start=217
-  _globals['_SHARD']._serialized_end=307
-  _globals['_REPLICA']._serialized_start=310
-  _globals['_REPLICA']._serialized_end=874
-  _globals['_PEERCLOCK']._serialized_start=876
-  _globals['_PEERCLOCK']._serialized_end=994
-  _globals['_EXECUTOR']._serialized_start=997
-  _globals['_EXECUTOR']._serialized_end=1607
-  _globals['_EXECUTOR_LABELSENTRY']._serialized_start=1544
-  _globals['_EXECUTOR_LABELSENTRY']._serialized_end=1605
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1609
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1630
-  _globals['_DRAINEXECUTORREQUEST']._serialized_start=1633
-  _globals['_DRAINEXECUTORREQUEST']._serialized_end=1772
-  _globals['_ADDREPLICAREQUEST']._serialized_start=1774
-  _globals['_ADDREPLICAREQUEST']._serialized_end=1852
-  _globals['_REMOVEREPLICAREQUEST']._serialized_start=1854
-  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1940
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=1942
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=2033
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=2035
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=2096
-  _globals['_BACKUPSHARDREQUEST']._serialized_start=2098
-  _globals['_BACKUPSHARDREQUEST']._serialized_end=2181
-  _globals['_BACKUPSHARDRESPONSE']._serialized_start=2184
-  _globals['_BACKUPSHARDRESPONSE']._serialized_end=2367
-  _globals['_CLUSTERSERVICE']._serialized_start=2370
-  _globals['_CLUSTERSERVICE']._serialized_end=2866
+  _globals['_SHARD']._serialized_start=218
+  _globals['_SHARD']._serialized_end=349
+  _globals['_REPLICA']._serialized_start=352
+  _globals['_REPLICA']._serialized_end=944
+  _globals['_PEERCLOCK']._serialized_start=946
+  _globals['_PEERCLOCK']._serialized_end=1064
+  _globals['_EXECUTOR']._serialized_start=1067
+  _globals['_EXECUTOR']._serialized_end=1677
+  _globals['_EXECUTOR_LABELSENTRY']._serialized_start=1614
+  _globals['_EXECUTOR_LABELSENTRY']._serialized_end=1675
+  _globals['_GETCLUSTERREQUEST']._serialized_start=1679
+  _globals['_GETCLUSTERREQUEST']._serialized_end=1700
+  _globals['_DRAINEXECUTORREQUEST']._serialized_start=1703
+  _globals['_DRAINEXECUTORREQUEST']._serialized_end=1842
+  _globals['_ADDREPLICAREQUEST']._serialized_start=1844
+  _globals['_ADDREPLICAREQUEST']._serialized_end=1922
+  _globals['_REMOVEREPLICAREQUEST']._serialized_start=1924
+  _globals['_REMOVEREPLICAREQUEST']._serialized_end=2010
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=2012
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=2103
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=2105
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=2166
+  _globals['_BACKUPSHARDREQUEST']._serialized_start=2168
+  _globals['_BACKUPSHARDREQUEST']._serialized_end=2251
+  _globals['_BACKUPSHARDRESPONSE']._serialized_start=2254
+  _globals['_BACKUPSHARDRESPONSE']._serialized_end=2437
+  _globals['_CLUSTERSERVICE']._serialized_start=2440
+  _globals['_CLUSTERSERVICE']._serialized_end=2936
 # @@protoc_insertion_point(module_scope)

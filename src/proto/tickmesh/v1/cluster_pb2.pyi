@@ -61,8 +61,11 @@ class Shard(_message.Message):
 
     SHARD_ID_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    MEMBERS_NUMBER_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     """Shard id, as "shard-0"."""
+    members_number: _builtins.int
+    """Number of the list of its replicas: one more with every change, 0 before the first."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
         """Its replicas; those that do not answer are listed as not reachable."""
@@ -72,10 +75,11 @@ class Shard(_message.Message):
         *,
         shard_id: _builtins.str = ...,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
+        members_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members_number", b"members_number", "replicas", b"replicas", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,6 +105,7 @@ class Replica(_message.Message):
     CLOCK_STEP_COUNT_FIELD_NUMBER: _builtins.int
     LAST_CLOCK_STEP_NS_FIELD_NUMBER: _builtins.int
     CLOCK_FAULT_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica id, as "shard-0-1"."""
     address: _builtins.str
@@ -129,6 +134,8 @@ class Replica(_message.Message):
     """What is wrong with its clock, for people; empty if nothing is known to be. Stays until a clock
     that was off is seen to agree again.
     """
+    learner: _builtins.bool
+    """It was added and has not caught up: it does not vote and is not counted."""
     @_builtins.property
     def peer_clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerClock]:
         """What it, while it leads, knows of the others' clocks."""
@@ -150,10 +157,11 @@ class Replica(_message.Message):
         clock_step_count: _builtins.int = ...,
         last_clock_step_ns: _builtins.int = ...,
         clock_fault: _builtins.str = ...,
+        learner: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_execution_count", b"active_execution_count", "address", b"address", "applied_index", b"applied_index", "clock_fault", b"clock_fault", "clock_step_count", b"clock_step_count", "commit_index", b"commit_index", "last_clock_step_ns", b"last_clock_step_ns", "leader", b"leader", "peer_clocks", b"peer_clocks", "reachable", b"reachable", "replica_id", b"replica_id", "resident_memory_bytes", b"resident_memory_bytes", "schedule_count", b"schedule_count", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_execution_count", b"active_execution_count", "address", b"address", "applied_index", b"applied_index", "clock_fault", b"clock_fault", "clock_step_count", b"clock_step_count", "commit_index", b"commit_index", "last_clock_step_ns", b"last_clock_step_ns", "leader", b"leader", "learner", b"learner", "peer_clocks", b"peer_clocks", "reachable", b"reachable", "replica_id", b"replica_id", "resident_memory_bytes", b"resident_memory_bytes", "schedule_count", b"schedule_count", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,7 +351,9 @@ class AddReplicaRequest(_message.Message):
     shard_id: _builtins.str
     """Shard id. Required."""
     address: _builtins.str
-    """Where the new replica listens. Required."""
+    """Where the new replica listens, as all others reach it, as "10.0.0.7:7301". Its id is asked of
+    it. Required.
+    """
     def __init__(
         self,
         *,

@@ -89,14 +89,24 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddReplica(self, request, context):
-        """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED.
+        """Adds a replica to a shard: a process that was started with an empty data directory, as a member
+        of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
+        counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
+        has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
+        learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
+        nothing is changed: no replica answers there, it belongs to another shard or has data, another
+        change is under way, the shard has 7 replicas, or runs a program that is too old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveReplica(self, request, context):
-        """Removes a replica from a shard. Not built yet: answers UNIMPLEMENTED.
+        """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
+        ends with exit code 0. Its data must not be used again. One that leads hands over first. Answers
+        ids, addresses and learners alone. NOT_FOUND for an id that is not in the list. FAILED_PRECONDITION,
+        and nothing is changed: fewer than 3 voters would be left, or too few that are up to date to go
+        on, or another change is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,9 +42,21 @@ class ClusterServiceStub:
     executor of that id is attached), UNAVAILABLE (it does not answer).
     """
     AddReplica: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AddReplicaRequest, _cluster_pb2.Shard]
-    """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED."""
+    """Adds a replica to a shard: a process that was started with an empty data directory, as a member
+    of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
+    counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
+    has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
+    learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
+    nothing is changed: no replica answers there, it belongs to another shard or has data, another
+    change is under way, the shard has 7 replicas, or runs a program that is too old.
+    """
     RemoveReplica: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveReplicaRequest, _cluster_pb2.Shard]
-    """Removes a replica from a shard. Not built yet: answers UNIMPLEMENTED."""
+    """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
+    ends with exit code 0. Its data must not be used again. One that leads hands over first. Answers
+    ids, addresses and learners alone. NOT_FOUND for an id that is not in the list. FAILED_PRECONDITION,
+    and nothing is changed: fewer than 3 voters would be left, or too few that are up to date to go
+    on, or another change is under way.
+    """
     TransferLeadership: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]
     """Makes another replica of a shard lead: one that holds the whole log and whose clock agrees with
     the others'. Costs writes a few milliseconds and no fire anything. FAILED_PRECONDITION if there
@@ -71,9 +83,21 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     executor of that id is attached), UNAVAILABLE (it does not answer).
     """
     AddReplica: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AddReplicaRequest, _cluster_pb2.Shard]  # type: ignore[assignment]
-    """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED."""
+    """Adds a replica to a shard: a process that was started with an empty data directory, as a member
+    of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
+    counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
+    has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
+    learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
+    nothing is changed: no replica answers there, it belongs to another shard or has data, another
+    change is under way, the shard has 7 replicas, or runs a program that is too old.
+    """
     RemoveReplica: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveReplicaRequest, _cluster_pb2.Shard]  # type: ignore[assignment]
-    """Removes a replica from a shard. Not built yet: answers UNIMPLEMENTED."""
+    """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
+    ends with exit code 0. Its data must not be used again. One that leads hands over first. Answers
+    ids, addresses and learners alone. NOT_FOUND for an id that is not in the list. FAILED_PRECONDITION,
+    and nothing is changed: fewer than 3 voters would be left, or too few that are up to date to go
+    on, or another change is under way.
+    """
     TransferLeadership: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
     """Makes another replica of a shard lead: one that holds the whole log and whose clock agrees with
     the others'. Costs writes a few milliseconds and no fire anything. FAILED_PRECONDITION if there
@@ -115,7 +139,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.AddReplicaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Shard, _abc.Awaitable[_cluster_pb2.Shard]]:
-        """Adds a replica to a shard. Not built yet: answers UNIMPLEMENTED."""
+        """Adds a replica to a shard: a process that was started with an empty data directory, as a member
+        of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
+        counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
+        has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
+        learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
+        nothing is changed: no replica answers there, it belongs to another shard or has data, another
+        change is under way, the shard has 7 replicas, or runs a program that is too old.
+        """
 
     @_abc_1.abstractmethod
     def RemoveReplica(
@@ -123,7 +154,12 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.RemoveReplicaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Shard, _abc.Awaitable[_cluster_pb2.Shard]]:
-        """Removes a replica from a shard. Not built yet: answers UNIMPLEMENTED."""
+        """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
+        ends with exit code 0. Its data must not be used again. One that leads hands over first. Answers
+        ids, addresses and learners alone. NOT_FOUND for an id that is not in the list. FAILED_PRECONDITION,
+        and nothing is changed: fewer than 3 voters would be left, or too few that are up to date to go
+        on, or another change is under way.
+        """
 
     @_abc_1.abstractmethod
     def TransferLeadership(

@@ -28,9 +28,8 @@ class Host:
     def __init__(self, peers: str = "bc") -> None:
         self.monotonic_ns = 5_000 * MS
         self.wall_ns = 1_800_000_000_000 * MS
-        self.clocks = Clocks(
-            tuple(peers), lambda: self.monotonic_ns / 1e9, lambda: self.wall_ns, SKEW_NS
-        )
+        self.clocks = Clocks(lambda: self.monotonic_ns / 1e9, lambda: self.wall_ns, SKEW_NS)
+        self.clocks.follow(peers)
 
     def wait(self, ms: float) -> None:
         self.monotonic_ns += int(ms * MS)
@@ -65,7 +64,7 @@ def test_a_reading_that_was_interrupted_is_no_step() -> None:
     host = Host()
     host.clocks.look()
     readings = iter([host.monotonic_ns, host.monotonic_ns + READ_NS_MAX + 100 * MS])
-    clocks = Clocks(("b",), lambda: next(readings) / 1e9, lambda: host.wall_ns, SKEW_NS)
+    clocks = Clocks(lambda: next(readings) / 1e9, lambda: host.wall_ns, SKEW_NS)
     assert clocks.look() == 0
     assert clocks._difference_ns is None, "nothing is concluded from it, now or later"
 

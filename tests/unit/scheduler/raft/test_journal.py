@@ -9,13 +9,15 @@ import pytest
 
 from tickmesh.scheduler.raft.errors import JournalError, SafetyViolation, WrongJournal
 from tickmesh.scheduler.raft.journal import Ballot, Journal, Position
+from tickmesh.scheduler.raft.members import Members, configured, encode
+from tickmesh.scheduler.raft.messages import KIND_MEMBERS
 from tickmesh.scheduler.raft.storage import JournalStorage, RocksStorage
 
 from .clusters import MemoryStorage
 
 
 def opened(storage: JournalStorage, group: str = "group", replica: str = "a") -> Journal:
-    return Journal(storage, group, replica, bootstrap=True)
+    return Journal(storage, group, replica, configured("abc", {}), bootstrap=True)
 
 
 def saved(journal: Journal) -> None:
@@ -202,6 +204,111 @@ def test_an_installation_is_marked_until_it_has_ended() -> None:
 
 
 # -- on RocksDB --------------------------------------------------------------------------------
+
+
+# -- the list of members -------------------------------------------------------------------------
+
+
+def listed(number: int, names: str) -> bytes:
+    return KIND_MEMBERS + encode(Members(number, configured(names, {}).replicas))
+
+
+def names_of(members: Members) -> str:
+    return "".join(members.ids)
+
+
+def test_a_list_is_in_force_from_its_append_and_is_known_again_from_the_disk_alone() -> None:
+    storage = MemoryStorage()
+    journal = filled(storage)
+    assert (names_of(journal.members), journal.members_index) == ("abc", 0)
+    journal.add(listed(1, "abcd"), 7, 1)
+    assert (names_of(journal.members), journal.members_index) == ("abcd", 7)
+    assert opened(storage.after_crash()).members.number == 0, "it was never flushed"
+    saved(journal)
+    found = opened(storage.after_crash())
+    assert (names_of(found.members), found.members_index) == ("abcd", 7)
+    assert [each.number for each in found.lists_from(6)] == [0, 1]
+    assert [each.number for each in found.lists_from(7)] == [1]
+
+
+def test_a_list_is_taken_back_when_it_is_truncated_also_on_disk() -> None:
+    storage = MemoryStorage()
+    journal = filled(storage)
+    journal.add(listed(1, "abcd"), 7, 1)
+    journal.add(listed(2, "bcd"), 8, 1)
+    saved(journal)
+    journal.suspect_from(7)  # the entries from 8 on
+    journal.settle()
+    assert names_of(journal.members) == "bcd", "what nobody contradicts stays"
+    journal.suspect_from(7)
+    journal.add(b"\x00another", 8, 2)
+    journal.settle()
+    assert names_of(journal.members) == "abcd"
+    saved(journal)
+    assert names_of(opened(storage.after_crash()).members) == "abcd"
+
+
+def test_compaction_keeps_the_list_in_force_at_the_base() -> None:
+    storage = MemoryStorage()
+    journal = filled(storage)
+    journal.add(listed(1, "abcd"), 7, 1)
+    journal.add(listed(2, "bcd"), 8, 1)
+    saved(journal)
+    for base, numbers in ((6, [0, 1, 2]), (7, [1, 2]), (8, [2])):
+        journal.compact(base)
+        saved(journal)
+        found = opened(storage.after_crash())
+        assert [each.number for each in found.lists_from(base)] == numbers
+        assert names_of(found.members) == "bcd"
+
+
+def test_an_installation_brings_its_list() -> None:
+    storage = MemoryStorage()
+    journal = filled(storage)
+    journal.add(listed(1, "abcd"), 7, 1)
+    journal.begin_install(Position(50, 3), Members(4, configured("bde", {}).replicas))
+    saved(journal)
+    found = opened(storage.after_crash())
+    assert (names_of(found.members), found.members.number) == ("bde", 4)
+    assert found.installing == Position(50, 3)
+
+
+def test_the_configuration_says_who_a_new_group_is_and_later_only_where_they_are() -> None:
+    storage = MemoryStorage()
+    saved(Journal(storage, "group", "a", configured("abc", {"b": "one"}), bootstrap=True))
+    moved = configured("abcd", {"b": "other"})
+    journal = Journal(storage.after_crash(), "group", "a", moved, bootstrap=False)
+    assert names_of(journal.members) == "abc"
+    b = journal.members.find("b")
+    assert b is not None and b.address == "other"
+
+
+def test_a_journal_of_an_older_program_takes_the_configured_list() -> None:
+    storage = MemoryStorage()
+    filled(storage)
+    del storage.data[b"m/members"]
+    journal = opened(storage)
+    assert names_of(journal.members) == "abc"
+    saved(journal)
+    assert b"m/members" in storage.data
+
+
+def test_only_a_journal_whose_list_has_changed_is_closed_to_older_programs() -> None:
+    storage = MemoryStorage()
+    journal = filled(storage)
+    assert journal.identity.format == 1
+    journal.add(listed(1, "abcd"), 7, 1)
+    saved(journal)
+    assert opened(storage.after_crash()).identity.format == 2
+    del storage.durable[b"m/members"]
+    with pytest.raises(JournalError, match="lacks its list"):
+        opened(storage.after_crash())
+
+
+def test_an_entry_that_is_no_list_is_an_error() -> None:
+    journal = filled(MemoryStorage())
+    with pytest.raises(JournalError, match="no list of replicas"):
+        journal.add(KIND_MEMBERS + b"rubbish", 7, 1)
 
 
 def write_ahead_log(directory: Path) -> Path:

@@ -10,10 +10,12 @@ import pytest
 
 from tickmesh.scheduler.raft.config import ReplicaConfig
 from tickmesh.scheduler.raft.errors import NotLeader, OutcomeUnknown, SafetyViolation
-from tickmesh.scheduler.raft.journal import Ballot, Journal
+from tickmesh.scheduler.raft.journal import Ballot, Journal, Position
 from tickmesh.scheduler.raft.member import Member
+from tickmesh.scheduler.raft.members import Listed, Members, configured, encode
 from tickmesh.scheduler.raft.messages import (
     KIND_COMMAND,
+    KIND_MEMBERS,
     Append,
     AppendReply,
     Entry,
@@ -32,11 +34,11 @@ class Bench:
     def __init__(self, names: str = "abc", me: str = "b", *, bootstrap: bool = True) -> None:
         self.now_s = 100.0
         self.storage = MemoryStorage()
-        self.journal = Journal(self.storage, "group", me, bootstrap=bootstrap)
         peers = tuple(name for name in names if name != me)
         config = ReplicaConfig(
             group_id="group", replica_id=me, peers=peers, directory=Path("unused")
         )
+        self.journal = Journal(self.storage, "group", me, config.members, bootstrap=bootstrap)
         self.member = Member(config, self.journal, lambda: self.now_s, lambda: 0.5, self.wall_ns)
         self.take()
         for peer in peers:
@@ -203,7 +205,7 @@ def test_a_vote_is_staged_before_it_is_sent() -> None:
     assert bench.member.outbox == [("a", VoteReply(1, 1, True))]
     assert bench.journal.dirty
     bench.take()
-    found = Journal(bench.storage, "group", "b", bootstrap=True)
+    found = Journal(bench.storage, "group", "b", configured("abc", {}), bootstrap=True)
     assert found.ballot == Ballot(1, "a")
 
 
@@ -211,7 +213,7 @@ def test_one_vote_a_term_also_after_a_restart() -> None:
     bench = Bench()
     bench.hear("a", Vote(1, 1, 0))
     assert bench.hear("c", Vote(1, 1, 0)) == []
-    bench.journal = Journal(bench.storage, "group", "b", bootstrap=True)
+    bench.journal = Journal(bench.storage, "group", "b", configured("abc", {}), bootstrap=True)
     config = ReplicaConfig(
         group_id="group", replica_id="b", peers=("a", "c"), directory=Path("unused")
     )
@@ -457,3 +459,153 @@ async def test_whatever_a_message_claims_is_on_the_senders_disk(tmp_path: Path) 
             await cluster.start(leader.name)
     await cluster.stop()
     assert seen == {"Append", "AppendReply", "Vote", "VoteReply"}
+
+
+# -- the list of members -------------------------------------------------------------------------
+
+
+def list_entry(index: int, term: int, number: int, voters: str, learners: str = "") -> Entry:
+    replicas = [Listed(name, "", True) for name in voters]
+    replicas += [Listed(name, "", False) for name in learners]
+    return Entry(KIND_MEMBERS + encode(Members(number, tuple(replicas))), index, term)
+
+
+def leading(names: str = "abcd") -> Bench:
+    """Who leads a group, with everything committed."""
+    bench = Bench(names)
+    bench.lead()
+    return bench
+
+
+def test_a_removed_replica_counts_for_nothing_from_the_append_on() -> None:
+    bench = leading()
+    member = bench.member
+    members = member.members.without("c")
+    position = member.change_members(members)
+    bench.tick()
+    bench.acknowledge("c", position.index)
+    bench.tick()
+    assert member.commit_index < position.index, "only this one and who was removed have it"
+    bench.acknowledge("a", position.index)
+    bench.tick()
+    assert member.commit_index == position.index, "two of three"
+    assert "c" not in member.others
+    assert not any(peer == "c" for peer, _ in bench.tick(1.0))
+
+
+def test_an_added_replica_counts_for_nothing_before_it_is_a_voter() -> None:
+    bench = leading("abc")
+    member = bench.member
+    position = member.change_members(member.members.with_learner("d", "there"))
+    bench.incarnations["d"] = 7
+    member.set_connected("d", True)
+    bench.tick()
+    bench.acknowledge("d", position.index)
+    bench.tick()
+    assert member.commit_index < position.index
+    assert member.majority == 2
+    bench.acknowledge("a", position.index)
+    bench.tick()
+    assert member.commit_index == position.index
+    position = member.change_members(member.members.with_voter("d"))
+    assert member.majority == 3, "at once"
+    bench.tick()
+    bench.acknowledge("a", position.index)
+    bench.tick()
+    assert member.commit_index < position.index, "two of four"
+    bench.acknowledge("d", position.index)
+    bench.tick()
+    assert member.commit_index == position.index
+
+
+def test_one_change_at_a_time_and_none_before_an_own_entry_is_committed() -> None:
+    bench = leading()
+    member = bench.member
+    assert member.may_change_members
+    first = member.members
+    member.change_members(first.without("c"))
+    assert not member.may_change_members
+    with pytest.raises(SafetyViolation, match="must not follow"):
+        member.change_members(member.members)
+    bench = Bench("abcd")
+    bench.tick(1.0)
+    for peer in "acd":
+        bench.hear(peer, VoteReply(bench.member.term, bench.member.term + 1, True, pre=True))
+    bench.tick()
+    for peer in "acd":
+        bench.hear(peer, VoteReply(bench.member.term, bench.member.term, granted=True))
+    assert bench.member.is_leader
+    assert not bench.member.may_change_members
+    with pytest.raises(SafetyViolation, match="must not follow"):
+        bench.member.change_members(bench.member.members.without("c"))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_lists_follow_each_other_by_one_voter_and_one_number(number: int) -> None:
+    bench = leading("abcde")
+    for members in (
+        Members(number, bench.member.members.without("e").replicas),
+        Members(1, configured("abc", {}).replicas),  # two at once
+        Members(1, configured("acde", {}).replicas),  # without the leader
+    ):
+        with pytest.raises(SafetyViolation, match="must not follow"):
+            bench.member.change_members(members)
+    assert bench.member.members.number == 0
+
+
+def test_a_followers_list_is_in_force_at_once_and_back_when_it_is_truncated() -> None:
+    bench = Bench("abcd")
+    bench.hear("a", append(1, (1, 0), 1, list_entry(2, 1, 1, "acd")))
+    assert not bench.member.may_lead, "it is not in it"
+    assert bench.tick(5.0) == [], "so it does not ask to be elected"
+    bench.hear("c", append(2, (1, 0), 1, *entries(2, 2, 2)))
+    assert bench.member.may_lead
+    assert {peer for peer, _ in bench.tick(5.0)} == {"a", "c", "d"}
+
+
+def test_votes_are_counted_by_the_last_list_in_the_journal_and_given_to_anybody() -> None:
+    bench = Bench("abcd")
+    bench.hear("a", append(1, (1, 0), 1, list_entry(2, 1, 1, "abc")))
+    bench.tick(5.0)
+    assert bench.hear("d", Vote(2, 9, 9))[0][1] == VoteReply(2, 2, granted=True)
+    bench.tick(5.0)
+    term = bench.member.term
+    bench.hear("d", VoteReply(term, term + 1, granted=True, pre=True))
+    bench.tick()
+    assert bench.member.term == term, "who is not in the list is no backer"
+    bench.hear("a", VoteReply(term, term + 1, granted=True, pre=True))
+    bench.tick()
+    assert bench.member.term == term + 1
+    bench.hear("d", VoteReply(term + 1, term + 1, granted=True))
+    assert not bench.member.is_leader
+    bench.hear("c", VoteReply(term + 1, term + 1, granted=True))
+    assert bench.member.is_leader
+
+
+def test_a_candidate_whose_list_changes_begins_anew() -> None:
+    bench = Bench("abcde")
+    bench.tick(5.0)
+    for peer in "ac":
+        bench.hear(peer, VoteReply(0, 1, granted=True, pre=True))
+    bench.tick()
+    assert bench.member.is_candidate
+    bench.hear("c", VoteReply(1, 1, granted=True))
+    bench.journal.begin_install(Position(50, 1), Members(3, configured("bde", {}).replicas))
+    bench.member.follow_list()
+    bench.member.jump_to(50)
+    bench.take()
+    assert not bench.member.is_candidate
+    bench.hear("d", VoteReply(1, 1, granted=True))
+    assert not bench.member.is_leader, "one of its two votes was from outside of the list"
+
+
+def test_who_is_asked_for_a_list_of_the_replicas_knows_it_before_its_first_vote() -> None:
+    bench = Bench("abc")
+    bench.hear("a", append(1, (1, 0), 1, list_entry(2, 1, 1, "abcd")))
+    found = Journal(bench.storage, "group", "b", configured("abc", {}), bootstrap=False)
+    config = ReplicaConfig(
+        group_id="group", replica_id="b", peers=("a", "c"), directory=Path("unused")
+    )
+    member = Member(config, found, lambda: bench.now_s, lambda: 0.5, bench.wall_ns)
+    assert member.voting == {"a", "c", "d"}
+    assert member.majority == 3

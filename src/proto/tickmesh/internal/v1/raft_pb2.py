@@ -24,43 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftickmesh/internal/v1/raft.proto\x12\x14tickmesh.internal.v1\"\x8d\x01\n\x0f\x45xchangeRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.tickmesh.internal.v1.RaftHelloB\x00R\x05hello\x12?\n\x08messages\x18\x02 \x03(\x0b\x32!.tickmesh.internal.v1.RaftMessageB\x00R\x08messages:\x00\"\x8e\x01\n\x10\x45xchangeResponse\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.tickmesh.internal.v1.RaftHelloB\x00R\x05hello\x12?\n\x08messages\x18\x02 \x03(\x0b\x32!.tickmesh.internal.v1.RaftMessageB\x00R\x08messages:\x00\"n\n\tRaftHello\x12\x1b\n\x08group_id\x18\x01 \x01(\tB\x00R\x07groupId\x12\x1d\n\tsender_id\x18\x02 \x01(\tB\x00R\x08senderId\x12#\n\x0crecipient_id\x18\x03 \x01(\tB\x00R\x0brecipientId:\x00\"\xec\x02\n\x0bRaftMessage\x12<\n\x06\x61ppend\x18\x01 \x01(\x0b\x32 .tickmesh.internal.v1.RaftAppendB\x00H\x00R\x06\x61ppend\x12L\n\x0c\x61ppend_reply\x18\x02 \x01(\x0b\x32%.tickmesh.internal.v1.RaftAppendReplyB\x00H\x00R\x0b\x61ppendReply\x12\x36\n\x04vote\x18\x03 \x01(\x0b\x32\x1e.tickmesh.internal.v1.RaftVoteB\x00H\x00R\x04vote\x12\x46\n\nvote_reply\x18\x04 \x01(\x0b\x32#.tickmesh.internal.v1.RaftVoteReplyB\x00H\x00R\tvoteReply\x12\x42\n\x08transfer\x18\x05 \x01(\x0b\x32\".tickmesh.internal.v1.RaftTransferB\x00H\x00R\x08transfer:\x00\x42\x0b\n\x07message\x12\x00\"?\n\tRaftEntry\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1a\n\x07\x63ommand\x18\x02 \x01(\x0c\x42\x00R\x07\x63ommand:\x00\"\xa7\x02\n\nRaftAppend\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\'\n\x0eprevious_index\x18\x02 \x01(\x04\x42\x00R\rpreviousIndex\x12%\n\rprevious_term\x18\x03 \x01(\x04\x42\x00R\x0cpreviousTerm\x12#\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x42\x00R\x0b\x63ommitIndex\x12\x16\n\x05round\x18\x05 \x01(\x04\x42\x00R\x05round\x12;\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x1f.tickmesh.internal.v1.RaftEntryB\x00R\x07\x65ntries\x12\x1a\n\x07promote\x18\x07 \x01(\x04\x42\x00R\x07promote\x12\x1b\n\x08\x61sked_ns\x18\x08 \x01(\x04\x42\x00R\x07\x61skedNs:\x00\"\xb7\x02\n\x0fRaftAppendReply\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1f\n\nnext_index\x18\x02 \x01(\x04\x42\x00R\tnextIndex\x12\x1a\n\x07success\x18\x03 \x01(\x08\x42\x00R\x07success\x12\x16\n\x05reset\x18\x04 \x01(\x08\x42\x00R\x05reset\x12\x16\n\x05round\x18\x05 \x01(\x04\x42\x00R\x05round\x12\"\n\x0bincarnation\x18\x06 \x01(\x04\x42\x00R\x0bincarnation\x12\x1a\n\x07learner\x18\x07 \x01(\x08\x42\x00R\x07learner\x12\x1b\n\x08\x61sked_ns\x18\x08 \x01(\x04\x42\x00R\x07\x61skedNs\x12\x1b\n\x08\x63lock_ns\x18\t \x01(\x03\x42\x00R\x07\x63lockNs\x12%\n\rentry_version\x18\n \x01(\rB\x00R\x0c\x65ntryVersion:\x00\"\x94\x01\n\x08RaftVote\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1f\n\nlast_index\x18\x02 \x01(\x04\x42\x00R\tlastIndex\x12\x1d\n\tlast_term\x18\x03 \x01(\x04\x42\x00R\x08lastTerm\x12\x12\n\x03pre\x18\x04 \x01(\x08\x42\x00R\x03pre\x12\x1c\n\x08transfer\x18\x05 \x01(\x08\x42\x00R\x08transfer:\x00\"|\n\rRaftVoteReply\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12#\n\x0crequest_term\x18\x02 \x01(\x04\x42\x00R\x0brequestTerm\x12\x1a\n\x07granted\x18\x03 \x01(\x08\x42\x00R\x07granted\x12\x12\n\x03pre\x18\x04 \x01(\x08\x42\x00R\x03pre:\x00\"&\n\x0cRaftTransfer\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term:\x00\"\xde\x01\n\x16InstallSnapshotRequest\x12@\n\x06header\x18\x01 \x01(\x0b\x32$.tickmesh.internal.v1.SnapshotHeaderB\x00H\x00R\x06header\x12=\n\x05\x63hunk\x18\x02 \x01(\x0b\x32#.tickmesh.internal.v1.SnapshotChunkB\x00H\x00R\x05\x63hunk\x12\x37\n\x03\x65nd\x18\x03 \x01(\x0b\x32!.tickmesh.internal.v1.SnapshotEndB\x00H\x00R\x03\x65nd:\x00\x42\x08\n\x04part\x12\x00\"\xc2\x01\n\x0eSnapshotHeader\x12\x1b\n\x08group_id\x18\x01 \x01(\tB\x00R\x07groupId\x12\x1d\n\tsender_id\x18\x02 \x01(\tB\x00R\x08senderId\x12#\n\x0crecipient_id\x18\x03 \x01(\tB\x00R\x0brecipientId\x12\x14\n\x04term\x18\x04 \x01(\x04\x42\x00R\x04term\x12\x16\n\x05index\x18\x05 \x01(\x04\x42\x00R\x05index\x12\x1f\n\nindex_term\x18\x06 \x01(\x04\x42\x00R\tindexTerm:\x00\"u\n\rSnapshotChunk\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06offset\x18\x02 \x01(\x04\x42\x00R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x00R\x04\x64\x61ta\x12\x1c\n\x08\x63hecksum\x18\x04 \x01(\x07\x42\x00R\x08\x63hecksum:\x00\"H\n\x0bSnapshotEnd\x12\x16\n\x05\x66iles\x18\x01 \x01(\x04\x42\x00R\x05\x66iles\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x04\x42\x00R\tsizeBytes:\x00\"S\n\x17InstallSnapshotResponse\x12\x1c\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x42\x00R\x08\x61\x63\x63\x65pted\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason:\x00\x32\xe4\x01\n\x0bRaftService\x12_\n\x08\x45xchange\x12%.tickmesh.internal.v1.ExchangeRequest\x1a&.tickmesh.internal.v1.ExchangeResponse\"\x00(\x01\x30\x01\x12r\n\x0fInstallSnapshot\x12,.tickmesh.internal.v1.InstallSnapshotRequest\x1a-.tickmesh.internal.v1.InstallSnapshotResponse\"\x00(\x01\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftickmesh/internal/v1/raft.proto\x12\x14tickmesh.internal.v1\"\x14\n\x10IntroduceRequest:\x00\"\xb3\x01\n\x11IntroduceResponse\x12\x1b\n\x08group_id\x18\x01 \x01(\tB\x00R\x07groupId\x12\x1f\n\nreplica_id\x18\x02 \x01(\tB\x00R\treplicaId\x12\x1f\n\nlast_index\x18\x03 \x01(\x04\x42\x00R\tlastIndex\x12\x16\n\x05voter\x18\x04 \x01(\x08\x42\x00R\x05voter\x12%\n\rentry_version\x18\x05 \x01(\rB\x00R\x0c\x65ntryVersion:\x00\"\x8d\x01\n\x0f\x45xchangeRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.tickmesh.internal.v1.RaftHelloB\x00R\x05hello\x12?\n\x08messages\x18\x02 \x03(\x0b\x32!.tickmesh.internal.v1.RaftMessageB\x00R\x08messages:\x00\"\x8e\x01\n\x10\x45xchangeResponse\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.tickmesh.internal.v1.RaftHelloB\x00R\x05hello\x12?\n\x08messages\x18\x02 \x03(\x0b\x32!.tickmesh.internal.v1.RaftMessageB\x00R\x08messages:\x00\"\xba\x01\n\tRaftHello\x12\x1b\n\x08group_id\x18\x01 \x01(\tB\x00R\x07groupId\x12\x1d\n\tsender_id\x18\x02 \x01(\tB\x00R\x08senderId\x12#\n\x0crecipient_id\x18\x03 \x01(\tB\x00R\x0brecipientId\x12\'\n\x0emembers_number\x18\x04 \x01(\x04\x42\x00R\rmembersNumber\x12!\n\x0b\x65xcluded_by\x18\x05 \x01(\x04\x42\x00R\nexcludedBy:\x00\"\xec\x02\n\x0bRaftMessage\x12<\n\x06\x61ppend\x18\x01 \x01(\x0b\x32 .tickmesh.internal.v1.RaftAppendB\x00H\x00R\x06\x61ppend\x12L\n\x0c\x61ppend_reply\x18\x02 \x01(\x0b\x32%.tickmesh.internal.v1.RaftAppendReplyB\x00H\x00R\x0b\x61ppendReply\x12\x36\n\x04vote\x18\x03 \x01(\x0b\x32\x1e.tickmesh.internal.v1.RaftVoteB\x00H\x00R\x04vote\x12\x46\n\nvote_reply\x18\x04 \x01(\x0b\x32#.tickmesh.internal.v1.RaftVoteReplyB\x00H\x00R\tvoteReply\x12\x42\n\x08transfer\x18\x05 \x01(\x0b\x32\".tickmesh.internal.v1.RaftTransferB\x00H\x00R\x08transfer:\x00\x42\x0b\n\x07message\x12\x00\"?\n\tRaftEntry\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1a\n\x07\x63ommand\x18\x02 \x01(\x0c\x42\x00R\x07\x63ommand:\x00\"\xa7\x02\n\nRaftAppend\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\'\n\x0eprevious_index\x18\x02 \x01(\x04\x42\x00R\rpreviousIndex\x12%\n\rprevious_term\x18\x03 \x01(\x04\x42\x00R\x0cpreviousTerm\x12#\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x42\x00R\x0b\x63ommitIndex\x12\x16\n\x05round\x18\x05 \x01(\x04\x42\x00R\x05round\x12;\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x1f.tickmesh.internal.v1.RaftEntryB\x00R\x07\x65ntries\x12\x1a\n\x07promote\x18\x07 \x01(\x04\x42\x00R\x07promote\x12\x1b\n\x08\x61sked_ns\x18\x08 \x01(\x04\x42\x00R\x07\x61skedNs:\x00\"\xb7\x02\n\x0fRaftAppendReply\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1f\n\nnext_index\x18\x02 \x01(\x04\x42\x00R\tnextIndex\x12\x1a\n\x07success\x18\x03 \x01(\x08\x42\x00R\x07success\x12\x16\n\x05reset\x18\x04 \x01(\x08\x42\x00R\x05reset\x12\x16\n\x05round\x18\x05 \x01(\x04\x42\x00R\x05round\x12\"\n\x0bincarnation\x18\x06 \x01(\x04\x42\x00R\x0bincarnation\x12\x1a\n\x07learner\x18\x07 \x01(\x08\x42\x00R\x07learner\x12\x1b\n\x08\x61sked_ns\x18\x08 \x01(\x04\x42\x00R\x07\x61skedNs\x12\x1b\n\x08\x63lock_ns\x18\t \x01(\x03\x42\x00R\x07\x63lockNs\x12%\n\rentry_version\x18\n \x01(\rB\x00R\x0c\x65ntryVersion:\x00\"\x94\x01\n\x08RaftVote\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12\x1f\n\nlast_index\x18\x02 \x01(\x04\x42\x00R\tlastIndex\x12\x1d\n\tlast_term\x18\x03 \x01(\x04\x42\x00R\x08lastTerm\x12\x12\n\x03pre\x18\x04 \x01(\x08\x42\x00R\x03pre\x12\x1c\n\x08transfer\x18\x05 \x01(\x08\x42\x00R\x08transfer:\x00\"|\n\rRaftVoteReply\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term\x12#\n\x0crequest_term\x18\x02 \x01(\x04\x42\x00R\x0brequestTerm\x12\x1a\n\x07granted\x18\x03 \x01(\x08\x42\x00R\x07granted\x12\x12\n\x03pre\x18\x04 \x01(\x08\x42\x00R\x03pre:\x00\"&\n\x0cRaftTransfer\x12\x14\n\x04term\x18\x01 \x01(\x04\x42\x00R\x04term:\x00\"\xde\x01\n\x16InstallSnapshotRequest\x12@\n\x06header\x18\x01 \x01(\x0b\x32$.tickmesh.internal.v1.SnapshotHeaderB\x00H\x00R\x06header\x12=\n\x05\x63hunk\x18\x02 \x01(\x0b\x32#.tickmesh.internal.v1.SnapshotChunkB\x00H\x00R\x05\x63hunk\x12\x37\n\x03\x65nd\x18\x03 \x01(\x0b\x32!.tickmesh.internal.v1.SnapshotEndB\x00H\x00R\x03\x65nd:\x00\x42\x08\n\x04part\x12\x00\"\xde\x01\n\x0eSnapshotHeader\x12\x1b\n\x08group_id\x18\x01 \x01(\tB\x00R\x07groupId\x12\x1d\n\tsender_id\x18\x02 \x01(\tB\x00R\x08senderId\x12#\n\x0crecipient_id\x18\x03 \x01(\tB\x00R\x0brecipientId\x12\x14\n\x04term\x18\x04 \x01(\x04\x42\x00R\x04term\x12\x16\n\x05index\x18\x05 \x01(\x04\x42\x00R\x05index\x12\x1f\n\nindex_term\x18\x06 \x01(\x04\x42\x00R\tindexTerm\x12\x1a\n\x07members\x18\x07 \x01(\x0c\x42\x00R\x07members:\x00\"u\n\rSnapshotChunk\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06offset\x18\x02 \x01(\x04\x42\x00R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x00R\x04\x64\x61ta\x12\x1c\n\x08\x63hecksum\x18\x04 \x01(\x07\x42\x00R\x08\x63hecksum:\x00\"H\n\x0bSnapshotEnd\x12\x16\n\x05\x66iles\x18\x01 \x01(\x04\x42\x00R\x05\x66iles\x12\x1f\n\nsize_bytes\x18\x02 \x01(\x04\x42\x00R\tsizeBytes:\x00\"S\n\x17InstallSnapshotResponse\x12\x1c\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x42\x00R\x08\x61\x63\x63\x65pted\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason:\x00\x32\xc4\x02\n\x0bRaftService\x12_\n\x08\x45xchange\x12%.tickmesh.internal.v1.ExchangeRequest\x1a&.tickmesh.internal.v1.ExchangeResponse\"\x00(\x01\x30\x01\x12r\n\x0fInstallSnapshot\x12,.tickmesh.internal.v1.InstallSnapshotRequest\x1a-.tickmesh.internal.v1.InstallSnapshotResponse\"\x00(\x01\x12^\n\tIntroduce\x12&.tickmesh.internal.v1.IntroduceRequest\x1a\'.tickmesh.internal.v1.IntroduceResponse\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tickmesh.internal.v1.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXCHANGEREQUEST']._serialized_start=58
-  _globals['_EXCHANGEREQUEST']._serialized_end=199
-  _globals['_EXCHANGERESPONSE']._serialized_start=202
-  _globals['_EXCHANGERESPONSE']._serialized_end=344
-  _globals['_RAFTHELLO']._serialized_start=346
-  _globals['_RAFTHELLO']._serialized_end=456
-  _globals['_RAFTMESSAGE']._serialized_start=459
-  _globals['_RAFTMESSAGE']._serialized_end=823
-  _globals['_RAFTENTRY']._serialized_start=825
-  _globals['_RAFTENTRY']._serialized_end=888
-  _globals['_RAFTAPPEND']._serialized_start=891
-  _globals['_RAFTAPPEND']._serialized_end=1186
-  _globals['_RAFTAPPENDREPLY']._serialized_start=1189
-  _globals['_RAFTAPPENDREPLY']._serialized_end=1500
-  _globals['_RAFTVOTE']._serialized_start=1503
-  _globals['_RAFTVOTE']._serialized_end=1651
-  _globals['_RAFTVOTEREPLY']._serialized_start=1653
-  _globals['_RAFTVOTEREPLY']._serialized_end=1777
-  _globals['_RAFTTRANSFER']._serialized_start=1779
-  _globals['_RAFTTRANSFER']._serialized_end=1817
-  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_start=1820
-  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_end=2042
-  _globals['_SNAPSHOTHEADER']._serialized_start=2045
-  _globals['_SNAPSHOTHEADER']._serialized_end=2239
-  _globals['_SNAPSHOTCHUNK']._serialized_start=2241
-  _globals['_SNAPSHOTCHUNK']._serialized_end=2358
-  _globals['_SNAPSHOTEND']._serialized_start=2360
-  _globals['_SNAPSHOTEND']._serialized_end=2432
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=2434
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=2517
-  _globals['_RAFTSERVICE']._serialized_start=2520
-  _globals['_RAFTSERVICE']._serialized_end=2748
+  _globals['_INTRODUCEREQUEST']._serialized_start=57
+  _globals['_INTRODUCEREQUEST']._serialized_end=77
+  _globals['_INTRODUCERESPONSE']._serialized_start=80
+  _globals['_INTRODUCERESPONSE']._serialized_end=259
+  _globals['_EXCHANGEREQUEST']._serialized_start=262
+  _globals['_EXCHANGEREQUEST']._serialized_end=403
+  _globals['_EXCHANGERESPONSE']._serialized_start=406
+  _globals['_EXCHANGERESPONSE']._serialized_end=548
+  _globals['_RAFTHELLO']._serialized_start=551
+  _globals['_RAFTHELLO']._serialized_end=737
+  _globals['_RAFTMESSAGE']._serialized_start=740
+  _globals['_RAFTMESSAGE']._serialized_end=1104
+  _globals['_RAFTENTRY']._serialized_start=1106
+  _globals['_RAFTENTRY']._serialized_end=1169
+  _globals['_RAFTAPPEND']._serialized_start=1172
+  _globals['_RAFTAPPEND']._serialized_end=1467
+  _globals['_RAFTAPPENDREPLY']._serialized_start=1470
+  _globals['_RAFTAPPENDREPLY']._serialized_end=1781
+  _globals['_RAFTVOTE']._serialized_start=1784
+  _globals['_RAFTVOTE']._serialized_end=1932
+  _globals['_RAFTVOTEREPLY']._serialized_start=1934
+  _globals['_RAFTVOTEREPLY']._serialized_end=2058
+  _globals['_RAFTTRANSFER']._serialized_start=2060
+  _globals['_RAFTTRANSFER']._serialized_end=2098
+  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_start=2101
+  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_end=2323
+  _globals['_SNAPSHOTHEADER']._serialized_start=2326
+  _globals['_SNAPSHOTHEADER']._serialized_end=2548
+  _globals['_SNAPSHOTCHUNK']._serialized_start=2550
+  _globals['_SNAPSHOTCHUNK']._serialized_end=2667
+  _globals['_SNAPSHOTEND']._serialized_start=2669
+  _globals['_SNAPSHOTEND']._serialized_end=2741
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=2743
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=2826
+  _globals['_RAFTSERVICE']._serialized_start=2829
+  _globals['_RAFTSERVICE']._serialized_end=3153
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,55 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class IntroduceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IntroduceRequest: _TypeAlias = IntroduceRequest  # noqa: Y015
+
+@_typing.final
+class IntroduceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    VOTER_FIELD_NUMBER: _builtins.int
+    ENTRY_VERSION_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    replica_id: _builtins.str
+    last_index: _builtins.int
+    """Index of its journal's last entry; 1 for an empty one."""
+    voter: _builtins.bool
+    """Its journal says that it may vote: it has been a replica of a group, or was told to begin one."""
+    entry_version: _builtins.int
+    """The highest version of entries that it can apply."""
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        last_index: _builtins.int = ...,
+        voter: _builtins.bool = ...,
+        entry_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_version", b"entry_version", "group_id", b"group_id", "last_index", b"last_index", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IntroduceResponse: _TypeAlias = IntroduceResponse  # noqa: Y015
+
+@_typing.final
 class ExchangeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -77,19 +126,29 @@ class RaftHello(_message.Message):
     GROUP_ID_FIELD_NUMBER: _builtins.int
     SENDER_ID_FIELD_NUMBER: _builtins.int
     RECIPIENT_ID_FIELD_NUMBER: _builtins.int
+    MEMBERS_NUMBER_FIELD_NUMBER: _builtins.int
+    EXCLUDED_BY_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     sender_id: _builtins.str
     recipient_id: _builtins.str
+    members_number: _builtins.int
+    """Number of the last list of replicas that the sender knows to be committed."""
+    excluded_by: _builtins.int
+    """In an answer: the recipient is missing in the committed list of this number, and the sender
+    takes nothing from it. 0: it does.
+    """
     def __init__(
         self,
         *,
         group_id: _builtins.str = ...,
         sender_id: _builtins.str = ...,
         recipient_id: _builtins.str = ...,
+        members_number: _builtins.int = ...,
+        excluded_by: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "recipient_id", b"recipient_id", "sender_id", b"sender_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_by", b"excluded_by", "group_id", b"group_id", "members_number", b"members_number", "recipient_id", b"recipient_id", "sender_id", b"sender_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,7 +202,7 @@ class RaftEntry(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     command: _builtins.bytes
-    """The kind in the first byte (0 a command, 1 nothing), the command after it."""
+    """The kind in the first byte (0 a command, 1 nothing, 2 a list of replicas), the command after it."""
     def __init__(
         self,
         *,
@@ -374,12 +433,15 @@ class SnapshotHeader(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     INDEX_TERM_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     sender_id: _builtins.str
     recipient_id: _builtins.str
     term: _builtins.int
     index: _builtins.int
     index_term: _builtins.int
+    members: _builtins.bytes
+    """The list of replicas in force at the index, as the journal keeps it. Empty: none was ever made."""
     def __init__(
         self,
         *,
@@ -389,10 +451,11 @@ class SnapshotHeader(_message.Message):
         term: _builtins.int = ...,
         index: _builtins.int = ...,
         index_term: _builtins.int = ...,
+        members: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "index", b"index", "index_term", b"index_term", "recipient_id", b"recipient_id", "sender_id", b"sender_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "index", b"index", "index_term", b"index_term", "members", b"members", "recipient_id", b"recipient_id", "sender_id", b"sender_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class RaftServiceStub(object):
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotResponse.FromString,
                 _registered_method=True)
+        self.Introduce = channel.unary_unary(
+                '/tickmesh.internal.v1.RaftService/Introduce',
+                request_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceResponse.FromString,
+                _registered_method=True)
 
 
 class RaftServiceServicer(object):
@@ -53,7 +58,7 @@ class RaftServiceServicer(object):
 
     def Exchange(self, request_iterator, context):
         """Exchange carries one pair's messages in both directions; the replica with the smaller id
-        dials. The first frame each way holds a hello and nothing else; a frame with neither hello
+        dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
         nor messages only shows that the sender is alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -63,6 +68,13 @@ class RaftServiceServicer(object):
     def InstallSnapshot(self, request_iterator, context):
         """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
         leader's journal: one header, then the files' chunks in order, then the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Introduce(self, request, context):
+        """Introduce is asked of a process that is to be added to the group: who it is, and what it has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +92,11 @@ def add_RaftServiceServicer_to_server(servicer, server):
                     servicer.InstallSnapshot,
                     request_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotRequest.FromString,
                     response_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotResponse.SerializeToString,
+            ),
+            'Introduce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Introduce,
+                    request_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceRequest.FromString,
+                    response_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +154,33 @@ class RaftService(object):
             '/tickmesh.internal.v1.RaftService/InstallSnapshot',
             tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotRequest.SerializeToString,
             tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Introduce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.internal.v1.RaftService/Introduce',
+            tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceRequest.SerializeToString,
+            tickmesh_dot_internal_dot_v1_dot_raft__pb2.IntroduceResponse.FromString,
             options,
             channel_credentials,
             insecure,

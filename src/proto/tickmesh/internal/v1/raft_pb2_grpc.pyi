@@ -37,13 +37,15 @@ class RaftServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RaftServiceAsyncStub: ...
     Exchange: _grpc.StreamStreamMultiCallable[_raft_pb2.ExchangeRequest, _raft_pb2.ExchangeResponse]
     """Exchange carries one pair's messages in both directions; the replica with the smaller id
-    dials. The first frame each way holds a hello and nothing else; a frame with neither hello
+    dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
     nor messages only shows that the sender is alive.
     """
     InstallSnapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]
     """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
     leader's journal: one header, then the files' chunks in order, then the end.
     """
+    Introduce: _grpc.UnaryUnaryMultiCallable[_raft_pb2.IntroduceRequest, _raft_pb2.IntroduceResponse]
+    """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
 
 @_typing.type_check_only
 class RaftServiceAsyncStub(RaftServiceStub):
@@ -52,13 +54,15 @@ class RaftServiceAsyncStub(RaftServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Exchange: _aio.StreamStreamMultiCallable[_raft_pb2.ExchangeRequest, _raft_pb2.ExchangeResponse]  # type: ignore[assignment]
     """Exchange carries one pair's messages in both directions; the replica with the smaller id
-    dials. The first frame each way holds a hello and nothing else; a frame with neither hello
+    dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
     nor messages only shows that the sender is alive.
     """
     InstallSnapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]  # type: ignore[assignment]
     """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
     leader's journal: one header, then the files' chunks in order, then the end.
     """
+    Introduce: _aio.UnaryUnaryMultiCallable[_raft_pb2.IntroduceRequest, _raft_pb2.IntroduceResponse]  # type: ignore[assignment]
+    """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
 
 class RaftServiceServicer(metaclass=_abc_1.ABCMeta):
     """RaftService is served by every scheduler replica, to scheduler replicas only."""
@@ -70,7 +74,7 @@ class RaftServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_raft_pb2.ExchangeResponse], _abc.AsyncIterator[_raft_pb2.ExchangeResponse]]:
         """Exchange carries one pair's messages in both directions; the replica with the smaller id
-        dials. The first frame each way holds a hello and nothing else; a frame with neither hello
+        dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
         nor messages only shows that the sender is alive.
         """
 
@@ -83,5 +87,13 @@ class RaftServiceServicer(metaclass=_abc_1.ABCMeta):
         """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
         leader's journal: one header, then the files' chunks in order, then the end.
         """
+
+    @_abc_1.abstractmethod
+    def Introduce(
+        self,
+        request: _raft_pb2.IntroduceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raft_pb2.IntroduceResponse, _abc.Awaitable[_raft_pb2.IntroduceResponse]]:
+        """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
 
 def add_RaftServiceServicer_to_server(servicer: RaftServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -218,25 +218,87 @@ class GetStatusResponse(_message.Message):
 
     REPLICA_FIELD_NUMBER: _builtins.int
     EXECUTORS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     replica: _builtins.bytes
     """A serialised tickmesh.v1.Replica."""
     @_builtins.property
     def executors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Serialised tickmesh.v1.Executor messages: those attached, if this replica leads."""
 
+    @_builtins.property
+    def members(self) -> Global___ShardMembers:
+        """Who belongs to the shard, as far as this replica knows."""
+
     def __init__(
         self,
         *,
         replica: _builtins.bytes = ...,
         executors: _abc.Iterable[_builtins.bytes] | None = ...,
+        members: Global___ShardMembers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executors", b"executors", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executors", b"executors", "members", b"members", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ShardMembers(_message.Message):
+    """ShardMembers is a committed list of a shard's replicas. The one with the highest number is in
+    force.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """One more with every change; 0 is what the shard was configured with."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMember]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ShardMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMembers: _TypeAlias = ShardMembers  # noqa: Y015
+
+@_typing.final
+class ShardMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    VOTER_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """Replica id, as "shard-0-1"."""
+    address: _builtins.str
+    """Where it listens."""
+    voter: _builtins.bool
+    """Whether it is counted."""
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        voter: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMember: _TypeAlias = ShardMember  # noqa: Y015
 
 @_typing.final
 class LocateExecutionRequest(_message.Message):
@@ -676,7 +738,9 @@ class ShardMessage(_message.Message):
     HEARTBEAT_REPLY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def leadership(self) -> Global___Leadership:
-        """This replica leads (or no longer does). First on every stream, and at every change."""
+        """This replica leads (or no longer does). First on every stream, and at every change, of the
+        shard's replicas too.
+        """
 
     @_builtins.property
     def work(self) -> Global___WorkBatch:
@@ -721,6 +785,7 @@ class Leadership(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     SHARD_ID_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     leader: _builtins.bool
     term: _builtins.int
     """Raft term: work of a lower term than the highest seen is refused."""
@@ -730,6 +795,10 @@ class Leadership(_message.Message):
     """An executor that has not heard of its leader for so long starts nothing more; after twice as long
     the leader gives it up. 0 from an older replica: 10 seconds.
     """
+    @_builtins.property
+    def members(self) -> Global___ShardMembers:
+        """Who belongs to the shard, as far as this replica knows."""
+
     def __init__(
         self,
         *,
@@ -737,10 +806,11 @@ class Leadership(_message.Message):
         term: _builtins.int = ...,
         shard_id: _builtins.str = ...,
         lease_ms: _builtins.int = ...,
+        members: Global___ShardMembers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "lease_ms", b"lease_ms", "shard_id", b"shard_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "lease_ms", b"lease_ms", "members", b"members", "shard_id", b"shard_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,244 @@
+"""Replicas of a shard come and go, as real processes, while its fires and writes go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tickmesh.mesh import errors
+from tickmesh.mesh.config import Config, ShardMembers
+from tickmesh.mesh.local import Child
+from tickmesh.proto.tickmesh.v1 import cluster_pb2
+
+from .test_operations import (
+    LATE_S_MAX,
+    LOOK_S,
+    OUTAGE_S_MAX,
+    TIMEOUT_S,
+    Operator,
+    Writer,
+    mesh_with_fires,
+    refusal,
+)
+
+pytestmark = pytest.mark.integration
+
+ENDS_S = 30.0
+
+
+def address_of(child: Child) -> str:
+    settings = child.settings.scheduler
+    assert settings is not None
+    return next(p.address for p in settings.shard.replicas if p.replica_id == settings.replica_id)
+
+
+def add(operator: Operator, address: str, shard_id: str = "shard-0") -> Any:
+    request = cluster_pb2.AddReplicaRequest(shard_id=shard_id, address=address)
+    return operator.cluster.AddReplica(request, timeout=TIMEOUT_S)
+
+
+def remove(operator: Operator, replica_id: str, shard_id: str = "shard-0") -> Any:
+    request = cluster_pb2.RemoveReplicaRequest(shard_id=shard_id, replica_id=replica_id)
+    return operator.cluster.RemoveReplica(request, timeout=TIMEOUT_S)
+
+
+async def voters(operator: Operator, *names: str) -> None:
+    """Waits until exactly these vote, and all of them answer."""
+    while True:
+        replicas = (await operator.shard()).replicas
+        if all(each.reachable and not each.learner for each in replicas) and {
+            each.replica_id for each in replicas
+        } == set(names):
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+async def further(operator: Operator, name: str) -> Child:
+    """A process that serves, without data, and is no member."""
+    child = operator.mesh.further_replica(name)
+    await child.spawn()
+    await child.serving()
+    return child
+
+
+async def ends_by_itself(child: Child) -> None:
+    """It was removed: exit code 0, and it says why."""
+    assert child.process is not None
+    async with asyncio.timeout(ENDS_S):
+        await child.process.wait()
+    assert child.process.returncode == 0, child.last_words()
+    assert "removed from its shard" in child.last_words()
+
+
+async def command(operator: Operator, *arguments: str) -> tuple[int, str, str]:
+    """`tickmesh cluster ...`: exit code, output, errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tickmesh", "--address", operator.mesh.address),
+        *("cluster", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_replicas_are_added_removed_and_replaced_while_fires_go_on(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, job):
+        writer = Writer(operator)
+        first_s = int(time.time()) + 3
+        async with writer.running():
+            await writer.more()
+            since_s = time.monotonic()
+            # A fourth one, by the command line.
+            fourth = await further(operator, "shard-0-3")
+            code, out, err = await command(
+                operator, "add-replica", address_of(fourth), "-o", "json"
+            )
+            assert code == 0, err
+            shown = json.loads(out)
+            assert {r["replica_id"]: r["learner"] for r in shown["replicas"]}["shard-0-3"] is False
+            await voters(operator, "shard-0-0", "shard-0-1", "shard-0-2", "shard-0-3")
+            await writer.more()
+            # The leader goes.
+            leader = await operator.leader()
+            code, out, err = await command(operator, "remove-replica", leader.name)
+            assert code == 0, err
+            assert f"{leader.name} is no replica of shard-0 any more" in out
+            await ends_by_itself(leader)
+            left = {f"shard-0-{n}" for n in range(4)} - {leader.name}
+            await voters(operator, *left)
+            await writer.more()
+            # It is of no use any more, and says so again.
+            await leader.spawn()
+            await ends_by_itself(leader)
+            # One of those that are left is replaced, by one with another name.
+            old = next(child for child in operator.mesh.replicas if child.name in left)
+            await old.kill()
+            fifth = await further(operator, "shard-0-4")
+            await add(operator, address_of(fifth))
+            while True:
+                replicas = {r.replica_id: r for r in (await operator.shard()).replicas}
+                if replicas["shard-0-4"].reachable and not replicas["shard-0-4"].learner:
+                    break
+                await asyncio.sleep(LOOK_S)
+            answer = await remove(operator, old.name)
+            left = (left | {"shard-0-4"}) - {old.name}
+            assert {each.replica_id for each in answer.replicas} == left
+            assert answer.members_number == 6
+            await voters(operator, *left)
+            await writer.more()
+            print(f"no write for {writer.outage_s(since_s):.3f} s at most")
+            # Who was away when it was removed is told when it comes back.
+            await old.spawn()
+            await ends_by_itself(old)
+        last_s = int(time.time())
+        late_s = await operator.whole(job, first_s, last_s)
+        print(f"{last_s - first_s} s of fires, the latest by {late_s:.3f} s")
+        assert late_s < LATE_S_MAX
+        assert writer.outage_s(since_s) < OUTAGE_S_MAX
+        assert await operator.job_names() == writer.written | {job}
+        # Only the list says where they are: all that was configured first may be gone.
+        first = operator.child("shard-0-4")
+        answer = await operator.cluster.TransferLeadership(
+            cluster_pb2.TransferLeadershipRequest(shard_id="shard-0", replica_id=first.name),
+            timeout=TIMEOUT_S,
+        )
+        assert answer.leader_id == first.name
+        await writer.operator.job("after")
+
+
+async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, _):
+        mesh = operator.mesh
+        names = [child.name for child in mesh.replicas]
+        await operator.converged()
+
+        async def refused(call: Any, kind: type[errors.TickmeshError], *texts: str) -> None:
+            error = await refusal(call)
+            assert isinstance(error, kind), error
+            for text in texts:
+                assert text in error.message, error.message
+            shard = await operator.shard()
+            assert [each.replica_id for each in shard.replicas] == names
+            assert shard.members_number == 0
+
+        own = address_of(mesh.replicas[1])
+        await refused(add(operator, own), errors.AlreadyExists, own, names[1])
+        await refused(add(operator, "127.0.0.1:1"), errors.FailedPrecondition, "no replica answers")
+        await refused(add(operator, "", "shard-0"), errors.InvalidRequest, "address")
+        await refused(add(operator, own, "shard-7"), errors.NotFound, "there are: shard-0")
+        await refused(remove(operator, "nobody"), errors.NotFound, "there are: shard-0-0")
+        await refused(remove(operator, names[0]), errors.FailedPrecondition, "2 voters", "add")
+
+        # One with data, of this shard; and one of another group.
+        told = mesh.further_replica("shard-0-3")
+        assert told.settings.scheduler is not None
+        voting = msgspec.structs.replace(told.settings.scheduler, bootstrap=True)
+        told.configure(Config(scheduler=voting))
+        await told.spawn()
+        await told.serving()
+        await refused(
+            add(operator, address_of(told)), errors.FailedPrecondition, "shard-0-3", "has data"
+        )
+        await told.end()
+        shutil.rmtree(voting.data_directory)
+        strange = msgspec.structs.replace(voting, bootstrap=False, group_id="shard-9")
+        told.configure(Config(scheduler=strange))
+        await told.spawn()
+        await told.serving()
+        await refused(add(operator, address_of(told)), errors.FailedPrecondition, "'shard-9'")
+        await told.end()
+        # Who says that it is somebody who is in the list.
+        double = msgspec.structs.replace(
+            strange,
+            replica_id=names[2],
+            group_id="",
+            shard=ShardMembers(
+                "shard-0",
+                tuple(
+                    msgspec.structs.replace(peer, address=address_of(told))
+                    if peer.replica_id == names[2]
+                    else peer
+                    for peer in strange.shard.replicas
+                    if peer.replica_id != told.name
+                ),
+            ),
+            tls=operator.child(names[2]).settings.scheduler.tls,  # type: ignore[union-attr]
+            data_directory=f"{strange.data_directory}-double",
+        )
+        told.configure(Config(scheduler=double))
+        await told.spawn()
+        await told.serving()
+        await refused(add(operator, address_of(told)), errors.AlreadyExists, names[2])
+        await told.end()
+
+        # A second change while one is under way: a learner that cannot catch up.
+        clean = msgspec.structs.replace(
+            strange, group_id="", data_directory=f"{strange.data_directory}-clean"
+        )
+        told.configure(Config(scheduler=clean))
+        await told.spawn()
+        await told.serving()
+        added = await add(operator, address_of(told))
+        assert added.members_number == 1
+        await told.kill()
+        error = await refusal(remove(operator, names[0]))
+        assert isinstance(error, errors.FailedPrecondition)
+        assert "one change at a time" in error.message
+        code, _, err = await command(
+            operator, "add-replica", address_of(told), "--shard", "shard-0"
+        )
+        assert code == 4, err
+        # It is given up.
+        code, out, err = await command(operator, "remove-replica", "shard-0-3", "-o", "json")
+        assert code == 0, err
+        assert [each["replica_id"] for each in json.loads(out)["replicas"]] == names
+        assert (await operator.shard()).members_number == 2

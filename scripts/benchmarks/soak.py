@@ -19,11 +19,14 @@ import json
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import bed
+import grpc
+import grpc.aio
 from bed import CALL_DEADLINE_S, Api, say
 from fire import stamp_job
 
@@ -48,6 +51,9 @@ WARM_UP = 50
 """Executions before memory is looked at: what is loaded at the first use is."""
 
 EXECUTION_DEADLINE_S = 120.0
+ASKED_AGAIN_MAX = 100
+"""Then the mesh is not just between two leaders."""
+
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -183,6 +189,7 @@ class Soak:
         self._count = count
         self._begun = 0
         self.done = 0
+        self.asked_again = 0
         self.samples: list[tuple[int, dict[str, float]]] = []
 
     async def run(self) -> None:
@@ -196,7 +203,7 @@ class Soak:
         while self._begun < self._count:
             self._begun += 1
             job = self._jobs[self._begun % EGRESS_EVERY == 0]
-            await execute(self._api, job)
+            self.asked_again += await execute(self._api, job)
             self.done += 1
             if self.done % step == 0:
                 self.samples.append((self.done, self._host.memory_mib()))
@@ -220,18 +227,29 @@ def _slope(points: list[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
-async def execute(api: Api, job: str) -> None:
-    """One execution, to its end."""
-    made = await api.executions.ExecuteJob(
-        execution_pb2.ExecuteJobRequest(name=job), timeout=CALL_DEADLINE_S
-    )
-    watch = api.executions.WatchExecutions(
-        execution_pb2.WatchExecutionsRequest(parent=made.name), timeout=EXECUTION_DEADLINE_S
-    )
-    async for message in watch:
-        made = message.executions[-1] if message.executions else made
+async def execute(api: Api, job: str) -> int:
+    """One execution, to its end. Answers how often something had to be asked again: a leader may
+    change meanwhile."""
+    request = execution_pb2.ExecuteJobRequest(name=job, request_id=uuid.uuid4().hex)
+    again = 0
+    while True:
+        try:
+            made = await api.executions.ExecuteJob(request, timeout=CALL_DEADLINE_S)
+            watch = api.executions.WatchExecutions(
+                execution_pb2.WatchExecutionsRequest(parent=made.name),
+                timeout=EXECUTION_DEADLINE_S,
+            )
+            async for message in watch:
+                made = message.executions[-1] if message.executions else made
+            break
+        except grpc.aio.AioRpcError as error:
+            again += 1
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or again > ASKED_AGAIN_MAX:
+                raise
+            await asyncio.sleep(0.1)
     if made.state != execution_pb2.EXECUTION_STATE_SUCCEEDED:
         raise SystemExit(f"{made.name} ended in state {made.state}: {made.message}")
+    return again
 
 
 async def settled(host: Host, before: dict[str, int]) -> tuple[dict[str, int], float]:
@@ -295,6 +313,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "executions": count,
             "executions_per_s": round(count / took, 1),
             "left_behind": difference(before, after),
+            "asked_again": soak.asked_again,
             "settle_s": round(settle_s, 1),
             "archived": archived,
             "archived_expected": count + WARM_UP,

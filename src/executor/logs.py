@@ -58,8 +58,8 @@ class _Part:
 class Written:
     """How much an attempt wrote."""
 
-    output_bytes: int = 0
-    """To both streams, kept or not."""
+    output_bytes: int | None = 0
+    """To both streams, kept or not. None: nobody knows."""
     dropped_bytes: int = 0
     """Of these, what was not kept."""
     status: int | None = None
@@ -75,10 +75,10 @@ def close(directory: Path) -> None:
 
 
 def written(directory: Path) -> Written:
-    """How much is in an output that is whole; nothing when it is not."""
+    """How much is in an output that is whole; of one that is not, nobody knows."""
     end = _end(directory)
     if end is None:
-        return Written()
+        return Written(None)
     kept = 0
     for stream, name in STREAMS:
         for part in _parts(directory, name):

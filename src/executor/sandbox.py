@@ -87,8 +87,8 @@ class Exit:
     peak_memory_bytes: int
     """0 when the kernel does not tell."""
     cpu_ns: int
-    output_bytes: int = 0
-    """Written to stdout and stderr, kept or not."""
+    output_bytes: int | None = 0
+    """Written to stdout and stderr, kept or not. None: nobody knows."""
     dropped_bytes: int = 0
     """Of these, what was over the limit."""
 

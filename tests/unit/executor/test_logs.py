@@ -113,6 +113,11 @@ async def test_a_lost_recorders_output_ends_where_it_is(tmp_path: Path, watcher:
     assert [(c.data, c.dropped_bytes) for c in chunks] == [(b"head", 0), (b"err", 0), (b"tail", 96)]
 
 
+def test_how_much_is_in_an_output_that_is_not_whole_is_not_known(tmp_path: Path) -> None:
+    write_output(tmp_path, b"so far", b"", None)
+    assert logs.written(tmp_path).output_bytes is None
+
+
 async def test_without_follow_it_ends_at_what_is_there(tmp_path: Path, watcher: Watcher) -> None:
     assert await all_chunks(tmp_path, watcher) == []
     write_output(tmp_path, b"so far", b"", None)

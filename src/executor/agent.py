@@ -23,6 +23,7 @@ from ..mesh.objects import Objects
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
 from . import convert
+from .ahead import PullAhead
 from .attempts import Attempt
 from .clockwork import Clockwork
 from .convert import Order
@@ -187,6 +188,7 @@ class Agent:
         self._lives: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup
         self._shutting_down = False
+        self._ahead = PullAhead(runtime)
         self._told = asyncio.Event()
         """Set at every acknowledgement."""
 
@@ -254,6 +256,7 @@ class Agent:
                     background.append(group.create_task(self._archiver.run()))
                 background.append(group.create_task(self.spares.run()))
                 background.append(group.create_task(self._tell_holdings()))
+                background.append(group.create_task(self._ahead.run()))
                 background.append(group.create_task(self._follow_drain()))
                 for attempt in self._resumed:
                     self._begin(attempt)
@@ -482,6 +485,10 @@ class Agent:
             log.info("a stop for an attempt that is not here", attempt=stop.attempt_id)
             return
         attempt.stop(stop.reason, _REASONS.get(stop.reason, "it was stopped"))
+
+    def pull(self, customer: str, image: str) -> None:
+        """See Receiver."""
+        self._ahead.want(customer, image)
 
     def acknowledge(self, attempt_ids: Iterable[str]) -> None:
         """See Receiver."""

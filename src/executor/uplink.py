@@ -74,6 +74,10 @@ class Receiver(Protocol):
         """Who belongs to the shard now: a later list than the last."""
         ...
 
+    def pull(self, customer: str, image: str) -> None:
+        """An image that will be needed soon."""
+        ...
+
     def acknowledge(self, attempt_ids: Iterable[str]) -> None:
         """Ends that the shard has."""
         ...
@@ -334,6 +338,10 @@ class Stream:
                     # From a deposed leader it would mean little: that it does not know of them.
                     if self._shard.leading is self:
                         self._shard.receiver.acknowledge(message.acknowledgement.attempt_ids)
+                case "pull":
+                    if self._is_current(message.pull.term, "pull"):
+                        pull = message.pull
+                        self._shard.receiver.pull(pull.customer, pull.image)
                 case "heartbeat_reply":
                     self._heard_reply(message.heartbeat_reply)
 

@@ -28,8 +28,8 @@ from .core.commands import (
     Placement,
 )
 from .core.ids import attempt_id
-from .core.model import Attempt, Execution, ExecutionState, Job, JobSpec, Network, Reason, Timer
-from .placing import Asked, Hosts, Need, No, hashed
+from .core.model import Attempt, Execution, ExecutionState, Job, JobSpec, Reason, Timer
+from .placing import Asked, Hosts, Need, No, hashed, need_of
 from .proposals import Proposals
 from .store.queries import Queries
 from .waiting import Waiting
@@ -256,8 +256,7 @@ class Dispatcher:
         key = job_uid, revision
         asked = self._asked.get(key)
         if asked is None:
-            egress = spec.network is Network.EGRESS
-            need = Need(spec.memory_bytes, spec.cpu_millis, egress, spec.executor_labels)
+            need = need_of(spec)
             image = image_reference(spec.image, customer, "image")
             asked = Asked(customer, need, hashed(image), hashed(names.job_name(customer, job_id)))
             if len(self._asked) >= ASKED_REMEMBERED_MAX:

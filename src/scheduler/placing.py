@@ -15,6 +15,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from .core.model import JobSpec, Network
+
 HEADROOM = 16
 """A customer may take another slot while so many times those that are free are more than what it
 holds: alone it gets 16 of 17. What is left is there at once for somebody else, who then is bound by
@@ -43,6 +45,12 @@ class Need(NamedTuple):
     cpu_millis: int
     egress: bool = False
     labels: tuple[tuple[str, str], ...] = ()
+
+
+def need_of(spec: JobSpec) -> Need:
+    """What executions of a job need."""
+    egress = spec.network is Network.EGRESS
+    return Need(spec.memory_bytes, spec.cpu_millis, egress, spec.executor_labels)
 
 
 class Asked(NamedTuple):
@@ -290,6 +298,17 @@ class Hosts:
             fitting = [host for host in self._hosts.values() if host.open and _has(host, need)]
             self._fitting[kind] = fitting
         return fitting
+
+    def lacking(self, image: int, need: Need, holders: int) -> list[str]:
+        """Executors that should pull an image, so that so many of those that fit a need hold it:
+        those with most room."""
+        fitting = [host for host in self._fits(need) if host.suits(need)]
+        missing = holders - sum(image in host.images for host in fitting)
+        if missing <= 0:
+            return []
+        without = [host for host in fitting if image not in host.images]
+        without.sort(key=lambda host: (-host.room(need), host.executor_id))
+        return [host.executor_id for host in without[:missing]]
 
     def reason(self, customer: str, need: Need) -> str:
         """Why something waits, for people; "" if there is room for it. Looks at every executor."""

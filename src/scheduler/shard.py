@@ -10,6 +10,7 @@ from ..mesh import telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..proto.tickmesh.internal.v1 import shard_pb2
+from .ahead import Ahead
 from .core.calendars import PINNED_MAX
 from .core.commands import (
     AnyCommand,
@@ -85,6 +86,7 @@ class Shard:
         self._arm_ahead_ms = arm_ahead_ms
         self._lease_ms = executor_lease_ms
         self._window: Window | None = None
+        self._ahead: Ahead | None = None
         self._timer_wake = asyncio.Event()
         self._term: int | None = None
         self._term_wake = asyncio.Event()
@@ -109,6 +111,8 @@ class Shard:
         if self._window is not None:
             self._window.add(applied.timers)
             self._timer_wake.set()
+        if self._ahead is not None:
+            self._ahead.note(applied.timers)
         if self._following is not None:
             self._following.committed(applied.executions)
         self.changes.note(applied.index, applied.executions)
@@ -186,6 +190,7 @@ class Shard:
                 link.close()
         self.leading = self._following = None
         self._window = None
+        self._ahead = None
         self.changes.close_all("the shard has another leader: go on from the last cursor")
         for watcher in self._watchers:
             watcher()
@@ -203,18 +208,29 @@ class Shard:
         )
         await dispatcher.take_up()
         self.leading = dispatcher
+        ahead = self._ahead = Ahead(
+            self.queries, dispatcher.hosts, dispatcher.links, term, self.now_ms, self._first
+        )
         self._window = Window(
-            self.queries, self.state.meta.floor_ms, self._arm_ahead_ms, dispatcher.slots
+            self.queries,
+            self.state.meta.floor_ms,
+            self._arm_ahead_ms,
+            dispatcher.slots,
+            ahead.note,
         )
         log.info("leading", term=term, active=len(dispatcher.active))
         for watcher in self._watchers:
             watcher()
         async with asyncio.TaskGroup() as group:
             group.create_task(dispatcher.run())
+            group.create_task(ahead.run())
             group.create_task(self._fire(dispatcher, self._window))
             group.create_task(self._forget())
             group.create_task(self._pin())
             group.create_task(Retention(self.queries, self.now_ms, self._insist).run())
+
+    def _first(self, count: int) -> list[Timer]:
+        return [] if self._window is None else self._window.first(count)
 
     def _tell(self, execution: Execution) -> None:
         self.changes.tell(Change(self.changes.index, execution))

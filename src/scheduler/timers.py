@@ -55,11 +55,13 @@ class Window:
         floor_ms: int,
         ahead_ms: int = 0,
         slots: Callable[[], int] = lambda: 0,
+        near: Callable[[Iterable[Timer]], None] = lambda _: None,
     ) -> None:
         """floor_ms: no timer is due before it. ahead_ms: how much earlier fires are popped. slots:
-        of all executors; 0 for unknown."""
+        of all executors; 0 for unknown. near: called with timers that have come near."""
         self._index = index
         self._slots = slots
+        self._near = near
         self._ahead_ms = ahead_ms
         self._heap: list[tuple[int, Timer]] = []
         """By the time at which each is to be popped."""
@@ -120,6 +122,7 @@ class Window:
                 goal_ms = last_ms + 1
         self.until_ms = goal_ms
         self.add(found)
+        self._near(found)
         return more
 
     def pop(self, now_ms: int, count: int) -> list[Timer]:
@@ -131,6 +134,10 @@ class Window:
             self._left(timer)
             popped.append(timer)
         return popped
+
+    def first(self, count: int) -> list[Timer]:
+        """Some that are popped soon."""
+        return [timer for _, timer in self._heap[:count]]
 
     def next_ms(self) -> int | None:
         """When the first timer is to be popped."""

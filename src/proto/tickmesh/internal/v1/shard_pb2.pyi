@@ -736,6 +736,7 @@ class ShardMessage(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_REPLY_FIELD_NUMBER: _builtins.int
+    PULL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def leadership(self) -> Global___Leadership:
         """This replica leads (or no longer does). First on every stream, and at every change, of the
@@ -758,6 +759,10 @@ class ShardMessage(_message.Message):
     def heartbeat_reply(self) -> Global___HeartbeatReply:
         """Answers a heartbeat."""
 
+    @_builtins.property
+    def pull(self) -> Global___Pull:
+        """An image that will be needed soon."""
+
     def __init__(
         self,
         *,
@@ -766,16 +771,47 @@ class ShardMessage(_message.Message):
         stop: Global___StopBatch | None = ...,
         acknowledgement: Global___Acknowledgement | None = ...,
         heartbeat_reply: Global___HeartbeatReply | None = ...,
+        pull: Global___Pull | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "stop", b"stop", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "stop", b"stop", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leadership", "work", "stop", "acknowledgement", "heartbeat_reply"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leadership", "work", "stop", "acknowledgement", "heartbeat_reply", "pull"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ShardMessage: _TypeAlias = ShardMessage  # noqa: Y015
+
+@_typing.final
+class Pull(_message.Message):
+    """An image to have at hand: a wish, and nothing is answered. What is here is told by the offer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    customer: _builtins.str
+    """The customer's id."""
+    image: _builtins.str
+    """As in Work."""
+    term: _builtins.int
+    """The leader's term."""
+    def __init__(
+        self,
+        *,
+        customer: _builtins.str = ...,
+        image: _builtins.str = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "image", b"image", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pull: _TypeAlias = Pull  # noqa: Y015
 
 @_typing.final
 class Leadership(_message.Message):

@@ -48,6 +48,10 @@ BACKOFF_MAX_MS_DEFAULT = Retry().backoff_max_ms
 FIRES_PER_MINUTE_MAX = 60
 """Of one schedule: one a second. What has more is a loop of jobs, and wants one long job."""
 MINUTE_MS = 60_000
+RATE_BURSTS_MAX = 64
+RATE_APART_MS = 3_600_000
+"""Minutes of each cron in which fires are counted, and how far apart they are: 64 days of one that
+fires daily, 2 days of one that fires each second. Some milliseconds each."""
 _OVERLAP = schedule_pb2.OverlapPolicy.ValueType
 _MISFIRE = schedule_pb2.MisfirePolicy.ValueType
 _OUTCOME = schedule_pb2.FireOutcome.ValueType
@@ -322,12 +326,33 @@ def check_rate(spec: recurrence.Spec, now_ms: int, field: str) -> None:
 
 @lru_cache(maxsize=SPECS_CACHED_MAX)
 def _fires_in_a_minute(spec: recurrence.Spec, after_ms: int) -> int:
-    """In the minute from the first fire on; COUNT_MAX for more than can be counted."""
-    first_ms = recurrence.next_fire(spec, after_ms)
-    if first_ms is None:
-        return 0
-    until_ms = min(first_ms + MINUTE_MS, HORIZON_MS) - 1
-    return recurrence.latest_fire(spec, first_ms - 1, until_ms)[1]
+    """The most in any minute that was looked at; COUNT_MAX for more than can be counted.
+
+    Crons and whole seconds alone have at most 60. More need times between seconds, and then a
+    minute is crowded where one of the crons or single times is: so the minutes are looked at that
+    begin with the first fire, with each single time, and with the first RATE_BURSTS_MAX fires of
+    each cron that are at least an hour apart.
+    """
+    grid = spec.at_ms + tuple(part for period in spec.every for part in period)
+    starts = [recurrence.next_fire(spec, after_ms)]
+    if any(part % 1_000 for part in grid):
+        starts += [at_ms for at_ms in spec.at_ms if at_ms > after_ms]
+        for cron in spec.crons:
+            alone = msgspec.structs.replace(spec, crons=(cron,), every=(), at_ms=())
+            instant_ms = recurrence.next_fire(alone, after_ms)
+            for _ in range(RATE_BURSTS_MAX):
+                if instant_ms is None:
+                    break
+                starts.append(instant_ms)
+                instant_ms = recurrence.next_fire(alone, instant_ms + RATE_APART_MS - 1)
+    most = 0
+    for start_ms in starts:
+        if start_ms is not None:
+            until_ms = min(start_ms + MINUTE_MS, HORIZON_MS) - 1
+            most = max(most, recurrence.latest_fire(spec, start_ms - 1, until_ms)[1])
+            if most > FIRES_PER_MINUTE_MAX:
+                break
+    return most
 
 
 def policy_of(schedule: schedule_pb2.Schedule) -> Policy:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from google.protobuf.message import Message
 
-from ..mesh.errors import Overloaded, invalid
+from ..mesh import names
+from ..mesh.errors import NotFound, Overloaded, invalid
 from ..proto.tickmesh.v1 import schedule_pb2
 from . import convert, pages
 from .core import audit, pins
 from .core.history import PERIOD_MS
-from .core.ids import execution_id
+from .core.ids import UID_BYTES, execution_id, unspell
 from .core.ledger import Outcome, Row
 from .core.model import Execution, ExecutionState, Schedule
 from .core.recurrence.limits import COUNT_MAX, HORIZON_MS
@@ -36,7 +37,14 @@ LATE_NS = 100_000_000
 """An execution that starts later than this after its due time is counted as late."""
 
 VERIFY_ROWS_MAX = 250_000
-"""Rows that one verification reads, the latest: about 100 MB while it goes on."""
+"""Rows of the range that one verification holds: about 100 MB while it goes on. It reads all that
+are kept, for their hashes."""
+
+VERIFY_CHUNK = 5_000
+"""Rows that it reads at a time."""
+
+VERIFY_TRIES_MAX = 2
+"""Of a verification under which history is dropped: that happens once a day."""
 
 VERIFY_RETRY_AFTER_MS = 2_000
 """Only one verification goes on at a time; another caller is told to come back."""
@@ -53,7 +61,7 @@ class Ledgers:
 
     def list_fires(self, request: schedule_pb2.ListFiresRequest) -> Message:
         """See the proto."""
-        schedule = self._find(request.parent, "parent")
+        schedule, _ = self._found(request.parent, "parent", request.uid)
         newest_first = request.newest_first
         listing = ("fires", request.parent, schedule.uid.hex(), str(newest_first))
         size = pages.size(request.page_size)
@@ -130,8 +138,23 @@ class Ledgers:
         self._verifying = True
         try:
             await self._shard.replica.read_barrier()
-            schedule = self._find(request.name, "name")
-            report = await asyncio.to_thread(self._verify, schedule, max(0, from_ms), until_ms)
+            schedule, deleted = self._found(request.name, "name", request.uid)
+            for _ in range(VERIFY_TRIES_MAX):
+                history_from = self._shard.state.meta.history_from
+                # Nobody notes which executions of a deleted schedule are forgotten.
+                kept_ms = until_ms if deleted else history_from * PERIOD_MS
+                report = await asyncio.to_thread(
+                    self._verify, schedule, max(0, from_ms), until_ms, kept_ms
+                )
+                if self._shard.state.meta.history_from == history_from:
+                    break
+        except audit.TooManyRows as error:
+            until = convert.from_ms(error.at_ms).ToJsonString()
+            raise invalid(
+                "end_time",
+                f"the range has more than {VERIFY_ROWS_MAX:,} rows: verify it in parts, the first "
+                f"one until {until}, the next from there",
+            ) from error
         finally:
             self._verifying = False
         response = schedule_pb2.VerifyScheduleResponse(
@@ -145,22 +168,57 @@ class Ledgers:
             )
         return response
 
-    def _verify(self, schedule: Schedule, from_ms: int, until_ms: int) -> audit.Report:
+    def _verify(
+        self, schedule: Schedule, from_ms: int, until_ms: int, kept_ms: int
+    ) -> audit.Report:
         """Rows are only ever appended: those that this state of the schedule counts are there."""
         queries = self._shard.queries
-        first = max(0, schedule.ledger_count - VERIFY_ROWS_MAX)
-        rows = queries.numbered_rows(schedule.uid, first, schedule.ledger_count - first)
         return audit.verify(
             schedule,
-            rows,
+            self._rows(schedule),
             lambda instant_ms: queries.execution(
                 schedule.job_uid, execution_id(instant_ms, schedule.uid)
             ),
             from_ms=from_ms,
             until_ms=until_ms,
-            kept_ms=self._shard.state.meta.history_from * PERIOD_MS,
+            kept_ms=kept_ms,
             ready=lambda spec: pins.ready(queries.view(), schedule.customer, spec),
+            rows_max=VERIFY_ROWS_MAX,
         )
+
+    def _rows(self, schedule: Schedule) -> Iterator[tuple[int, Row]]:
+        """All that are kept of a schedule's rows, some at a time."""
+        first = 0
+        while first < schedule.ledger_count:
+            rows = self._shard.queries.rows(schedule.uid, first, VERIFY_CHUNK)
+            if not rows:
+                return
+            first = rows[-1][0] + 1
+            for number, row in rows:
+                if number >= schedule.ledger_count:
+                    return
+                yield number, row
+
+    def _found(self, name: str, field: str, uid: str) -> tuple[Schedule, bool]:
+        """A schedule of a name, and whether it was deleted; the one with a uid, if one is given."""
+        raw = unspell(uid, UID_BYTES) if uid else None
+        if uid and raw is None:
+            raise invalid("uid", f"{uid!r} is not one that was given out")
+        try:
+            schedule = self._find(name, field)
+        except NotFound:
+            pass
+        else:
+            if raw in (None, schedule.uid):
+                return schedule, False
+        deleted = self._shard.queries.deleted_schedule(*names.parse_schedule(name, field), raw)
+        if deleted is None:
+            meant = f"{name} with uid {uid}" if uid else name
+            raise NotFound(
+                f"there is no {meant}, nor the ledger of one that was deleted: that is kept as long"
+                " as history is"
+            )
+        return deleted, True
 
 
 class Counted:

@@ -663,10 +663,14 @@ class Schedules:
         schedule: str,
         *,
         newest_first: bool = False,
+        uid: str = "",
         page_size: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[LedgerRow]:
-        """What became of each of its instants; pages are fetched as they are needed."""
+        """What became of each of its instants; pages are fetched as they are needed.
+
+        uid: of the schedule that is meant, if others had its name. Deleted ones are found, too.
+        """
         token = ""
         while True:
             request = schedule_pb2.ListFiresRequest(
@@ -674,6 +678,7 @@ class Schedules:
                 page_size=page_size,
                 page_token=token,
                 newest_first=newest_first,
+                uid=uid,
             )
             answer = self._transport.unary(self._stub.ListFires, request, deadline_s)
             for each in answer.rows:
@@ -696,13 +701,18 @@ class Schedules:
         *,
         start_time: datetime | None = None,
         end_time: datetime | None = None,
+        uid: str = "",
         deadline_s: float | None = None,
     ) -> Verification:
-        """Check that its ledger tells the truth about the instants of a range (default: all)."""
+        """Check that its ledger tells the truth about the instants of a range (default: all).
+
+        uid: as for fires().
+        """
         request = schedule_pb2.VerifyScheduleRequest(
             name=names.schedule(self._customer, schedule),
             start_time=convert.to_timestamp(start_time, "start_time"),
             end_time=convert.to_timestamp(end_time, "end_time"),
+            uid=uid,
         )
         answer = self._transport.unary(self._stub.VerifySchedule, request, deadline_s)
         return convert.from_verification(answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -79,6 +79,14 @@ class Report(msgspec.Struct):
             self.complete = False
 
 
+class TooManyRows(Exception):
+    """A range has more rows than are looked at together; `at_ms`: the instant of the last one."""
+
+    def __init__(self, at_ms: int) -> None:
+        super().__init__(at_ms)
+        self.at_ms = at_ms
+
+
 def verify(
     schedule: Schedule,
     rows: Iterable[tuple[int, Row]],
@@ -88,16 +96,26 @@ def verify(
     until_ms: int,
     kept_ms: int = 0,
     ready: Callable[[Spec], Spec] = lambda spec: spec,
+    rows_max: int = INSTANTS_MAX,
 ) -> Report:
     """Checks a schedule's whole chain, and every instant with from_ms <= instant < until_ms.
 
     schedule: as it stands now. rows: all of its ledger that is kept, (number, row) in order, read
     at one moment with it. execution: the execution of an instant, if it is kept. kept_ms:
     executions that were due before may have been forgotten. ready: a definition's spec with its
-    calendars' content.
+    calendars' content. rows_max: those that are held together, of the range and definitions.
+
+    Raises TooManyRows.
     """
     report = Report()
-    kept = _chain(report, schedule, rows, kept_ms)
+    kept: list[Row] = []
+    oldest_ms = 0
+    for row in _chain(report, schedule, rows, kept_ms):
+        oldest_ms = oldest_ms or row.at_ms
+        if _concerns(row, from_ms, until_ms):
+            if len(kept) == rows_max:
+                raise TooManyRows(row.first_ms)
+            kept.append(row)
     timeline = _Timeline(report, kept, ready)
     if not timeline.definitions:
         report.complete = False
@@ -105,9 +123,9 @@ def verify(
     covered = _Coverage(report, kept, timeline)
     if not report.complete:
         # Instants that were decided ahead, before the oldest row that is kept.
-        from_ms = max(from_ms, kept[0].at_ms + AHEAD_MS)
+        from_ms = max(from_ms, oldest_ms + AHEAD_MS)
     _expected(report, schedule, timeline, covered, from_ms, until_ms)
-    purged = _purged(report, kept)
+    purged = _purged(report, kept, from_ms, until_ms)
     for row in kept:
         if row.outcome in FIRED and from_ms <= row.first_ms < until_ms:
             found = execution(row.first_ms)
@@ -115,14 +133,20 @@ def verify(
     return report
 
 
+def _concerns(row: Row, from_ms: int, until_ms: int) -> bool:
+    """Whether a row says something of the instants of a range."""
+    if row.outcome in (Outcome.DEFINED, Outcome.PURGED):
+        return True
+    return row.last_ms >= from_ms and row.first_ms < until_ms
+
+
 def _chain(
     report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]], kept_ms: int
-) -> list[Row]:
+) -> Iterator[Row]:
     """The rows, checked one against the next and the last against the schedule."""
-    kept: list[Row] = []
     expected, previous, at_ms = 0, b"", 0
     for number, row in rows:
-        if number != expected and not kept:
+        if number != expected and not report.rows:
             report.complete = False  # older rows have been forgotten with their time
         elif number != expected:
             report.add(Kind.REMOVED, row.at_ms, f"rows {expected} to {number - 1} are missing")
@@ -131,9 +155,10 @@ def _chain(
         if row.at_ms < at_ms:
             report.add(Kind.TAMPERED, row.at_ms, f"row {number} is older than the one before it")
         expected, previous, at_ms = number + 1, row.hash, row.at_ms
-        kept.append(row)
+        report.rows += 1
+        yield row
     last_ms = max(schedule.last_ms - AHEAD_MS, schedule.update_ms, schedule.purged_ms)
-    if not kept and last_ms < kept_ms:
+    if not report.rows and last_ms < kept_ms:
         report.complete = False  # all of them have been: it has been at rest for long
     elif (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
         report.add(
@@ -142,8 +167,6 @@ def _chain(
             f"the ledger ends with row {expected - 1}, the schedule says "
             f"{schedule.ledger_count - 1} and another hash",
         )
-    report.rows = len(kept)
-    return kept
 
 
 class _Timeline:
@@ -268,7 +291,7 @@ def _expected(
             instant_ms = recurrence.next_fire(definition.spec, instant_ms, hash_key=key)
 
 
-def _purged(report: Report, rows: list[Row]) -> set[int]:
+def _purged(report: Report, rows: list[Row], from_ms: int, until_ms: int) -> set[int]:
     """The instants whose executions were forgotten by the customer's retention."""
     purged: set[int] = set()
     fired = {row.first_ms for row in rows if row.outcome in FIRED}
@@ -285,7 +308,7 @@ def _purged(report: Report, rows: list[Row]) -> set[int]:
         for instant_ms in instants:
             if instant_ms in purged:
                 report.add(Kind.DOUBLED, instant_ms, "its execution was forgotten twice")
-            elif report.complete and instant_ms not in fired:
+            elif report.complete and from_ms <= instant_ms < until_ms and instant_ms not in fired:
                 report.add(Kind.UNEXPECTED, instant_ms, "what never fired was forgotten")
             purged.add(instant_ms)
     return purged

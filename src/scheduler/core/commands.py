@@ -380,6 +380,9 @@ OUTPUT_SINCE = 2
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""
 
+DELETED_SINCE = 2
+"""The first version in which the ledger of a deleted schedule is ended and kept."""
+
 SINCE: dict[type, int] = {
     CreateApiKey: 2,
     RevokeApiKey: 2,

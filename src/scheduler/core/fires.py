@@ -426,6 +426,30 @@ class Turn:
             due_ms=0 if paused else due_ms,
         )
 
+    def end(self) -> Schedule:
+        """It is deleted: end its ledger; the schedule as it was last."""
+        paused = self.schedule.state is ScheduleState.PAUSED
+        self.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)
+        self.take_back()
+        self.drop_waiting(Outcome.OVERLAP)
+        gone = replace(
+            self.schedule,
+            state=ScheduleState.FINISHED,
+            next_ms=0,
+            due_ms=0,
+            deferred=False,
+            running=(),
+            waiting=(),
+            fire_count=self._fired,
+            missed_count=self._missed,
+            last_ms=self._last_ms,
+            update_ms=self._now_ms,
+            version=self.schedule.version + 1,
+        )
+        definition = Definition(gone.uid, gone.version, gone.state, gone.spec, gone.policy)
+        self.note(Outcome.DEFINED, self._now_ms, detail=definition)
+        return replace(gone, ledger_count=self._count, ledger_hash=self._hash)
+
     def finish(self, *, redefined: bool = False, **changes: Any) -> Schedule:
         """Write the schedule with everything that this turn changed, and its timer.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import recurrence
 from .commands import (
+    DELETED_SINCE,
     CreateSchedules,
     DeleteSchedules,
     NewSchedule,
@@ -138,7 +139,11 @@ def delete(view: View, command: DeleteSchedules, now_ms: int) -> list[Schedule]:
         elif not command.lenient:
             found(view, command.customer, command.job_id, schedule_id)
     for schedule in doomed:
-        Turn(view, job, schedule, now_ms).take_back()
+        turn = Turn(view, job, schedule, now_ms)
+        if view.version >= DELETED_SINCE:
+            view.put_deleted(turn.end())
+        else:
+            turn.take_back()
         if schedule.due_ms:
             view.delete_timer(timer(schedule))
         view.delete_schedule(schedule)

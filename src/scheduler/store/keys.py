@@ -26,6 +26,7 @@ and history, which begins with `h period(4)` and is dropped by the period, a day
     w index(8) number(2)                    job_uid id(16): an execution that an entry changed
     q customer 0 request                    executions that a request made
     r digest                                what a calendar said until an entry changed it
+    d customer 0 job 0 schedule 0 uid       Schedule that an entry deleted, for its ledger
 
 Integers are big-endian; `newest` is the complement of the due time, so that newer sorts first. An
 execution is in the period of its due time; the others are in that of the entry that wrote them.
@@ -114,6 +115,14 @@ def split_calendar_pending(key: bytes) -> tuple[str, str]:
     """(customer, calendar id) of a `calendar_pending` key."""
     customer, _, calendar_id = key[len(PENDING) :].decode().partition("\0")
     return customer, calendar_id
+
+
+def deleted_schedule(
+    period: int, customer: str, job_id: str, schedule_id: str, uid: bytes
+) -> bytes:
+    """Of a deleted schedule; with an empty uid the prefix of all of its name."""
+    name = b"%b\0%b\0%b\0" % (customer.encode(), job_id.encode(), schedule_id.encode())
+    return history(period) + b"d" + name + uid
 
 
 def calendar_content(period: int, digest: bytes) -> bytes:

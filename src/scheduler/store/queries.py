@@ -214,6 +214,19 @@ class Queries:
         pairs, _ = self._page(prefix, b"", count)
         return [key[len(prefix) :].decode() for key, _ in pairs]
 
+    def deleted_schedule(
+        self, customer: str, job_id: str, schedule_id: str, uid: bytes | None
+    ) -> Schedule | None:
+        """The schedule of a name that was deleted last, or the one with a uid, as far as kept."""
+        for when in reversed(self._backend.periods()):
+            prefix = keys.deleted_schedule(when, customer, job_id, schedule_id, b"")
+            stored = self._backend.scan(prefix, keys.after_prefix_of(prefix))
+            found = [decode_schedule(value) for _, value in stored]
+            found = [each for each in found if uid in (None, each.uid)]
+            if found:
+                return max(found, key=lambda each: each.update_ms)
+        return None
+
     def rows(self, schedule_uid: bytes, first: int, count: int) -> list[tuple[int, Row]]:
         """(number, row) of a schedule's ledger, from a number on, as far as they are kept."""
         found: list[tuple[int, Row]] = []

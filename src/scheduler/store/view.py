@@ -145,6 +145,17 @@ class StoreView:
         """See core.View."""
         self._write(keys.schedule(schedule.job_uid, schedule.schedule_id), schedule)
 
+    def put_deleted(self, schedule: Schedule) -> None:
+        """See core.View."""
+        when = period(self._meta.time_ms)
+        names = (schedule.customer, schedule.job_id, schedule.schedule_id)
+        self._write(keys.deleted_schedule(when, *names, schedule.uid), schedule)
+
+    @property
+    def version(self) -> int:
+        """See core.View."""
+        return self._meta.entry_version
+
     def delete_schedule(self, schedule: Schedule) -> None:
         """See core.View."""
         self._write(keys.schedule(schedule.job_uid, schedule.schedule_id), None)

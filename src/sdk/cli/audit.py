@@ -22,6 +22,7 @@ def group() -> None:
 @click.option("--schedule", metavar="JOB/SCHEDULE", required=True, help="Whose ledger.")
 @click.option("--from", "start", type=INSTANT, help="Instants from it on. Default: all.")
 @click.option("--to", "end", type=INSTANT, help="Instants before it. Default: now.")
+@click.option("--uid", default="", help="Of the schedule that is meant, if others had its name.")
 @rows_option
 @pass_settings
 def verify(
@@ -30,6 +31,7 @@ def verify(
     schedule: str,
     start: datetime | None,
     end: datetime | None,
+    uid: str,
     output: str,
 ) -> int:
     """Compute a schedule's instants again, and compare them with its ledger and executions.
@@ -39,7 +41,7 @@ def verify(
     """
     from . import tables
 
-    found = settings.client.schedules.verify(schedule, start_time=start, end_time=end)
+    found = settings.client.schedules.verify(schedule, start_time=start, end_time=end, uid=uid)
     if output != "table":
         print_one(output, (), found)
     else:

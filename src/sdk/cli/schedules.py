@@ -396,16 +396,17 @@ def cancel_backfill(settings: Settings, /, schedule: str, backfill: str) -> None
 @click.option(
     "-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="0: all."
 )
+@click.option("--uid", default="", help="Of the schedule that is meant, if others had its name.")
 @rows_option
 @pass_settings
 def fires(
-    settings: Settings, /, schedule: str, oldest_first: bool, limit: int, output: str
+    settings: Settings, /, schedule: str, oldest_first: bool, limit: int, uid: str, output: str
 ) -> None:
-    """Show the ledger of a schedule: what became of each of its instants."""
+    """Show the ledger of a schedule, be it deleted or not: what became of each of its instants."""
     from . import tables
 
     found = settings.client.schedules.fires(
-        schedule, newest_first=not oldest_first, page_size=min(limit, 1_000) or 1_000
+        schedule, newest_first=not oldest_first, uid=uid, page_size=min(limit, 1_000) or 1_000
     )
     shown = itertools.islice(found, limit) if limit else found
     print_list(output, tables.ROWS, shown, "no rows")

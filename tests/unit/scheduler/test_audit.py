@@ -14,7 +14,15 @@ from tickmesh.scheduler.core import audit, calendars, commands, pins, recurrence
 from tickmesh.scheduler.core.audit import Kind, Report
 from tickmesh.scheduler.core.ids import execution_id
 from tickmesh.scheduler.core.ledger import Outcome, Row, make
-from tickmesh.scheduler.core.model import Misfire, Overlap, Policy, Reason, Schedule, ScheduleState
+from tickmesh.scheduler.core.model import (
+    Execution,
+    Misfire,
+    Overlap,
+    Policy,
+    Reason,
+    Schedule,
+    ScheduleState,
+)
 
 PERIOD_MS = 10_000
 
@@ -203,3 +211,34 @@ def test_whatever_a_schedule_goes_through_its_ledger_stands(
                 pass
     stored = world.stored(schedule)
     assert verify(world, stored).problems == []
+    world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+    gone = world.queries.deleted_schedule("acme", "hello", "often", None)
+    assert gone is not None and gone.uid == schedule.uid
+    world.now_ms += 600_000
+    assert verify(world, gone).problems == []
+    rows = world.rows(gone.uid, 0, 100_000)
+    assert verify(world, gone, rows[:-1]).problems
+
+
+def test_a_range_is_verified_with_the_rows_of_that_range(world: World, fired: Schedule) -> None:
+    kept = list(enumerate(world.rows(fired.uid, 0, 100)))
+
+    def execution(nominal_ms: int) -> Execution | None:
+        return world.queries.execution(fired.job_uid, execution_id(nominal_ms, fired.uid))
+
+    def part(from_ms: int, until_ms: int, rows: list[tuple[int, Row]], most: int) -> Report:
+        return audit.verify(
+            fired, rows, execution, from_ms=from_ms, until_ms=until_ms, rows_max=most
+        )
+
+    middle = START_MS + 5 * PERIOD_MS + 1
+    halves = [part(0, middle, kept, 6), part(middle, world.now_ms + 1, kept, 6)]
+    assert [report.problems for report in halves] == [[], []]
+    assert [report.instants for report in halves] == [5, 5]
+    assert [report.rows for report in halves] == [11, 11], "every hash is checked"
+    with pytest.raises(audit.TooManyRows) as refused:
+        part(0, world.now_ms + 1, kept, 6)
+    assert refused.value.at_ms == START_MS + 6 * PERIOD_MS
+    forged = [*kept[:8], (8, replace(kept[8][1], outcome=Outcome.OVERLAP)), *kept[9:]]
+    assert Kind.TAMPERED in kinds(part(0, middle, forged, 6))
+    assert Kind.MISSING in kinds(part(0, middle, [*kept[:3], *kept[4:]], 6))

@@ -41,6 +41,13 @@ def told(call: Any, *arguments: Any) -> dict[str, str]:
     return dict(refused.value.fields)
 
 
+def recurrence_every(every_s: float, phase_s: float = 0) -> schedule_pb2.Interval:
+    interval = schedule_pb2.Interval()
+    interval.every.FromMilliseconds(round(every_s * 1_000))
+    interval.phase.FromMilliseconds(round(phase_s * 1_000))
+    return interval
+
+
 def with_empty_calendars(spec: Spec) -> Spec:
     return with_calendars(spec, lambda _: Calendar())
 
@@ -198,3 +205,32 @@ def test_an_update_changes_all_that_the_server_does_not_set(
         if field.name not in SET_BY_THE_SERVER and not field.name.endswith(counts)
     }
     assert fields == changeable
+
+
+HALF = recurrence_every(1.0, 0.5)
+SIXTY = "* 0 3 * * *"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        # Each second of one minute a day, between the seconds all the time.
+        schedule_pb2.Recurrence(crons=[SIXTY], intervals=[HALF]),
+        schedule_pb2.Recurrence(crons=["* 0 3 1 1 *", "0 * * * *"], intervals=[HALF]),
+        schedule_pb2.Recurrence(crons=["0 * * * *"], intervals=[recurrence_every(1.0), HALF]),
+    ],
+)
+def test_what_is_crowded_only_at_times_is_refused(given: schedule_pb2.Recurrence) -> None:
+    spec = convert.spec_of(given, START_MS, "recurrence")
+    assert told(convert.check_rate, spec, START_MS, "recurrence")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        schedule_pb2.Recurrence(crons=[SIXTY, "0 * * * * *"], intervals=[recurrence_every(1.0)]),
+        schedule_pb2.Recurrence(crons=["*/2 0 3 * * *"], intervals=[recurrence_every(2.0, 0.5)]),
+    ],
+)
+def test_sixty_in_a_minute_are_allowed(given: schedule_pb2.Recurrence) -> None:
+    convert.check_rate(convert.spec_of(given, START_MS, "recurrence"), START_MS, "recurrence")

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh.errors import Overloaded, PageTokenInvalid
+from tickmesh.mesh import names
+from tickmesh.mesh.errors import InvalidRequest, NotFound, Overloaded, PageTokenInvalid
 from tickmesh.proto.tickmesh.v1 import schedule_pb2
 from tickmesh.scheduler import ledgers
 from tickmesh.scheduler.core import commands
+from tickmesh.scheduler.core.ids import spell
 from tickmesh.scheduler.core.model import Attempt, Reason, Schedule
 from tickmesh.scheduler.ledgers import Ledgers
 from tickmesh.scheduler.store import keys
@@ -59,7 +61,15 @@ def told(world: World, schedule: Schedule) -> Ledgers:
         now_ms=lambda: world.now_ms,
         soft=lambda _: None,
     )
-    return Ledgers(shard, lambda _name, _field: world.stored(schedule))
+
+    def find(name: str, _field: str) -> Schedule:
+        parts = names.parse_schedule(name)
+        found = world.queries.schedule(schedule.job_uid, parts.schedule)
+        if found is None:
+            raise NotFound(f"there is no {name}")
+        return found
+
+    return Ledgers(shard, find)
 
 
 def pages(told: Ledgers, **asked: Any) -> Iterator[list[int]]:
@@ -175,3 +185,52 @@ async def test_one_ledger_is_verified_at_a_time(told: Ledgers) -> None:
     )
     assert first == found and isinstance(second, Overloaded)
     assert await told.verify(request) == found
+
+
+async def test_the_ledger_of_a_deleted_schedule_is_read_and_verified(
+    world: World, told: Ledgers, schedule: Schedule
+) -> None:
+    world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+    response: Any = told.list_fires(schedule_pb2.ListFiresRequest(parent=NAME))
+    assert len(response.rows) == 12
+    assert response.rows[-1].outcome == schedule_pb2.FIRE_OUTCOME_DEFINED
+    assert response.rows[-1].definition.state == schedule_pb2.SCHEDULE_STATE_FINISHED
+    found: Any = await told.verify(schedule_pb2.VerifyScheduleRequest(name=NAME))
+    assert (list(found.problems), found.row_count, found.complete) == ([], 12, True)
+    # Another one takes its name: now the first one is known by its uid.
+    second = world.schedule()
+    for uid, rows in (("", 1), (spell(second.uid), 1), (spell(schedule.uid), 12)):
+        asked = schedule_pb2.ListFiresRequest(parent=NAME, uid=uid)
+        response = told.list_fires(asked)
+        assert len(response.rows) == rows
+        found = await told.verify(schedule_pb2.VerifyScheduleRequest(name=NAME, uid=uid))
+        assert (list(found.problems), found.row_count) == ([], rows)
+    world.now_ms += 1_000
+    world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
+    response = told.list_fires(schedule_pb2.ListFiresRequest(parent=NAME))
+    assert response.rows[0].definition.uid == spell(second.uid), "the one that was deleted last"
+
+
+def test_what_never_was_has_no_ledger(told: Ledgers) -> None:
+    never = NAME.replace("often", "never")
+    with pytest.raises(NotFound, match="deleted"):
+        told.list_fires(schedule_pb2.ListFiresRequest(parent=never))
+    with pytest.raises(NotFound, match="with uid"):
+        told.list_fires(schedule_pb2.ListFiresRequest(parent=NAME, uid="0" * 16))
+    with pytest.raises(InvalidRequest, match="uid"):
+        told.list_fires(schedule_pb2.ListFiresRequest(parent=NAME, uid="Z"))
+
+
+async def test_a_range_with_too_many_rows_is_refused_with_where_to_divide_it(
+    told: Ledgers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "VERIFY_ROWS_MAX", 5)
+    monkeypatch.setattr(ledgers, "VERIFY_CHUNK", 3)
+    with pytest.raises(InvalidRequest, match=r"more than 5 rows.* until 2027") as refused:
+        await told.verify(schedule_pb2.VerifyScheduleRequest(name=NAME))
+    ((field, _),) = refused.value.fields
+    assert field == "end_time"
+    request = schedule_pb2.VerifyScheduleRequest(name=NAME)
+    request.end_time.FromMilliseconds(START_MS + 50_000)
+    found: Any = await told.verify(request)
+    assert (found.instant_count, found.row_count, list(found.problems)) == (4, 11, [])

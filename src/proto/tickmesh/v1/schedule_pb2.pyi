@@ -1118,6 +1118,7 @@ class ListFiresRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
     page_size: _builtins.int
@@ -1128,6 +1129,10 @@ class ListFiresRequest(_message.Message):
     """
     newest_first: _builtins.bool
     """If true, the row decided last comes first. Default: the oldest comes first."""
+    uid: _builtins.str
+    """The uid of the schedule that is meant, if others had its name: see LedgerRow.definition. Default: the
+    schedule of that name, else the one of that name that was deleted last.
+    """
     def __init__(
         self,
         *,
@@ -1135,10 +1140,11 @@ class ListFiresRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         newest_first: _builtins.bool = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1375,8 +1381,11 @@ class VerifyScheduleRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
+    uid: _builtins.str
+    """As in ListFiresRequest."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Instants from this one on. Default: from the schedule's creation."""
@@ -1391,10 +1400,11 @@ class VerifyScheduleRequest(_message.Message):
         name: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "name", b"name", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "name", b"name", "start_time", b"start_time", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1414,7 +1424,7 @@ class VerifyScheduleResponse(_message.Message):
     """Rows whose hash was computed again."""
     complete: _builtins.bool
     """True if everything asked for was looked at. False if older rows have been forgotten, or a limit
-    ended it: 1,000,000 instants, the latest 250,000 rows, 100 problems.
+    ended it: 1,000,000 instants, 100 problems.
     """
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerProblem]:

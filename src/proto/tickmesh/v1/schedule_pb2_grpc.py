@@ -214,7 +214,8 @@ class ScheduleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListFires(self, request, context):
-        """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND.
+        """Lists a schedule's ledger: what became of each of its instants. That of a deleted schedule can be
+        read as long as history is kept; it ends with a DEFINED row. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,8 +231,9 @@ class ScheduleServiceServicer(object):
 
     def VerifySchedule(self, request, context):
         """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
-        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
-        NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Works for
+        a deleted schedule, too. Errors: NOT_FOUND, INVALID_ARGUMENT (a range of more than 250,000 rows: the
+        message says where to divide it), RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

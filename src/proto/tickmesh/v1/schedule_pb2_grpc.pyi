@@ -78,15 +78,18 @@ class ScheduleServiceStub:
     day at least, and not longer than history is kept).
     """
     ListFires: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]
-    """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+    """Lists a schedule's ledger: what became of each of its instants. That of a deleted schedule can be
+    read as long as history is kept; it ends with a DEFINED row. Errors: NOT_FOUND.
+    """
     GetScheduleStatistics: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleStatisticsRequest, _schedule_pb2.ScheduleStatistics]
     """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
     Errors: NOT_FOUND.
     """
     VerifySchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.VerifyScheduleRequest, _schedule_pb2.VerifyScheduleResponse]
     """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
-    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
-    NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Works for
+    a deleted schedule, too. Errors: NOT_FOUND, INVALID_ARGUMENT (a range of more than 250,000 rows: the
+    message says where to divide it), RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
     """
 
 @_typing.type_check_only
@@ -137,15 +140,18 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     day at least, and not longer than history is kept).
     """
     ListFires: _aio.UnaryUnaryMultiCallable[_schedule_pb2.ListFiresRequest, _schedule_pb2.ListFiresResponse]  # type: ignore[assignment]
-    """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+    """Lists a schedule's ledger: what became of each of its instants. That of a deleted schedule can be
+    read as long as history is kept; it ends with a DEFINED row. Errors: NOT_FOUND.
+    """
     GetScheduleStatistics: _aio.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleStatisticsRequest, _schedule_pb2.ScheduleStatistics]  # type: ignore[assignment]
     """Tells how a schedule did in the last day, from its latest rows and executions, at most 10,000.
     Errors: NOT_FOUND.
     """
     VerifySchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.VerifyScheduleRequest, _schedule_pb2.VerifyScheduleResponse]  # type: ignore[assignment]
     """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
-    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
-    NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+    in it, and compares them with its rows, their hashes and the executions. Changes nothing. Works for
+    a deleted schedule, too. Errors: NOT_FOUND, INVALID_ARGUMENT (a range of more than 250,000 rows: the
+    message says where to divide it), RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
     """
 
 class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -271,7 +277,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.ListFiresRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.ListFiresResponse, _abc.Awaitable[_schedule_pb2.ListFiresResponse]]:
-        """Lists a schedule's ledger: what became of each of its instants. Errors: NOT_FOUND."""
+        """Lists a schedule's ledger: what became of each of its instants. That of a deleted schedule can be
+        read as long as history is kept; it ends with a DEFINED row. Errors: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def GetScheduleStatistics(
@@ -290,8 +298,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.VerifyScheduleResponse, _abc.Awaitable[_schedule_pb2.VerifyScheduleResponse]]:
         """Checks that a schedule's ledger tells the truth: computes the instants again from the definitions
-        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Errors:
-        NOT_FOUND, RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
+        in it, and compares them with its rows, their hashes and the executions. Changes nothing. Works for
+        a deleted schedule, too. Errors: NOT_FOUND, INVALID_ARGUMENT (a range of more than 250,000 rows: the
+        message says where to divide it), RESOURCE_EXHAUSTED (OVERLOADED: the shard verifies another one; come back).
         """
 
 def add_ScheduleServiceServicer_to_server(servicer: ScheduleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

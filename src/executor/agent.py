@@ -10,7 +10,7 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +50,8 @@ HAND_BACK_NS = 1_000_000_000
 """A drained executor gives back what is due later than this: time to commit that, to assign it to
 another one, and for that to make a sandbox."""
 
-CALM_S = 1.0
-"""For so long at most what has ended is removed later, while somebody's first sandbox is made."""
+PATIENCE_S = 5.0
+"""For so long at most what has ended waits for its turn to be removed."""
 
 HOLDINGS_LOOK_S = 1.0
 """Between looks at what shards prefer an executor for: its spares, and less often its images."""
@@ -412,12 +412,16 @@ class Agent:
         """See Host."""
         await self._shards[order.shard_id].due(order.start_at_ns)
 
-    async def calm(self) -> None:
+    @contextlib.asynccontextmanager
+    async def removal(self, order: Order) -> AsyncIterator[None]:
         """See Host."""
-        if self._turns is not None and not self._shutting_down:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CALM_S):
-                    await self._turns.calm()
+        async with contextlib.AsyncExitStack() as held:
+            if self._turns is not None and not self._shutting_down:
+                turn = self._turns.turn(order.work.customer, 0, patient=True)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE_S):
+                        await held.enter_async_context(turn)
+            yield
 
     def changed(self, attempt: Attempt) -> None:
         """See Host."""

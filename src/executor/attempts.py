@@ -11,6 +11,7 @@ shutdown), or its timeout. Whoever stops an attempt whose gate is opening waits 
 import asyncio
 import signal
 from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from ..mesh import telemetry
@@ -54,8 +55,8 @@ class Host(Protocol):
         """The attempt's report is another now."""
         ...
 
-    async def calm(self) -> None:
-        """Return when what can wait is in nobody's way, or after a while."""
+    def removal(self, order: Order) -> AbstractAsyncContextManager[None]:
+        """What must be held while an order's sandbox is removed."""
         ...
 
 
@@ -133,9 +134,9 @@ class Attempt:
         self._living = None
         await self._write(end)
         if self._sandbox is not None:
-            await self._host.calm()
             try:
-                await self._sandbox.delete()
+                async with self._host.removal(self.order):
+                    await self._sandbox.delete()
             except ExecutorError as error:
                 log.warning("a sandbox is left over", attempt=self.id, error=str(error))
 

@@ -5,7 +5,11 @@ So there are few turns, and customers take them in turn: whoever has the fewest 
 making goes first, and among those alike whoever was served longest ago. A customer who has none in
 the making does not even wait for a turn's end (up to a limit for all), so that the first of one who
 asks for one sandbox is made while another waits for two thousand. Until such a newcomer's is made,
-whoever has one in the making gets no other. Within a customer what is due first comes first.
+whoever has one in the making gets no other; and while newcomers come, there is one turn less, so
+that a processor is there for the next one. Within a customer what is due first comes first.
+
+Removing a sandbox costs a third of making it, and takes a turn too: one that is patient, and waits
+for newcomers.
 """
 
 from __future__ import annotations
@@ -16,32 +20,42 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator
 
+SHARED_S = 10.0
+"""After a newcomer there is one turn less for so long."""
+
+Key = tuple[bool, str]
+"""Whether it is patient, and the customer."""
+
 
 class Turns:
     """See the module."""
 
-    def __init__(self, at_once: int, newcomers_max: int) -> None:
-        """at_once: turns. newcomers_max: those beyond them, of customers without a turn."""
+    def __init__(self, at_once: int, newcomers_max: int, shared_s: float = SHARED_S) -> None:
+        """at_once: turns. newcomers_max: those beyond them, of customers without a turn. shared_s:
+        see SHARED_S."""
+        self._shared_s = shared_s
         self._at_once = at_once
         self._limit = at_once + newcomers_max
-        self._busy: dict[str, int] = {}
-        """Turns taken, by customer; never 0."""
+        self._busy: dict[Key, int] = {}
+        """Turns taken; never 0."""
         self._total = 0
         self._newcomers = 0
         """Turns beyond at_once."""
-        self._calm = asyncio.Event()
-        self._calm.set()
-        """Set while there are no newcomers."""
-        self._waiting: dict[str, list[tuple[int, int, asyncio.Future[bool]]]] = {}
-        """By customer, in the order in which they were served last: (due, number, its turn, which
-        says whether it is a newcomer's)."""
+        self._shared_until_s = 0.0
+        """Of the loop's clock: until then there is one turn less."""
+        self._waiting: dict[Key, list[tuple[int, int, asyncio.Future[bool]]]] = {}
+        """In the order in which they were served last: (due, number, its turn, which says whether
+        it is a newcomer's)."""
         self._numbers = itertools.count()
 
     @contextlib.asynccontextmanager
-    async def turn(self, customer: str, due_ns: int) -> AsyncIterator[None]:
-        """Wait for a turn, and have it while inside."""
+    async def turn(
+        self, customer: str, due_ns: int, *, patient: bool = False
+    ) -> AsyncIterator[None]:
+        """Wait for a turn, and have it while inside. patient: it is never a newcomer's."""
+        key = patient, customer
         granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        heap = self._waiting.setdefault(customer, [])
+        heap = self._waiting.setdefault(key, [])
         heapq.heappush(heap, (due_ns, next(self._numbers), granted))
         self._grant()
         try:
@@ -49,51 +63,53 @@ class Turns:
         except asyncio.CancelledError:
             # It is passed over when it comes up, unless it has come up already.
             if granted.done() and not granted.cancelled():
-                self._end(customer, granted.result())
+                self._end(key, granted.result())
             raise
         try:
             yield
         finally:
-            self._end(customer, newcomer)
+            self._end(key, newcomer)
 
-    async def calm(self) -> None:
-        """Return when no newcomer's sandbox is in the making: what can wait, waits for that."""
-        await self._calm.wait()
-
-    def _end(self, customer: str, newcomer: bool) -> None:
+    def _end(self, key: Key, newcomer: bool) -> None:
         self._newcomers -= newcomer
-        if not self._newcomers:
-            self._calm.set()
         self._total -= 1
-        self._busy[customer] -= 1
-        if not self._busy[customer]:
-            del self._busy[customer]
+        self._busy[key] -= 1
+        if not self._busy[key]:
+            del self._busy[key]
         self._grant()
 
     def _grant(self) -> None:
-        while self._total < self._limit and (customer := self._next()) is not None:
-            heap = self._waiting.pop(customer)
+        while self._total < self._limit and (key := self._next()) is not None:
+            heap = self._waiting.pop(key)
             _, _, granted = heapq.heappop(heap)
             if heap:
-                self._waiting[customer] = heap  # last in the order
-            newcomer = self._total >= self._at_once
+                self._waiting[key] = heap  # last in the order
+            newcomer = self._total >= self._turns()
             if newcomer:
                 self._newcomers += 1
-                self._calm.clear()
-            self._busy[customer] = self._busy.get(customer, 0) + 1
+                self._shared_until_s = asyncio.get_running_loop().time() + self._shared_s
+            self._busy[key] = self._busy.get(key, 0) + 1
             self._total += 1
             granted.set_result(newcomer)
 
-    def _next(self) -> str | None:
-        """The customer whose turn it is; None if nobody's is."""
-        best: str | None = None
-        for customer, heap in list(self._waiting.items()):
+    def _turns(self) -> int:
+        """How many there are now, beside those of newcomers."""
+        shared = asyncio.get_running_loop().time() < self._shared_until_s
+        return max(1, self._at_once - shared)
+
+    def _next(self) -> Key | None:
+        """Whose turn it is; None if it is nobody's."""
+        full = self._newcomers > 0 or self._total >= self._turns()
+        best: Key | None = None
+        for key, heap in list(self._waiting.items()):
             while heap and heap[0][2].done():  # it has given up
                 heapq.heappop(heap)
             if not heap:
-                del self._waiting[customer]
-            elif best is None or self._busy.get(customer, 0) < self._busy.get(best, 0):
-                best = customer
-        if best in self._busy and (self._newcomers or self._total >= self._at_once):
-            return None
+                del self._waiting[key]
+                continue
+            patient, _ = key
+            if full and (patient or key in self._busy):
+                continue
+            if best is None or self._busy.get(key, 0) < self._busy.get(best, 0):
+                best = key
         return best

@@ -10,21 +10,21 @@ from tickmesh.executor.turns import Turns
 class Bed:
     """Customers who ask for turns, and keep them until the test ends them."""
 
-    def __init__(self, at_once: int, newcomers_max: int) -> None:
-        self.turns = Turns(at_once, newcomers_max)
+    def __init__(self, at_once: int, newcomers_max: int, shared_s: float = 0.0) -> None:
+        self.turns = Turns(at_once, newcomers_max, shared_s)
         self.has: list[str] = []
         self._over: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, *names: str, due_ns: int = 0) -> None:
+    async def ask(self, *names: str, due_ns: int = 0, patient: bool = False) -> None:
         """Each name is one ask; its first letter is the customer."""
         for name in names:
             self._over[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._one(name, due_ns))
+            self.tasks[name] = asyncio.create_task(self._one(name, due_ns, patient))
         await self.settle()
 
-    async def _one(self, name: str, due_ns: int) -> None:
-        async with self.turns.turn(name[0], due_ns):
+    async def _one(self, name: str, due_ns: int, patient: bool) -> None:
+        async with self.turns.turn(name[0], due_ns, patient=patient):
             self.has.append(name)
             await self._over[name].wait()
         self.has.remove(name)
@@ -59,18 +59,52 @@ async def test_who_has_none_in_the_making_goes_at_once_and_the_others_then_wait_
     assert bed.has == ["b2", "a3"]
 
 
-async def test_nobody_gets_another_while_a_newcomers_is_made_and_all_that_can_wait_does() -> None:
+async def test_nobody_gets_another_while_a_newcomers_is_made() -> None:
     bed = Bed(2, 6)
     await bed.ask("a1", "a2", "a3", "a4", "b1")
-    calm = asyncio.create_task(bed.turns.calm())
     await bed.end("a1")
-    await bed.ask("a5")
-    assert bed.has == ["a2", "b1"] and not calm.done()
+    assert bed.has == ["a2", "b1"]
     # Who has none left in the making is one of those that come.
     await bed.end("a2")
     assert bed.has == ["b1", "a3"]
     await bed.end("b1")
-    assert bed.has == ["a3", "a4"] and calm.done()
+    assert bed.has == ["a3", "a4"]
+
+
+async def test_while_newcomers_come_there_is_one_turn_less_for_the_others() -> None:
+    bed = Bed(2, 6, shared_s=60.0)
+    await bed.ask("a1", "a2", "a3", "a4", "b1")
+    await bed.end("a1")
+    await bed.end("a2")
+    await bed.end("b1")
+    assert bed.has == ["a3"]
+    await bed.end("a3")
+    assert bed.has == ["a4"]
+    # One turn is left whatever happens.
+    bed = Bed(1, 6, shared_s=60.0)
+    await bed.ask("a1", "a2", "b1")
+    await bed.end("a1")
+    await bed.end("b1")
+    assert bed.has == ["a2"]
+
+
+async def test_what_is_patient_comes_in_turn_but_never_as_a_newcomer() -> None:
+    bed = Bed(2, 6)
+    await bed.ask("a1", "a2", "a3")
+    await bed.ask("a-old", "b-old", patient=True)
+    await bed.ask("c1")
+    assert bed.has == ["a1", "a2", "c1"]
+    await bed.end("a1")
+    assert bed.has == ["a2", "c1"]  # it waits for the newcomer
+    await bed.end("c1")
+    assert bed.has == ["a2", "a-old"]
+    await bed.ask("b1")  # and is in nobody's way: its customer's next is a newcomer all the same
+    assert bed.has == ["a2", "a-old", "b1"]
+    await bed.end("b1")
+    await bed.end("a2")
+    assert bed.has == ["a-old", "a3"]
+    await bed.end("a-old")
+    assert bed.has == ["a3", "b-old"]
 
 
 async def test_newcomers_are_limited_together_and_then_served_in_turn() -> None:

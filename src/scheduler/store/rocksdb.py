@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rocksdict import (
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -48,6 +49,10 @@ PERIOD_NAME = "history-"
 BLOOM_BITS = 10
 """One miss in a hundred reads a block in vain: creates ask for keys that are not there."""
 
+INDEX_BLOCK_BYTES = 4_096
+"""Of a file's index and filter. In one piece they are half a megabyte each; those of ten million
+schedules do not all fit into the cache, and then each read would read and check them whole."""
+
 DELETION_WINDOW = 4_096
 DELETION_TRIGGER = 2_048
 """A file in which half of any 4,096 entries are deletions is compacted."""
@@ -68,6 +73,10 @@ def _options(cache: Cache) -> Options:
     table.set_block_cache(cache)
     table.set_bloom_filter(BLOOM_BITS, False)
     table.set_cache_index_and_filter_blocks(True)
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(INDEX_BLOCK_BYTES)
+    table.set_pin_top_level_index_and_filter(True)
     options.set_block_based_table_factory(table)
     options.set_memtable_prefix_bloom_ratio(0.1)
     options.set_memtable_whole_key_filtering(True)

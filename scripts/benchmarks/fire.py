@@ -64,6 +64,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         counts, wanted = fires.compare(plan.expected(began_ms, until_ms), found)
         say(f"reading the output of {len(wanted)} executions")
         late = await _stamps(api, wanted) if real else []
+        await api.leader()
         cluster = await api.cluster.GetCluster(
             bed.cluster_pb2.GetClusterRequest(), timeout=CALL_DEADLINE_S
         )

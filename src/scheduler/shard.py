@@ -278,8 +278,10 @@ class Shard:
         # Owed, so that none is proposed before those that came up earlier: their floor is its too.
         outcome = self.proposals.submit(Fire(fires, floor_ms), len(fires), owed=True)
 
-        def decided(_: object) -> None:
+        def decided(outcome: asyncio.Future[Outcome]) -> None:
             dispatcher.release(fire.placement for fire in fires)
+            if not outcome.cancelled():
+                outcome.exception()  # if it failed, this leadership ends: perhaps nobody looks
             self._timer_wake.set()
 
         outcome.add_done_callback(decided)

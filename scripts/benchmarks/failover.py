@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -35,9 +36,10 @@ class Writes:
     times_s: list[float] = field(default_factory=list)
 
     def outage_s(self, since_s: float) -> float:
-        """From an instant to the next acknowledgement."""
-        later = [at_s - since_s for at_s in self.times_s if at_s >= since_s]
-        return round(min(later), 3) if later else float("inf")
+        """The longest time without an acknowledgement, from an instant on."""
+        later = sorted(at_s for at_s in self.times_s if at_s >= since_s)
+        gaps = [after - before for before, after in itertools.pairwise([since_s, *later])]
+        return round(max(gaps), 3) if gaps else float("inf")
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:

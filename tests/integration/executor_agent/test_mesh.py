@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -149,6 +150,64 @@ async def test_a_killed_executor_finds_its_containers_again(mesh: LocalMesh, use
     assert (execution.exit_code, len(execution.attempts)) == (7, 1)
     assert execution.start_time == started.start_time
     assert await user.output(runs_on) == "before\nafter\n"
+
+
+@real
+async def test_executor_containerd_and_a_shim_killed_at_once_under_load_invent_nothing(
+    mesh: LocalMesh, user: User
+) -> None:
+    """What runs goes on or is told truthfully; what was being made ran once at most."""
+    words = ("print", "before", ";", "sleep", "15", ";", "print", "after", ";", "exit", "7")
+    names = [await user.execute(*words) for _ in range(4)]
+    for name in names:
+        await user.in_state(name, RUNNING)
+    containerd, shim = _processes_of(mesh.directory, names[0].rpartition("/")[2])
+    loaded = [await user.execute("print", "once") for _ in range(4)]
+    executor = mesh.executors[0]
+    for pid in (executor.pid, containerd, shim):
+        os.kill(pid, signal.SIGKILL)
+    assert executor.process is not None
+    await executor.process.wait()
+    await executor.spawn()
+    await executor.serving()
+    lost, *others = [await user.until(name, _has_ended) for name in names]
+    # Nobody knows how it went on without its shim: it is not said to have ended by itself.
+    assert lost.reason in (
+        execution_pb2.EXECUTION_REASON_EXECUTOR_LOST,
+        execution_pb2.EXECUTION_REASON_INFRASTRUCTURE,
+        execution_pb2.EXECUTION_REASON_SIGNAL,
+    )
+    for execution in others:
+        assert (execution.exit_code, len(execution.attempts)) == (7, 1)
+        assert await user.output(execution.name) == "before\nafter\n"
+    for name in loaded:
+        execution = await user.until(name, _has_ended)
+        told = [attempt.reason for attempt in execution.attempts]
+        if execution.state == SUCCEEDED:
+            assert (await user.output(name), len(told)) == ("once\n", 1)
+        else:
+            assert told == [execution_pb2.EXECUTION_REASON_EXECUTOR_LOST]
+
+
+def _has_ended(execution: execution_pb2.Execution) -> bool:
+    return execution.state in (SUCCEEDED, FAILED)
+
+
+def _processes_of(directory: Path, execution: str) -> tuple[int, int]:
+    """A mesh's containerd, and the shim of one execution's container."""
+    containerd, shim = 0, 0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        program = Path(words[0]).name
+        if program == "containerd" and any(str(directory) in word for word in words):
+            containerd = int(path.name)
+        elif program.startswith("containerd-shim") and any(execution in word for word in words):
+            shim = int(path.name)
+    assert containerd and shim
+    return containerd, shim
 
 
 async def test_what_a_killed_executor_cannot_find_again_is_lost_not_invented(

@@ -177,8 +177,10 @@ class Faults:
                 links = [(leader.name, name) for name in unheard]
                 what = f"{leader.name} is not heard by {unheard}"
                 group.create_task(self._cut(what, links, 0.2, 2.0))
+            removes = chance.random() < 0.6
             for _ in range(chance.choice((1, 1, 2, 3))):
-                work = self._some_change(leader)
+                work = self._some_change(leader, removes)
+                removes = not removes
                 if work is not None:
                     self._changing += 1
                     process.spawn(self._change(work))
@@ -200,12 +202,12 @@ class Faults:
             await asyncio.sleep(ELECTION_LOOK_S)
         return leader
 
-    def _some_change(self, leader: Node) -> Coroutine[Any, Any, Members] | None:
+    def _some_change(self, leader: Node, removes: bool) -> Coroutine[Any, Any, Members] | None:
         world, chance, replica = self._world, self._chance, leader.replica
         if replica is None:
             return None
         listed = world.lists()[-1].ids
-        if len(listed) >= REPLICAS_MAX or (len(listed) > 3 and chance.random() < 0.6):
+        if len(listed) >= REPLICAS_MAX or (len(listed) > 3 and removes):
             node = leader if chance.random() < 0.3 else chance.choice(world.nodes)
             world.note(f"{leader.name} is asked to remove {node.name}")
             return replica.remove_replica(node.name)

@@ -332,6 +332,18 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
 }
 
 
+OF_MEMBERS = frozenset(
+    {
+        "list_in_force_when_committed",
+        "two_lists_at_once",
+        "list_before_an_own_entry",
+        "removed_replica_counted",
+        "list_forgotten_in_a_snapshot",
+    }
+)
+"""Those that only show where replicas come and go."""
+
+
 @contextlib.contextmanager
 def mutated(name: str) -> Iterator[None]:
     """With the named bug; without any for an empty name."""

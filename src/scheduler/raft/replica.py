@@ -120,6 +120,7 @@ class Replica:
         self._change: tuple[Members, asyncio.Future[object]] | None = None
         self._told_peers: dict[str, str] = {}
         self._told_members: Members | None = None
+        self._told_committed: Members | None = None
         self._list_watchers: list[Callable[[], None]] = []
         self.removed = asyncio.Event()
         """The group has removed this replica: it does nothing any more, and should end."""
@@ -626,13 +627,15 @@ class Replica:
         if settled and self._told_members is member.members:
             return
         self._told_members = member.members if settled else None
-        for watcher in self._list_watchers:
-            watcher()
         lists = self._journal.lists_from(member.commit_index)
         me = self.config.replica_id
         peers = {
             each.id: each.address for members in lists for each in members.replicas if each.id != me
         }
+        if lists[0] is not self._told_committed:
+            self._told_committed = lists[0]
+            for watcher in self._list_watchers:
+                watcher()
         if peers != self._told_peers:
             self._told_peers = peers
             self._transport.set_peers(peers)

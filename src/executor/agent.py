@@ -27,6 +27,7 @@ from .ahead import PullAhead
 from .attempts import Attempt
 from .clockwork import Clockwork
 from .convert import Order
+from .credentials import Credentials
 from .drain import DrainFile, State
 from .errors import ExecutorError
 from .ledger import Entry, Ledger
@@ -132,8 +133,11 @@ class Agent:
         clock: Clock,
         limits: Limits,
         archive: Objects | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """archive: where outputs go at the end; None: they stay."""
+        """archive: where outputs go at the end; None: they stay. credentials: learns
+        customers' logins."""
+        self._credentials = credentials
         self.runtime = runtime
         self.clock = clock
         self.ledger = Ledger(ledger_path, archives=archive is not None)
@@ -400,7 +404,7 @@ class Agent:
         if self._turns is None:
             return await self.runtime.prepare(order.work)
         # Before its turn: a pull takes long, and is limited by itself.
-        await self.runtime.ensure_image(order.work.image)
+        await self.runtime.ensure_image(order.work.image, order.work.customer)
         async with self._turns.turn(order.work.customer, order.start_at_ns):
             self._making.add(order.work.attempt_id)
             try:
@@ -493,6 +497,11 @@ class Agent:
     def pull(self, customer: str, image: str) -> None:
         """See Receiver."""
         self._ahead.want(customer, image)
+
+    def learn_login(self, login: shard_pb2.Login) -> None:
+        """See Receiver. It is in memory alone: the ledger never has it."""
+        if self._credentials is not None:
+            self._credentials.learn(login.customer, login.host, login.username, login.secret)
 
     def acknowledge(self, attempt_ids: Iterable[str]) -> None:
         """See Receiver."""

@@ -18,7 +18,7 @@ from joserfc import jwk, jwt
 from ..mesh.clock import Clock
 from ..mesh.config import Tls
 from ..mesh.registries import ASSERTION_AUDIENCE, ASSERTION_SECONDS, EXECUTOR_USER
-from .registry import Login
+from .registry import DOCKER_HUB, DOCKER_HUB_HOST, Login
 
 LOGINS_MAX = 10_000
 """Customers' logins kept: those that came longest ago go first."""
@@ -44,6 +44,7 @@ class Credentials:
 
     def learn(self, customer: str, host: str, user: str, secret: str) -> None:
         """A shard tells a customer's login. Without a secret: there is none any more."""
+        host = DOCKER_HUB_HOST if host == DOCKER_HUB else host
         self._kept.pop((customer, host), None)
         if not secret:
             return

@@ -30,8 +30,8 @@ _REFERENCE = re.compile(
     r"/(?P<path>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-_DOCKER_HUB = "docker.io"  # a name that its registry does not have itself
-_DOCKER_HUB_HOST = "registry-1.docker.io"
+DOCKER_HUB = "docker.io"  # a name that its registry does not have itself
+DOCKER_HUB_HOST = "registry-1.docker.io"
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
 _ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
 _SCHEME_PORTS = {"https": 443, "http": 80}
@@ -77,8 +77,8 @@ def parse(reference: str) -> Reference | None:
     if match is None:
         return None
     host, path = match["host"], match["path"]
-    if host == _DOCKER_HUB:
-        host = _DOCKER_HUB_HOST
+    if host == DOCKER_HUB:
+        host = DOCKER_HUB_HOST
         path = path if "/" in path else f"library/{path}"
     return Reference(host, path, match["tag"] or "latest", match["digest"] or "")
 

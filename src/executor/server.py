@@ -97,7 +97,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             print(f"  {missing}", file=sys.stderr)
         raise SystemExit(EXIT_UNFIT) from None
     try:
-        await _serve(settings, runtime, directory, spool, clock, stop)
+        await _serve(settings, runtime, credentials, directory, spool, clock, stop)
     finally:
         await runtime.close()
 
@@ -105,6 +105,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
 async def _serve(
     settings: ExecutorConfig,
     runtime: Runtime,
+    credentials: Credentials,
     directory: Path,
     spool: Path,
     clock: SystemClock,
@@ -140,6 +141,7 @@ async def _serve(
         clock,
         limits,
         archive,
+        credentials,
     )
     await agent.start()
     watcher = Watcher()

@@ -78,6 +78,10 @@ class Receiver(Protocol):
         """An image that will be needed soon."""
         ...
 
+    def learn_login(self, login: shard_pb2.Login) -> None:
+        """A customer's login to a registry, for what comes next."""
+        ...
+
     def acknowledge(self, attempt_ids: Iterable[str]) -> None:
         """Ends that the shard has."""
         ...
@@ -338,6 +342,9 @@ class Stream:
                     # From a deposed leader it would mean little: that it does not know of them.
                     if self._shard.leading is self:
                         self._shard.receiver.acknowledge(message.acknowledgement.attempt_ids)
+                case "login":
+                    if self._shard.leading is self:
+                        self._shard.receiver.learn_login(message.login)
                 case "pull":
                     if self._is_current(message.pull.term, "pull"):
                         pull = message.pull

@@ -129,6 +129,10 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     "ImageService/ImportImage": (Kind.IMAGE_IMPORT, "name", _N, _SMALL),
     "ImageService/GetRegistry": (Kind.IMAGE, "name", _S, _SMALL),
     "ImageService/PullImage": (Kind.IMAGE, "name", _S, _SMALL),
+    # The same login again takes the first one's place.
+    "ImageService/CreateRegistryCredential": (Kind.SHARD, "parent", _S, _SMALL),
+    "ImageService/ListRegistryCredentials": (Kind.SHARD, "parent", _S, _SMALL),
+    "ImageService/DeleteRegistryCredential": (Kind.SHARD, "name", _N, _SMALL),
     "ImageService/GetImage": (Kind.IMAGE, "name", _S, _SMALL),
     "ImageService/ListImages": (Kind.IMAGE, "parent", _S, _LARGE),
     "ImageService/DeleteImage": (Kind.IMAGE, "name", _S, _SMALL),

@@ -27,6 +27,7 @@ _ID = "[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 _ID_WORDS = 'a letter, then up to 62 of [a-z0-9-], not ending in "-"'
 _IMAGE_NAME = "[a-z0-9]+([._-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,63})?"
 
+_HOST = r"([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:[0-9]{1,5})?|[A-Za-z0-9-]+:[0-9]{1,5})"
 PATTERN_FORMS: dict[str, str] = {
     "^[A-Za-z0-9][A-Za-z0-9._-]*$": (
         "a name without slashes: letters, digits, dots, hyphens and underscores, beginning with a "
@@ -60,6 +61,10 @@ PATTERN_FORMS: dict[str, str] = {
     ),
     f"^customers/{_ID}/keys/[0-9a-v]{{16}}$": (
         "customers/{customer}/keys/{key}, as the server gave it"
+    ),
+    f"^{_HOST}$": "a registry's host, as registry.example or registry.example:5000",
+    f"^customers/{_ID}/registryCredentials/{_HOST}$": (
+        "customers/{customer}/registryCredentials/{host}"
     ),
     f"^customers/{_ID}/registry$": "customers/{customer}/registry",
     f"^{_ID}$": _ID_WORDS,

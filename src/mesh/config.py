@@ -117,6 +117,15 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Written (with the bound address) once the process serves. Empty: none."""
 
 
+class SecretKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key that customers' secrets are sealed with."""
+
+    key_id: str
+    """Stored with what it seals."""
+    file: str
+    """32 random bytes in base64."""
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One replica of a shard."""
 
@@ -143,6 +152,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """In place of backup_directory; what --restore reads an s3:// backup with."""
     clock_skew_max_ms: int = 250
     """A leader whose wall clock is further than this from a majority's hands leadership over."""
+    secret_keys: tuple[SecretKey, ...] = ()
+    """With what customers' secrets (logins to registries) are sealed: the same on all replicas. The
+    first seals; further ones open what was sealed before. Empty: no secrets are taken."""
     executor_lease_ms: int = 10_000
     """An executor that has not heard of the leader for so long starts nothing more; not heard of
     for twice as long it is lost, and what it ran with it. Executors are told."""

@@ -4,6 +4,7 @@
 by `python -m`; nothing of them is imported here. They end with whoever started them, however that
 ends. In the directory of a mesh:
 
+    secrets.key     seals the customers' secrets
     operator.key    where callers are authenticated: the key that makes the first customers' keys
     lock            held (flock) by the one process that uses the directory
     shape.json      how many replicas the shard has; written when it first had a leader
@@ -17,6 +18,7 @@ ends. In the directory of a mesh:
 from __future__ import annotations
 
 import asyncio
+import base64
 import fcntl
 import json
 import os
@@ -45,6 +47,7 @@ from .config import (
     Peer,
     RegistryDoor,
     SchedulerConfig,
+    SecretKey,
     ShardMembers,
 )
 from .registries import PROGRAM, Distribution
@@ -476,6 +479,8 @@ class LocalMesh:
         shard = ShardMembers(SHARD_ID, peers)
         self.replicas, self.executors, self.gateways, self.addresses = [], [], [], []
         own, registry_door = self._configure_registry(authority)
+        secrets = self.directory / "secrets.key"
+        _keep(secrets, lambda: base64.b64encode(os.urandom(32)).decode())
         for peer in peers:
             child_ready = str(self.directory / "run" / f"{peer.replica_id}.ready")
             scheduler = SchedulerConfig(
@@ -484,6 +489,7 @@ class LocalMesh:
                 data_directory=str(self.directory / peer.replica_id),
                 tls=authority.issue("scheduler", peer.replica_id),
                 bootstrap=fresh,
+                secret_keys=(SecretKey("local", str(secrets)),),
                 ready_file=child_ready,
                 **dict(options.scheduler),
             )
@@ -566,11 +572,16 @@ class LocalMesh:
 
 def _operator_key(path: Path) -> str:
     """The key in a file that only we can read, made at first use."""
+    return _keep(path, lambda: api_keys.make_operator(os.urandom(api_keys.SECRET_BYTES)))
+
+
+def _keep(path: Path, make: Callable[[], str]) -> str:
+    """What is in a file that only we can read, made at first use."""
     if not path.exists():
         scratch = path.with_name(path.name + ".tmp")
         scratch.unlink(missing_ok=True)
         scratch.touch(mode=0o600)
-        scratch.write_text(api_keys.make_operator(os.urandom(api_keys.SECRET_BYTES)))
+        scratch.write_text(make())
         scratch.rename(path)
     return path.read_text()
 

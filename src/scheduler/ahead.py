@@ -55,8 +55,10 @@ class Ahead:
         term: int,
         now_ms: Callable[[], int],
         coming: Callable[[int], Iterable[Timer]],
+        login: Callable[[str, str], shard_pb2.Login | None] = lambda _customer, _image: None,
     ) -> None:
-        """coming: the first so many timers of the next minute."""
+        """coming: the first so many timers of the next minute. login: see Dispatcher."""
+        self._login = login
         self._queries = queries
         self._hosts = hosts
         self._links = links
@@ -116,6 +118,9 @@ class Ahead:
             if link is None or self._asked.get((executor_id, image), 0) > now_ms:
                 continue
             _remember(self._asked, (executor_id, image), now_ms + LOOK_AGAIN_MS, ASKED_MAX)
+            login = self._login(job.customer, reference)
+            if login is not None:
+                link.send(shard_pb2.ShardMessage(login=login))
             pull = shard_pb2.Pull(customer=job.customer, image=reference, term=self._term)
             link.send(shard_pb2.ShardMessage(pull=pull))
 

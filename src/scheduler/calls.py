@@ -26,6 +26,7 @@ from ..mesh.errors import (
     NotFound,
     NotPaused,
     Overloaded,
+    ResourceExhausted,
     TickmeshError,
     TooManyKeys,
     invalid,
@@ -35,6 +36,7 @@ from ..proto.tickmesh.v1 import (
     calendar_pb2,
     customer_pb2,
     execution_pb2,
+    image_pb2,
     job_pb2,
     schedule_pb2,
 )
@@ -42,10 +44,11 @@ from . import convert, pages
 from .core import commands, pins, recurrence
 from .core.calendars import CALENDARS_MAX, PINNED_MAX, left_without, listed
 from .core.commands import Outcome, Placement, Refused, Why
-from .core.customers import KEYS_MAX
+from .core.customers import CREDENTIALS_MAX, KEYS_MAX
 from .core.fires import BACKFILL_MAX
 from .core.ids import EXECUTION_ID_BYTES, UID_BYTES, spell, unspell
 from .core.model import ACTIVE_STATES, Calendar, Execution, ExecutionState, Job, Schedule
+from .credentials import CredentialCalls
 from .customers import Customers
 from .ledgers import Ledgers
 from .masks import UPDATE_TRIES_MAX, merge
@@ -118,6 +121,10 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
                 f"{what} made executions that have ended since and are not kept any more: nothing "
                 "was executed; to execute again, use another"
             )
+        case Why.TOO_MANY_CREDENTIALS:
+            return ResourceExhausted(
+                f"{what} has {CREDENTIALS_MAX} logins to registries, and no more are allowed"
+            )
         case Why.TOO_MANY_KEYS:
             return TooManyKeys(
                 f"{what} has {KEYS_MAX} API keys, and no more are allowed: revoke those that have "
@@ -155,6 +162,7 @@ class Calls:
         self._learning: set[str] = set()
         """Time zones that the shard is about to know."""
         self._ledgers = Ledgers(shard, self._schedule)
+        self.credentials = CredentialCalls(shard, shard.secrets, self._submit)
         self.customers = Customers(shard, self._submit, self._do, draw, request_ids)
         self.writes: dict[str, tuple[type[Message], Callable[[Any], Write]]] = {
             "tickmesh.v1.JobService/CreateJob": (job_pb2.CreateJobRequest, self.create_job),
@@ -210,6 +218,14 @@ class Calls:
                 customer_pb2.CreateApiKeyRequest,
                 self.customers.create_api_key,
             ),
+            "tickmesh.v1.ImageService/CreateRegistryCredential": (
+                image_pb2.CreateRegistryCredentialRequest,
+                self.credentials.create,
+            ),
+            "tickmesh.v1.ImageService/DeleteRegistryCredential": (
+                image_pb2.DeleteRegistryCredentialRequest,
+                self.credentials.delete,
+            ),
             "tickmesh.v1.CustomerService/RevokeApiKey": (
                 customer_pb2.RevokeApiKeyRequest,
                 self.customers.revoke_api_key,
@@ -253,6 +269,10 @@ class Calls:
             "tickmesh.v1.CustomerService/GetCustomer": (
                 customer_pb2.GetCustomerRequest,
                 self.customers.get_customer,
+            ),
+            "tickmesh.v1.ImageService/ListRegistryCredentials": (
+                image_pb2.ListRegistryCredentialsRequest,
+                self.credentials.list,
             ),
             "tickmesh.v1.CustomerService/ListApiKeys": (
                 customer_pb2.ListApiKeysRequest,

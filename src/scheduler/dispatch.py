@@ -119,9 +119,12 @@ class Dispatcher:
         tell: Callable[[Execution], None],
         ahead_ms: int = 0,
         weight: Callable[[str], int] = lambda _: 1,
+        login: Callable[[str, str], shard_pb2.Login | None] = lambda _customer, _image: None,
     ) -> None:
         """tell: called when a soft fact of an execution changed. ahead_ms: how long before it is
-        due an attempt is given out. weight: a customer's, 1 as a rule."""
+        due an attempt is given out. weight: a customer's, 1 as a rule. login: a
+        customer's, for the registry of an image."""
+        self._login = login
         self._ahead_ms = ahead_ms
         self.term = term
         self._queries = queries
@@ -411,6 +414,13 @@ class Dispatcher:
         return work_message(execution, self._spec(execution))
 
     def _send_work(self, link: Link, batch: list[shard_pb2.Work]) -> None:
+        logins = {
+            (login.customer, login.host): login
+            for work in batch
+            if (login := self._login(work.customer, work.image)) is not None
+        }
+        for login in logins.values():
+            link.send(shard_pb2.ShardMessage(login=login))
         link.send(shard_pb2.ShardMessage(work=shard_pb2.WorkBatch(work=batch, term=self.term)))
 
     def _send_stop(self, execution: Execution) -> None:

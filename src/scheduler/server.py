@@ -23,6 +23,7 @@ from .raft.errors import RaftError, WrongJournal
 from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
 from .raft.snapshots import clear
+from .secrets import Secrets
 from .service import ShardService
 from .shard import Shard
 from .steady import SteadyClock
@@ -72,6 +73,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         executor_lease_ms=settings.executor_lease_ms,
         retention_ms=settings.execution_retention_s * 1_000,
         weights=settings.customer_weights,
+        secrets=Secrets(settings.secret_keys),
     )
     state.observe(shard.observe)
     group_id = settings.group_id or settings.shard.shard_id

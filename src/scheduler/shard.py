@@ -26,10 +26,12 @@ from .core.history import period
 from .core.ids import attempt_id
 from .core.model import Execution, Job, Timer, TimerKind
 from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
+from .logins import Logins
 from .proposals import Proposals
 from .raft.errors import RaftError
 from .raft.replica import Replica
 from .retention import Retention
+from .secrets import Secrets
 from .store.queries import Queries
 from .store.state import Applied, State
 from .timers import Window
@@ -70,13 +72,17 @@ class Shard:
         executor_lease_ms: int,
         retention_ms: int,
         weights: Mapping[str, int] | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
-        """Call `bind` with the replica before anything else. weights: of customers, if not 1."""
+        """Call `bind` with the replica before anything else. weights: of customers, if not 1.
+        secrets: with the keys of customers' secrets."""
         self._weights = weights or {}
         self.retention_ms = retention_ms
         """How long all history is kept."""
         self.state = state
         self.queries = Queries(state.backend)
+        self.secrets = secrets or Secrets(())
+        self._logins = Logins(self.queries, self.secrets).of
         self.changes = Changes()
         self.changes.index = state.applied[0]
         self.leading: Dispatcher | None = None
@@ -205,11 +211,18 @@ class Shard:
             self._tell,
             self._arm_ahead_ms,
             lambda customer: self._weights.get(customer, 1),
+            self._logins,
         )
         await dispatcher.take_up()
         self.leading = dispatcher
         ahead = self._ahead = Ahead(
-            self.queries, dispatcher.hosts, dispatcher.links, term, self.now_ms, self._first
+            self.queries,
+            dispatcher.hosts,
+            dispatcher.links,
+            term,
+            self.now_ms,
+            self._first,
+            self._logins,
         )
         self._window = Window(
             self.queries,

@@ -632,6 +632,15 @@ def from_pull(message: image_pb2.PullImageResponse) -> types.PushedImage:
     )
 
 
+def from_registry_credential(message: image_pb2.RegistryCredential) -> types.RegistryCredential:
+    """From the API's message."""
+    return types.RegistryCredential(
+        name=message.name,
+        username=message.username,
+        create_time=from_timestamp(message, "create_time"),
+    )
+
+
 def from_cluster(message: cluster_pb2.Cluster) -> types.Cluster:
     """From the API's message."""
     return types.Cluster(

@@ -69,6 +69,7 @@ from .types import (
     OverlapPolicy,
     PushedImage,
     Recurrence,
+    RegistryCredential,
     Resources,
     Retention,
     RetryPolicy,
@@ -1233,6 +1234,32 @@ class Images:
         left_s = max(limits.PULL_DEADLINE_MIN_S, deadline.left_s(limits.PULL_DEADLINE_S))
         answer = self._transport.unary(self._stub.PullImage, request, left_s)
         return convert.from_pull(answer)
+
+    def create_credential(
+        self, host: str, username: str, secret: str, *, deadline_s: float | None = None
+    ) -> RegistryCredential:
+        """Keep a login to another registry, "registry.example:5000", for pulling this customer's
+        images there; it takes an earlier one's place. The secret cannot be read again."""
+        request = image_pb2.CreateRegistryCredentialRequest(
+            parent=names.customer(self._customer), host=host, username=username, secret=secret
+        )
+        return convert.from_registry_credential(
+            self._transport.unary(self._stub.CreateRegistryCredential, request, deadline_s)
+        )
+
+    def credentials(self, *, deadline_s: float | None = None) -> Sequence[RegistryCredential]:
+        """All logins to registries, ordered by host."""
+        request = image_pb2.ListRegistryCredentialsRequest(parent=names.customer(self._customer))
+        answer = self._transport.unary(self._stub.ListRegistryCredentials, request, deadline_s)
+        return [convert.from_registry_credential(each) for each in answer.registry_credentials]
+
+    def delete_credential(self, host: str, *, deadline_s: float | None = None) -> None:
+        """Forget a login to a registry."""
+        parent = names.customer(self._customer)
+        request = image_pb2.DeleteRegistryCredentialRequest(
+            name=f"{parent}/registryCredentials/{host}"
+        )
+        self._transport.unary(self._stub.DeleteRegistryCredential, request, deadline_s)
 
     def registry(self, *, deadline_s: float | None = None) -> pushing.Registry:
         """The mesh's own registry, for other programs too. Raises FailedPrecondition: no such."""

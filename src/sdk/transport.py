@@ -36,7 +36,10 @@ REPEATABLE = {
     "ExecutionService": (
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),
     ),
-    "ImageService": ("GetRegistry", "PullImage", "GetImage", "ListImages"),
+    "ImageService": (
+        *("GetRegistry", "PullImage", "GetImage", "ListImages"),
+        *("CreateRegistryCredential", "ListRegistryCredentials"),
+    ),
     "CustomerService": ("GetCustomer", "CreateApiKey", "ListApiKeys"),
     "ClusterService": ("GetCluster", "DrainExecutor"),
 }

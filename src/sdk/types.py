@@ -607,6 +607,21 @@ class PushedImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryCredential:
+    """A login to a registry. Its secret cannot be read."""
+
+    name: str
+    """customers/{customer}/registryCredentials/{host}"""
+    username: str
+    create_time: datetime | None = None
+
+    @property
+    def host(self) -> str:
+        """As image references have it."""
+        return _part(self.name, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
     """One member of a shard."""
 

@@ -23,6 +23,7 @@ from .model import (
     Policy,
     Reason,
     Record,
+    RegistryCredential,
     Schedule,
     Zone,
 )
@@ -325,6 +326,24 @@ class LearnZones(Command, frozen=True):
     """Also those that are known by another file: then the schedules in them change."""
 
 
+class PutRegistryCredential(Command, frozen=True):
+    """Keep a customer's login to a registry, in the place of an earlier one."""
+
+    customer: str
+    host: str
+    username: str
+    key_id: str
+    sealed: bytes
+    """The secret itself is never in a log."""
+
+
+class DeleteRegistryCredential(Command, frozen=True):
+    """Forget a customer's login to a registry."""
+
+    customer: str
+    host: str
+
+
 class PinZones(Command, frozen=True):
     """Change the next schedules to what their time zones mean now."""
 
@@ -356,6 +375,8 @@ AnyCommand = (
     | PurgeExecutions
     | LearnZones
     | PinZones
+    | PutRegistryCredential
+    | DeleteRegistryCredential
 )
 
 
@@ -394,6 +415,8 @@ SINCE: dict[type, int] = {
     PurgeExecutions: 2,
     LearnZones: 2,
     PinZones: 2,
+    PutRegistryCredential: 2,
+    DeleteRegistryCredential: 2,
 }
 """Commands that version 1 does not know: the version that they are new in. They are proposed only
 once every replica knows it."""
@@ -416,6 +439,7 @@ class Why(enum.IntEnum):
     """To fire for the schedules that `what` names."""
     TOO_MANY_CALENDARS = 11
     FORGOTTEN = 12
+    TOO_MANY_CREDENTIALS = 13
 
 
 class Refused(Exception):
@@ -436,6 +460,7 @@ Outcome = (
     | list[Execution]
     | list[Customer]
     | list[ApiKey]
+    | list[RegistryCredential]
     | list[Calendar]
     | list[int]
     | Refused

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from .commands import CreateApiKey, Refused, RevokeApiKey, UpdateCustomer, Why
+from .commands import (
+    CreateApiKey,
+    DeleteRegistryCredential,
+    PutRegistryCredential,
+    Refused,
+    RevokeApiKey,
+    UpdateCustomer,
+    Why,
+)
 from .jobs import check_version
-from .model import ApiKey, Customer
+from .model import ApiKey, Customer, RegistryCredential
 from .view import View
 
 KEYS_MAX = 100
 """API keys of one customer, expired ones too: more than anybody tells apart."""
+
+CREDENTIALS_MAX = 100
+"""Logins to registries of one customer."""
 
 
 def of(view: View, customer: str, now_ms: int) -> Customer:
@@ -68,4 +79,38 @@ def revoke_key(view: View, command: RevokeApiKey, now_ms: int) -> list[ApiKey]:
     customer = of(view, command.customer, now_ms)
     view.delete_api_key(stored)
     view.put_customer(replace(customer, key_count=customer.key_count - 1))
+    return [stored]
+
+
+def put_credential(
+    view: View, command: PutRegistryCredential, now_ms: int
+) -> list[RegistryCredential]:
+    """Keep a login; the same again changes nothing but what it is sealed with."""
+    made = RegistryCredential(
+        customer=command.customer,
+        host=command.host,
+        username=command.username,
+        key_id=command.key_id,
+        sealed=command.sealed,
+        create_ms=now_ms,
+    )
+    if view.registry_credential(command.customer, command.host) is None:
+        customer = of(view, command.customer, now_ms)
+        if customer.credential_count >= CREDENTIALS_MAX:
+            raise Refused(Why.TOO_MANY_CREDENTIALS, f"customers/{command.customer}")
+        view.put_customer(replace(customer, credential_count=customer.credential_count + 1))
+    view.put_registry_credential(made)
+    return [made]
+
+
+def delete_credential(
+    view: View, command: DeleteRegistryCredential, now_ms: int
+) -> list[RegistryCredential]:
+    """Forget a login."""
+    stored = view.registry_credential(command.customer, command.host)
+    if stored is None:
+        raise Refused(Why.NOT_FOUND, f"login to {command.host}")
+    customer = of(view, command.customer, now_ms)
+    view.delete_registry_credential(stored)
+    view.put_customer(replace(customer, credential_count=customer.credential_count - 1))
     return [stored]

@@ -74,6 +74,10 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
             return calendars.pin(view, command, now_ms)
         case commands.LearnZones():
             return zones.learn(view, command)
+        case commands.PutRegistryCredential():
+            return customers.put_credential(view, command, now_ms)
+        case commands.DeleteRegistryCredential():
+            return customers.delete_credential(view, command, now_ms)
         case commands.PinZones():
             return zones.pin(view, now_ms)
 

@@ -320,6 +320,8 @@ class Customer(Record, frozen=True):
     """Ended executions that are kept of each job, the latest; 0: all."""
     version: int = 1
     """Of the two fields before: one more with every change."""
+    credential_count: int = 0
+    """Logins to registries."""
 
 
 class ApiKey(Record, frozen=True):
@@ -338,6 +340,19 @@ class ApiKey(Record, frozen=True):
     """From when on it is refused; 0: never."""
     request: bytes
     """Hash of the request_id that created it; empty if there was none."""
+
+
+class RegistryCredential(Record, frozen=True):
+    """A customer's login to a registry. Its secret is sealed (scheduler/secrets.py)."""
+
+    customer: str
+    host: str
+    """With its port, if it has one."""
+    username: str
+    key_id: str
+    """Of the key that its secret is sealed with."""
+    sealed: bytes
+    create_ms: int
 
 
 class TimerKind(enum.IntEnum):

@@ -10,7 +10,18 @@ from typing import Protocol
 
 from . import recurrence
 from .ledger import Row
-from .model import ApiKey, Calendar, Customer, Execution, Job, JobSpec, Schedule, Timer, Zone
+from .model import (
+    ApiKey,
+    Calendar,
+    Customer,
+    Execution,
+    Job,
+    JobSpec,
+    RegistryCredential,
+    Schedule,
+    Timer,
+    Zone,
+)
 
 
 class View(Protocol):
@@ -132,6 +143,10 @@ class View(Protocol):
     def api_key(self, customer: str, key_id: bytes) -> ApiKey | None: ...
     def put_api_key(self, key: ApiKey) -> None: ...
     def delete_api_key(self, key: ApiKey) -> None: ...
+
+    def registry_credential(self, customer: str, host: str) -> RegistryCredential | None: ...
+    def put_registry_credential(self, credential: RegistryCredential) -> None: ...
+    def delete_registry_credential(self, credential: RegistryCredential) -> None: ...
 
     def put_timer(self, timer: Timer) -> None: ...
     def delete_timer(self, timer: Timer) -> None: ...

@@ -16,6 +16,7 @@
     t due_ms(8) kind(1) job_uid id          empty: timers, soonest first
     u customer                              Customer
     p customer 0 key(10)                    ApiKey
+    g customer 0 host                       RegistryCredential
     m                                       Meta
 
 and history, which begins with `h period(4)` and is dropped by the period, a day:
@@ -209,6 +210,11 @@ def customer(customer: str) -> bytes:
 def api_key(customer: str, key_id: bytes) -> bytes:
     """Of an ApiKey; with an empty id the prefix of a customer's."""
     return b"p%b\0%b" % (customer.encode(), key_id)
+
+
+def registry_credential(customer: str, host: str) -> bytes:
+    """Of a RegistryCredential; with an empty host the prefix of a customer's."""
+    return b"g%b\0%b" % (customer.encode(), host.encode())
 
 
 def timer(timer: Timer) -> bytes:

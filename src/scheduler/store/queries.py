@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..core.customers import CREDENTIALS_MAX
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.ledger import Row
 from ..core.model import (
@@ -16,6 +17,7 @@ from ..core.model import (
     Execution,
     Job,
     JobSpec,
+    RegistryCredential,
     Schedule,
     Timer,
     Zone,
@@ -30,6 +32,7 @@ from .view import (
     decode_customer,
     decode_execution,
     decode_job,
+    decode_registry_credential,
     decode_request,
     decode_row,
     decode_schedule,
@@ -87,6 +90,16 @@ class Queries:
     def api_key(self, customer: str, key_id: bytes) -> ApiKey | None:
         """The key, if there is one."""
         return self.view().api_key(customer, key_id)
+
+    def registry_credential(self, customer: str, host: str) -> RegistryCredential | None:
+        """The customer's login there, if it has one."""
+        return self.view().registry_credential(customer, host)
+
+    def registry_credentials(self, customer: str) -> list[RegistryCredential]:
+        """A customer's logins by host; there are few."""
+        prefix = keys.registry_credential(customer, "")
+        pairs, _ = self._page(prefix, b"", CREDENTIALS_MAX)
+        return [decode_registry_credential(value) for _, value in pairs]
 
     def api_keys(self, customer: str, after: bytes, count: int) -> tuple[list[ApiKey], bytes]:
         """A page of a customer's keys by id, and where the next begins."""

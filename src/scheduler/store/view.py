@@ -19,6 +19,7 @@ from ..core.model import (
     Execution,
     Job,
     JobSpec,
+    RegistryCredential,
     Schedule,
     Timer,
     Zone,
@@ -33,6 +34,7 @@ _SCHEDULE = msgspec.msgpack.Decoder(Schedule)
 _EXECUTION = msgspec.msgpack.Decoder(Execution)
 _CUSTOMER = msgspec.msgpack.Decoder(Customer)
 _API_KEY = msgspec.msgpack.Decoder(ApiKey)
+_REGISTRY_CREDENTIAL = msgspec.msgpack.Decoder(RegistryCredential)
 _ZONE = msgspec.msgpack.Decoder(Zone)
 _CALENDAR = msgspec.msgpack.Decoder(Calendar)
 _CONTENT = msgspec.msgpack.Decoder(recurrence.Calendar)
@@ -46,6 +48,7 @@ decode_zone = _ZONE.decode
 decode_calendar = _CALENDAR.decode
 decode_execution = _EXECUTION.decode
 decode_api_key = _API_KEY.decode
+decode_registry_credential = _REGISTRY_CREDENTIAL.decode
 decode_customer = _CUSTOMER.decode
 decode_request = _REQUEST.decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
@@ -374,6 +377,21 @@ class StoreView:
     def delete_api_key(self, key: ApiKey) -> None:
         """See core.View."""
         self._write(keys.api_key(key.customer, key.id), None)
+
+    def registry_credential(self, customer: str, host: str) -> RegistryCredential | None:
+        """See core.View."""
+        found: RegistryCredential | None = self._read(
+            keys.registry_credential(customer, host), _REGISTRY_CREDENTIAL
+        )
+        return found
+
+    def put_registry_credential(self, credential: RegistryCredential) -> None:
+        """See core.View."""
+        self._write(keys.registry_credential(credential.customer, credential.host), credential)
+
+    def delete_registry_credential(self, credential: RegistryCredential) -> None:
+        """See core.View."""
+        self._write(keys.registry_credential(credential.customer, credential.host), None)
 
     def put_timer(self, timer: Timer) -> None:
         """See core.View."""

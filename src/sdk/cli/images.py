@@ -111,3 +111,47 @@ def delete(settings: Settings, /, images: tuple[str, ...]) -> None:
     for image in images:
         settings.client.images.delete(image)
         print(f"image {image} deleted", flush=True)
+
+
+@group.group("login", cls=NounGroup)
+def login() -> None:
+    """Logins to other registries, for pulling your images there."""
+
+
+@login.command("create")
+@click.argument("host")
+@click.option("--user", required=True, help="As the registry knows it.")
+@pass_settings
+def login_create(settings: Settings, /, host: str, user: str) -> None:
+    """Keep a login to HOST, as registry.example:5000. The secret is read from standard input.
+
+    It takes the place of an earlier one; it is stored encrypted, and cannot be read again.
+    """
+    if sys.stdin.isatty():
+        secret = click.prompt("Password or token", hide_input=True)
+    else:
+        secret = sys.stdin.readline().rstrip("\n")
+    made = settings.client.images.create_credential(host, user, secret)
+    print(f"login to {made.host} kept")
+
+
+@login.command("list")
+@output_option
+@pass_settings
+def login_list(settings: Settings, /, output: str) -> None:
+    """List the logins, without their secrets."""
+    from . import tables
+
+    client = settings.client
+    nothing = f"customer {client.customer} has no logins to registries"
+    print_list(output, tables.CREDENTIALS, client.images.credentials(), nothing)
+
+
+@login.command("delete")
+@click.argument("hosts", nargs=-1, required=True)
+@pass_settings
+def login_delete(settings: Settings, /, hosts: tuple[str, ...]) -> None:
+    """Forget logins."""
+    for host in hosts:
+        settings.client.images.delete_credential(host)
+        print(f"login to {host} deleted", flush=True)

@@ -123,6 +123,13 @@ IMAGES: tuple[Column[types.Image], ...] = (
 )
 
 
+CREDENTIALS: tuple[Column[types.RegistryCredential], ...] = (
+    Column("HOST", lambda credential: credential.host),
+    Column("USER", lambda credential: credential.username),
+    Column("CREATED", lambda credential: show_instant(credential.create_time)),
+)
+
+
 KEYS: tuple[Column[types.ApiKey], ...] = (
     Column("KEY", lambda key: key.id),
     Column("SCOPES", lambda key: ", ".join(key.scopes)),

@@ -23,37 +23,48 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickmesh/v1/image.proto\x12\x0btickmesh.v1\x1a\x1bgoogle/protobuf/empty.proto\"Z\n\x05Image\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x03 \x01(\x03\x42\x00R\tsizeBytes:\x00\"B\n\x12ImportImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x00R\x04\x64\x61ta:\x00\")\n\x0fGetImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"/\n\x11ListImagesRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent:\x00\"D\n\x12ListImagesResponse\x12,\n\x06images\x18\x01 \x03(\x0b\x32\x12.tickmesh.v1.ImageB\x00R\x06images:\x00\",\n\x12\x44\x65leteImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\",\n\x12GetRegistryRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\xce\x01\n\x08Registry\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x16\n\x05plain\x18\x03 \x01(\x08\x42\x00R\x05plain\x12\x1e\n\tauthority\x18\x04 \x01(\tB\x00R\tauthority\x12\'\n\x0elogin_required\x18\x05 \x01(\x08\x42\x00R\rloginRequired\x12-\n\x11repository_prefix\x18\x06 \x01(\tB\x00R\x10repositoryPrefix:\x00\"*\n\x10PullImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\x99\x01\n\x11PullImageResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x12.tickmesh.v1.ImageB\x00R\x05image\x12\x1e\n\texecutors\x18\x02 \x03(\tB\x00R\texecutors\x12\x36\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x18.tickmesh.v1.PullFailureB\x00R\x08\x66\x61ilures:\x00\"I\n\x0bPullFailure\x12\x1c\n\x08\x65xecutor\x18\x01 \x01(\tB\x00R\x08\x65xecutor\x12\x1a\n\x07message\x18\x02 \x01(\tB\x00R\x07message:\x00\x32\xca\x03\n\x0cImageService\x12\x46\n\x0bImportImage\x12\x1f.tickmesh.v1.ImportImageRequest\x1a\x12.tickmesh.v1.Image\"\x00(\x01\x12G\n\x0bGetRegistry\x12\x1f.tickmesh.v1.GetRegistryRequest\x1a\x15.tickmesh.v1.Registry\"\x00\x12L\n\tPullImage\x12\x1d.tickmesh.v1.PullImageRequest\x1a\x1e.tickmesh.v1.PullImageResponse\"\x00\x12>\n\x08GetImage\x12\x1c.tickmesh.v1.GetImageRequest\x1a\x12.tickmesh.v1.Image\"\x00\x12O\n\nListImages\x12\x1e.tickmesh.v1.ListImagesRequest\x1a\x1f.tickmesh.v1.ListImagesResponse\"\x00\x12H\n\x0b\x44\x65leteImage\x12\x1f.tickmesh.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tickmesh/v1/image.proto\x12\x0btickmesh.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x05Image\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06\x64igest\x18\x02 \x01(\tB\x00R\x06\x64igest\x12\x1f\n\nsize_bytes\x18\x03 \x01(\x03\x42\x00R\tsizeBytes:\x00\"B\n\x12ImportImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x00R\x04\x64\x61ta:\x00\")\n\x0fGetImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"/\n\x11ListImagesRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent:\x00\"D\n\x12ListImagesResponse\x12,\n\x06images\x18\x01 \x03(\x0b\x32\x12.tickmesh.v1.ImageB\x00R\x06images:\x00\",\n\x12\x44\x65leteImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\",\n\x12GetRegistryRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\xce\x01\n\x08Registry\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x1a\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x16\n\x05plain\x18\x03 \x01(\x08\x42\x00R\x05plain\x12\x1e\n\tauthority\x18\x04 \x01(\tB\x00R\tauthority\x12\'\n\x0elogin_required\x18\x05 \x01(\x08\x42\x00R\rloginRequired\x12-\n\x11repository_prefix\x18\x06 \x01(\tB\x00R\x10repositoryPrefix:\x00\"*\n\x10PullImageRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\x99\x01\n\x11PullImageResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x12.tickmesh.v1.ImageB\x00R\x05image\x12\x1e\n\texecutors\x18\x02 \x03(\tB\x00R\texecutors\x12\x36\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x18.tickmesh.v1.PullFailureB\x00R\x08\x66\x61ilures:\x00\"I\n\x0bPullFailure\x12\x1c\n\x08\x65xecutor\x18\x01 \x01(\tB\x00R\x08\x65xecutor\x12\x1a\n\x07message\x18\x02 \x01(\tB\x00R\x07message:\x00\"\x89\x01\n\x12RegistryCredential\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x1c\n\x08username\x18\x02 \x01(\tB\x00R\x08username\x12=\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ncreateTime:\x00\"\x8b\x01\n\x1f\x43reateRegistryCredentialRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x14\n\x04host\x18\x02 \x01(\tB\x00R\x04host\x12\x1c\n\x08username\x18\x03 \x01(\tB\x00R\x08username\x12\x18\n\x06secret\x18\x04 \x01(\tB\x00R\x06secret:\x00\"<\n\x1eListRegistryCredentialsRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent:\x00\"y\n\x1fListRegistryCredentialsResponse\x12T\n\x14registry_credentials\x18\x01 \x03(\x0b\x32\x1f.tickmesh.v1.RegistryCredentialB\x00R\x13registryCredentials:\x00\"9\n\x1f\x44\x65leteRegistryCredentialRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\x32\x93\x06\n\x0cImageService\x12\x46\n\x0bImportImage\x12\x1f.tickmesh.v1.ImportImageRequest\x1a\x12.tickmesh.v1.Image\"\x00(\x01\x12G\n\x0bGetRegistry\x12\x1f.tickmesh.v1.GetRegistryRequest\x1a\x15.tickmesh.v1.Registry\"\x00\x12L\n\tPullImage\x12\x1d.tickmesh.v1.PullImageRequest\x1a\x1e.tickmesh.v1.PullImageResponse\"\x00\x12>\n\x08GetImage\x12\x1c.tickmesh.v1.GetImageRequest\x1a\x12.tickmesh.v1.Image\"\x00\x12O\n\nListImages\x12\x1e.tickmesh.v1.ListImagesRequest\x1a\x1f.tickmesh.v1.ListImagesResponse\"\x00\x12k\n\x18\x43reateRegistryCredential\x12,.tickmesh.v1.CreateRegistryCredentialRequest\x1a\x1f.tickmesh.v1.RegistryCredential\"\x00\x12v\n\x17ListRegistryCredentials\x12+.tickmesh.v1.ListRegistryCredentialsRequest\x1a,.tickmesh.v1.ListRegistryCredentialsResponse\"\x00\x12\x62\n\x18\x44\x65leteRegistryCredential\x12,.tickmesh.v1.DeleteRegistryCredentialRequest\x1a\x16.google.protobuf.Empty\"\x00\x12H\n\x0b\x44\x65leteImage\x12\x1f.tickmesh.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tickmesh.v1.image_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGE']._serialized_start=69
-  _globals['_IMAGE']._serialized_end=159
-  _globals['_IMPORTIMAGEREQUEST']._serialized_start=161
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=227
-  _globals['_GETIMAGEREQUEST']._serialized_start=229
-  _globals['_GETIMAGEREQUEST']._serialized_end=270
-  _globals['_LISTIMAGESREQUEST']._serialized_start=272
-  _globals['_LISTIMAGESREQUEST']._serialized_end=319
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=321
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=389
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=391
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=435
-  _globals['_GETREGISTRYREQUEST']._serialized_start=437
-  _globals['_GETREGISTRYREQUEST']._serialized_end=481
-  _globals['_REGISTRY']._serialized_start=484
-  _globals['_REGISTRY']._serialized_end=690
-  _globals['_PULLIMAGEREQUEST']._serialized_start=692
-  _globals['_PULLIMAGEREQUEST']._serialized_end=734
-  _globals['_PULLIMAGERESPONSE']._serialized_start=737
-  _globals['_PULLIMAGERESPONSE']._serialized_end=890
-  _globals['_PULLFAILURE']._serialized_start=892
-  _globals['_PULLFAILURE']._serialized_end=965
-  _globals['_IMAGESERVICE']._serialized_start=968
-  _globals['_IMAGESERVICE']._serialized_end=1426
+  _globals['_IMAGE']._serialized_start=102
+  _globals['_IMAGE']._serialized_end=192
+  _globals['_IMPORTIMAGEREQUEST']._serialized_start=194
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=260
+  _globals['_GETIMAGEREQUEST']._serialized_start=262
+  _globals['_GETIMAGEREQUEST']._serialized_end=303
+  _globals['_LISTIMAGESREQUEST']._serialized_start=305
+  _globals['_LISTIMAGESREQUEST']._serialized_end=352
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=354
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=422
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=424
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=468
+  _globals['_GETREGISTRYREQUEST']._serialized_start=470
+  _globals['_GETREGISTRYREQUEST']._serialized_end=514
+  _globals['_REGISTRY']._serialized_start=517
+  _globals['_REGISTRY']._serialized_end=723
+  _globals['_PULLIMAGEREQUEST']._serialized_start=725
+  _globals['_PULLIMAGEREQUEST']._serialized_end=767
+  _globals['_PULLIMAGERESPONSE']._serialized_start=770
+  _globals['_PULLIMAGERESPONSE']._serialized_end=923
+  _globals['_PULLFAILURE']._serialized_start=925
+  _globals['_PULLFAILURE']._serialized_end=998
+  _globals['_REGISTRYCREDENTIAL']._serialized_start=1001
+  _globals['_REGISTRYCREDENTIAL']._serialized_end=1138
+  _globals['_CREATEREGISTRYCREDENTIALREQUEST']._serialized_start=1141
+  _globals['_CREATEREGISTRYCREDENTIALREQUEST']._serialized_end=1280
+  _globals['_LISTREGISTRYCREDENTIALSREQUEST']._serialized_start=1282
+  _globals['_LISTREGISTRYCREDENTIALSREQUEST']._serialized_end=1342
+  _globals['_LISTREGISTRYCREDENTIALSRESPONSE']._serialized_start=1344
+  _globals['_LISTREGISTRYCREDENTIALSRESPONSE']._serialized_end=1465
+  _globals['_DELETEREGISTRYCREDENTIALREQUEST']._serialized_start=1467
+  _globals['_DELETEREGISTRYCREDENTIALREQUEST']._serialized_end=1524
+  _globals['_IMAGESERVICE']._serialized_start=1527
+  _globals['_IMAGESERVICE']._serialized_end=2314
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,21 @@ class ImageServiceStub(object):
                 request_serializer=tickmesh_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=tickmesh_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.CreateRegistryCredential = channel.unary_unary(
+                '/tickmesh.v1.ImageService/CreateRegistryCredential',
+                request_serializer=tickmesh_dot_v1_dot_image__pb2.CreateRegistryCredentialRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_image__pb2.RegistryCredential.FromString,
+                _registered_method=True)
+        self.ListRegistryCredentials = channel.unary_unary(
+                '/tickmesh.v1.ImageService/ListRegistryCredentials',
+                request_serializer=tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsRequest.SerializeToString,
+                response_deserializer=tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsResponse.FromString,
+                _registered_method=True)
+        self.DeleteRegistryCredential = channel.unary_unary(
+                '/tickmesh.v1.ImageService/DeleteRegistryCredential',
+                request_serializer=tickmesh_dot_v1_dot_image__pb2.DeleteRegistryCredentialRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/tickmesh.v1.ImageService/DeleteImage',
                 request_serializer=tickmesh_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -125,6 +140,32 @@ class ImageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateRegistryCredential(self, request, context):
+        """Keeps a login to another registry, with which executors pull the images there that this
+        customer's jobs name. It takes the place of an earlier one for the same host. The secret is
+        stored encrypted, and told to nobody but executors, for as long as they need it.
+        Errors: FAILED_PRECONDITION (the mesh has no key to encrypt with, or a replica of the shard runs
+        an older version), RESOURCE_EXHAUSTED (the customer has 100).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRegistryCredentials(self, request, context):
+        """Lists a customer's logins, ordered by host; all of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRegistryCredential(self, request, context):
+        """Forgets a login. Executors that were told of it forget it within 15 minutes; what they have
+        pulled with it they keep for this customer alone. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
         Errors: NOT_FOUND.
@@ -160,6 +201,21 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=tickmesh_dot_v1_dot_image__pb2.ListImagesRequest.FromString,
                     response_serializer=tickmesh_dot_v1_dot_image__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'CreateRegistryCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRegistryCredential,
+                    request_deserializer=tickmesh_dot_v1_dot_image__pb2.CreateRegistryCredentialRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_image__pb2.RegistryCredential.SerializeToString,
+            ),
+            'ListRegistryCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRegistryCredentials,
+                    request_deserializer=tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsRequest.FromString,
+                    response_serializer=tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsResponse.SerializeToString,
+            ),
+            'DeleteRegistryCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRegistryCredential,
+                    request_deserializer=tickmesh_dot_v1_dot_image__pb2.DeleteRegistryCredentialRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -309,6 +365,87 @@ class ImageService(object):
             '/tickmesh.v1.ImageService/ListImages',
             tickmesh_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
             tickmesh_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRegistryCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ImageService/CreateRegistryCredential',
+            tickmesh_dot_v1_dot_image__pb2.CreateRegistryCredentialRequest.SerializeToString,
+            tickmesh_dot_v1_dot_image__pb2.RegistryCredential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRegistryCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ImageService/ListRegistryCredentials',
+            tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsRequest.SerializeToString,
+            tickmesh_dot_v1_dot_image__pb2.ListRegistryCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRegistryCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tickmesh.v1.ImageService/DeleteRegistryCredential',
+            tickmesh_dot_v1_dot_image__pb2.DeleteRegistryCredentialRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

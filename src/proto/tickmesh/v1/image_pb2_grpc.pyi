@@ -59,6 +59,19 @@ class ImageServiceStub:
     """Gets a pushed or imported image. Errors: NOT_FOUND."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
     """Lists the images of a customer, ordered by name."""
+    CreateRegistryCredential: _grpc.UnaryUnaryMultiCallable[_image_pb2.CreateRegistryCredentialRequest, _image_pb2.RegistryCredential]
+    """Keeps a login to another registry, with which executors pull the images there that this
+    customer's jobs name. It takes the place of an earlier one for the same host. The secret is
+    stored encrypted, and told to nobody but executors, for as long as they need it.
+    Errors: FAILED_PRECONDITION (the mesh has no key to encrypt with, or a replica of the shard runs
+    an older version), RESOURCE_EXHAUSTED (the customer has 100).
+    """
+    ListRegistryCredentials: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListRegistryCredentialsRequest, _image_pb2.ListRegistryCredentialsResponse]
+    """Lists a customer's logins, ordered by host; all of them."""
+    DeleteRegistryCredential: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteRegistryCredentialRequest, _empty_pb2.Empty]
+    """Forgets a login. Executors that were told of it forget it within 15 minutes; what they have
+    pulled with it they keep for this customer alone. Errors: NOT_FOUND.
+    """
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]
     """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
     Errors: NOT_FOUND.
@@ -94,6 +107,19 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Gets a pushed or imported image. Errors: NOT_FOUND."""
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Lists the images of a customer, ordered by name."""
+    CreateRegistryCredential: _aio.UnaryUnaryMultiCallable[_image_pb2.CreateRegistryCredentialRequest, _image_pb2.RegistryCredential]  # type: ignore[assignment]
+    """Keeps a login to another registry, with which executors pull the images there that this
+    customer's jobs name. It takes the place of an earlier one for the same host. The secret is
+    stored encrypted, and told to nobody but executors, for as long as they need it.
+    Errors: FAILED_PRECONDITION (the mesh has no key to encrypt with, or a replica of the shard runs
+    an older version), RESOURCE_EXHAUSTED (the customer has 100).
+    """
+    ListRegistryCredentials: _aio.UnaryUnaryMultiCallable[_image_pb2.ListRegistryCredentialsRequest, _image_pb2.ListRegistryCredentialsResponse]  # type: ignore[assignment]
+    """Lists a customer's logins, ordered by host; all of them."""
+    DeleteRegistryCredential: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteRegistryCredentialRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a login. Executors that were told of it forget it within 15 minutes; what they have
+    pulled with it they keep for this customer alone. Errors: NOT_FOUND.
+    """
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an image, from the registry and from every executor. Executions that run keep theirs.
     Errors: NOT_FOUND.
@@ -156,6 +182,37 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ListImagesResponse, _abc.Awaitable[_image_pb2.ListImagesResponse]]:
         """Lists the images of a customer, ordered by name."""
+
+    @_abc_1.abstractmethod
+    def CreateRegistryCredential(
+        self,
+        request: _image_pb2.CreateRegistryCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.RegistryCredential, _abc.Awaitable[_image_pb2.RegistryCredential]]:
+        """Keeps a login to another registry, with which executors pull the images there that this
+        customer's jobs name. It takes the place of an earlier one for the same host. The secret is
+        stored encrypted, and told to nobody but executors, for as long as they need it.
+        Errors: FAILED_PRECONDITION (the mesh has no key to encrypt with, or a replica of the shard runs
+        an older version), RESOURCE_EXHAUSTED (the customer has 100).
+        """
+
+    @_abc_1.abstractmethod
+    def ListRegistryCredentials(
+        self,
+        request: _image_pb2.ListRegistryCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.ListRegistryCredentialsResponse, _abc.Awaitable[_image_pb2.ListRegistryCredentialsResponse]]:
+        """Lists a customer's logins, ordered by host; all of them."""
+
+    @_abc_1.abstractmethod
+    def DeleteRegistryCredential(
+        self,
+        request: _image_pb2.DeleteRegistryCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a login. Executors that were told of it forget it within 15 minutes; what they have
+        pulled with it they keep for this customer alone. Errors: NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def DeleteImage(

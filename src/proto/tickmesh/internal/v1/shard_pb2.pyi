@@ -737,6 +737,7 @@ class ShardMessage(_message.Message):
     ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_REPLY_FIELD_NUMBER: _builtins.int
     PULL_FIELD_NUMBER: _builtins.int
+    LOGIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def leadership(self) -> Global___Leadership:
         """This replica leads (or no longer does). First on every stream, and at every change, of the
@@ -763,6 +764,10 @@ class ShardMessage(_message.Message):
     def pull(self) -> Global___Pull:
         """An image that will be needed soon."""
 
+    @_builtins.property
+    def login(self) -> Global___Login:
+        """Comes before what needs it: work, or an image to pull."""
+
     def __init__(
         self,
         *,
@@ -772,12 +777,13 @@ class ShardMessage(_message.Message):
         acknowledgement: Global___Acknowledgement | None = ...,
         heartbeat_reply: Global___HeartbeatReply | None = ...,
         pull: Global___Pull | None = ...,
+        login: Global___Login | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "login", b"login", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "heartbeat_reply", b"heartbeat_reply", "leadership", b"leadership", "login", b"login", "message", b"message", "pull", b"pull", "stop", b"stop", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leadership", "work", "stop", "acknowledgement", "heartbeat_reply", "pull"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["leadership", "work", "stop", "acknowledgement", "heartbeat_reply", "pull", "login"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -812,6 +818,37 @@ class Pull(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pull: _TypeAlias = Pull  # noqa: Y015
+
+@_typing.final
+class Login(_message.Message):
+    """A customer's login to a registry. Never written down or logged by who receives it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    customer: _builtins.str
+    host: _builtins.str
+    """With its port, if it has one."""
+    username: _builtins.str
+    secret: _builtins.str
+    def __init__(
+        self,
+        *,
+        customer: _builtins.str = ...,
+        host: _builtins.str = ...,
+        username: _builtins.str = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "host", b"host", "secret", b"secret", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Login: _TypeAlias = Login  # noqa: Y015
 
 @_typing.final
 class Leadership(_message.Message):

@@ -26,6 +26,7 @@ from tickmesh.proto.tickmesh.v1 import (
     customer_pb2,
     customer_pb2_grpc,
     execution_pb2,
+    image_pb2,
     job_pb2,
     schedule_pb2,
 )
@@ -195,6 +196,10 @@ async def test_two_customers_try_everything_on_each_others_names(
     days = calendar_pb2.CreateCalendarRequest(parent="customers/bob", calendar_id="holidays")
     days.calendar.dates.append("12-25")
     await bob.call("CalendarService/CreateCalendar", days)
+    login = image_pb2.CreateRegistryCredentialRequest(
+        parent="customers/bob", host="registry.example:5000", username="robot", secret="open"
+    )
+    await bob.call("ImageService/CreateRegistryCredential", login)
     key = await bob.create_key("bob", READ)
     bed.secrets.append(key.text)
     real = {
@@ -206,6 +211,7 @@ async def test_two_customers_try_everything_on_each_others_names(
         "keys": key.api_key.name,
         "calendars": "customers/bob/calendars/holidays",
         "registry": "customers/bob/registry",
+        "credentials": "customers/bob/registryCredentials/registry.example:5000",
     }
     tried = set()
     for method in METHODS.values():
@@ -261,6 +267,8 @@ def _filled(method: Method, name: str) -> Any:
         request.update_mask.paths.append("*")
     if "api_key" in fields:
         request.api_key.scopes.append(READ)
+    if "secret" in fields:
+        request.host, request.username, request.secret = "registry.example:5000", "robot", "open"
     if "backfill" in fields:
         request.backfill = "0" * 20
     for moment in ("start_time", "end_time"):
@@ -311,6 +319,7 @@ async def test_a_key_opens_what_its_scopes_say(bed: Bed) -> None:
         f"customers/scopes/keys/{'0' * 16}",
         "customers/scopes/calendars/none",
         "customers/scopes/registry",
+        "customers/scopes/registryCredentials/registry.example:5000",
     )
     denied = 0
     for method in METHODS.values():

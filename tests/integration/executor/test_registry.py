@@ -1,9 +1,11 @@
 """Pulls from a real registry, through doors that break, change and hold what passes."""
 
 import asyncio
+import io
 import json
 import random
 import ssl
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import trustme
 
 from tickmesh.executor import archive
+from tickmesh.executor.containerd.images import LABEL_UNPACKED
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import ImageError, ImageReason
 from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, sha256
@@ -392,3 +395,44 @@ async def test_a_registry_must_prove_its_name(certified: bool, trusted: bool) ->
             assert asked == []
     server.close()
     await server.wait_closed()
+
+
+async def test_layers_come_side_by_side_and_the_same_once(
+    tmp_path: Path, host: str, door: Door
+) -> None:
+    """Five layers, of which two are one: four come, two of them at one time."""
+    blobs = []
+    for number in (0, 1, 2, 3, 3):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as layer:
+            member = tarfile.TarInfo(f"file{number}")
+            member.size = 100_000
+            layer.addfile(member, io.BytesIO(random.Random(number).randbytes(member.size)))
+        blobs.append(buffer.getvalue())
+    config = json.dumps(
+        {"rootfs": {"type": "layers", "diff_ids": [sha256(blob) for blob in blobs]}}
+    ).encode()
+    for data in (config, *blobs):
+        await push_blob(host, "team/many", sha256(data), data)
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "x", "digest": sha256(config), "size": len(config)},
+        "layers": [{"mediaType": kind, "digest": sha256(b), "size": len(b)} for b in blobs],
+    }
+    await push_manifest(host, "team/many", "1", json.dumps(manifest).encode(), OCI_MANIFEST)
+    runtime = ContainerdRuntime(
+        "many", tmp_path / "executor", insecure_registries=(door.host,), layers_at_once=2
+    )
+    await runtime.start()
+    try:
+        image = await runtime.ensure_image(f"{door.host}/team/many:1")
+        layers = [sha256(blob) for blob in blobs]
+        asked = [line for line in door.requests if any(digest in line for digest in layers)]
+        assert len(asked) == 4
+        records = await runtime._client.list_images()
+        unpacked = {record.name: record.labels[LABEL_UNPACKED] for record in records}
+        assert int(unpacked[image.reference]) == sum(map(len, blobs))
+    finally:
+        await runtime.close()

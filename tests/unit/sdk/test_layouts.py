@@ -9,15 +9,28 @@ from typing import Any
 
 import pytest
 
-from tickmesh.executor import archive
 from tickmesh.mesh.errors import ImageCorrupt, ImageTooLarge
 from tickmesh.sdk.layouts import OCI_INDEX, OCI_MANIFEST, Blob, Document, Layout
 
-PROCESS = archive.Process(command=("/a",))
-
 
 def made(path: Path, content: bytes = b"x") -> str:
-    return archive.files_image(path, {"/a": archive.File(content)}, PROCESS)
+    """Writes an OCI archive with one layer. Answers its manifest's digest."""
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": []}, "of": content.hex()})
+    parts = [Document("", config.encode()), Document("", b"a layer of " + content)]
+    described = [{"digest": part.digest, "size": len(part.data)} for part in parts]
+    told = {"schemaVersion": 2, "config": described[0], "layers": described[1:]}
+    manifest = Document(OCI_MANIFEST, json.dumps(told).encode())
+    entry = {"mediaType": OCI_MANIFEST, "digest": manifest.digest, "size": len(manifest.data)}
+    index = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+    files = {"index.json": index}
+    for document in (manifest, *parts):
+        files[f"blobs/sha256/{document.digest.removeprefix('sha256:')}"] = document.data
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return manifest.digest
 
 
 def unpacked(tar: Path, directory: Path) -> Path:

@@ -174,9 +174,9 @@ static void finish(const struct stream *streams, int status)
     start = decimal(start, streams[0].seen_bytes);
     int file = open("end.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     ssize_t length = text + sizeof text - start;
+    unlink("ended"); /* before `end` appears: with it, the directory is as it stays */
     if (file < 0 || write(file, start, length) != length || rename("end.new", "end") < 0)
         _exit(1);
-    unlink("ended");
 }
 
 int main(int count, char **values)

@@ -19,7 +19,6 @@ from ..mesh.errors import (
     DeadlineExceeded,
     DeadlineRequired,
     MessageTooLarge,
-    NotBuilt,
     NotFound,
     TickmeshError,
     Unauthenticated,
@@ -120,8 +119,6 @@ class Door:
                 make = self._drain
             case Kind.OPERATION:
                 make = self._operate
-            case Kind.NOT_BUILT:
-                make = self._not_built
         return grpc.unary_unary_rpc_method_handler(self._unary(method, make))
 
     def _shard(self, name: str) -> Shard:
@@ -237,11 +234,6 @@ class Door:
                 return await shard.call(method, data, timeout_s, _traceparent(context), alone=True)
         known = ", ".join(shard.id for shard in self._shards)
         raise NotFound(f"there is no shard {request.shard_id!r}; there are: {known}")
-
-    async def _not_built(
-        self, method: Method, _request: Any, _data: bytes, _timeout_s: float, _context: Context
-    ) -> bytes:
-        raise NotBuilt(f"{method.name} is not built yet")
 
     # -- streams ---------------------------------------------------------------------------------
 

@@ -43,7 +43,6 @@ class Kind(enum.Enum):
     """The executor that the request names."""
     OPERATION = "operation"
     """The leader of the shard that the request names."""
-    NOT_BUILT = "not built"
     """Nobody yet."""
 
 

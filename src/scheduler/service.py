@@ -145,7 +145,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     coroutine: Any = step(kind.FromString(call.request))
                     steps.append((index, asyncio.create_task(coroutine)))
                 else:
-                    raise NotBuilt(f"{call.method} is not built yet")
+                    raise NotBuilt(f"this replica does not know {call.method}: is it an older version?")
             except Exception as error:
                 answers[index] = explain(error)
         if reads:

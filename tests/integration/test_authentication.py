@@ -215,7 +215,7 @@ async def test_two_customers_try_everything_on_each_others_names(
     }
     tried = set()
     for method in METHODS.values():
-        if not method.routing_field or method.kind is Kind.NOT_BUILT:
+        if not method.routing_field:
             continue
         for there in real.values():
             imaginary = there.replace("/bob", "/nobody").replace("secret", "none")
@@ -230,7 +230,7 @@ async def test_two_customers_try_everything_on_each_others_names(
             tried.add(method.name)
             assert answers[0] == answers[1], method.name
             assert answers[0][:2] == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"), method.name
-    wanted = {m.name for m in METHODS.values() if m.routing_field and m.kind is not Kind.NOT_BUILT}
+    wanted = {m.name for m in METHODS.values() if m.routing_field}
     assert tried == wanted, "give `real` and `_filled` what the others take"
     # Nothing of it happened.
     assert await bob.jobs("bob") == ["customers/bob/jobs/secret"]
@@ -323,7 +323,7 @@ async def test_a_key_opens_what_its_scopes_say(bed: Bed) -> None:
     )
     denied = 0
     for method in METHODS.values():
-        if method.routing_field and method.kind is not Kind.NOT_BUILT:
+        if method.routing_field:
             for scope, holder in holders.items():
                 opens = ACCESS[method.name] & scope or (
                     scope is Scope.ADMIN and ACCESS[method.name] & (Scope.READ | Scope.EXECUTE)

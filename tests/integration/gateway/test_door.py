@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.integration.gateway.conftest import TIMEOUT_S, User, new_schedule, refusal
 from tickmesh.executor.archive import Process, files_image
-from tickmesh.gateway.methods import METHODS, Kind
+from tickmesh.gateway.methods import METHODS
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX
 from tickmesh.proto.tickmesh.v1 import (
     cluster_pb2,
@@ -305,18 +305,6 @@ class TestBadInput:
             execution_pb2.WatchExecutionsRequest(parent="customers/a/jobs/-")
         )
         assert (await refusal(watch.read())).reason == "DEADLINE_REQUIRED"
-
-    @pytest.mark.parametrize(
-        "method", [m for m in METHODS.values() if m.kind is Kind.NOT_BUILT], ids=lambda m: m.name
-    )
-    async def test_what_is_not_built_says_so(self, user: User, method: Any) -> None:
-        request = method.request_type()
-        for field in request.DESCRIPTOR.fields:
-            if field.type == field.TYPE_STRING:
-                setattr(request, field.name, "customers/a/jobs/b/schedules/c")
-        raw = user.channel.unary_unary(method.path)
-        error = await refusal(raw(request.SerializeToString(), timeout=TIMEOUT_S))
-        assert error.reason == "NOT_BUILT"
 
     async def test_an_import_without_a_name_or_of_no_archive_is_refused(self, user: User) -> None:
         async def messages(*all_of_them: image_pb2.ImportImageRequest) -> Any:

@@ -145,7 +145,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     coroutine: Any = step(kind.FromString(call.request))
                     steps.append((index, asyncio.create_task(coroutine)))
                 else:
-                    raise NotBuilt(f"this replica does not know {call.method}: is it an older version?")
+                    raise NotBuilt(
+                        f"this replica does not know {call.method}: is it an older version?"
+                    )
             except Exception as error:
                 answers[index] = explain(error)
         if reads:

@@ -17,7 +17,12 @@ from tickmesh.sdk import AsyncClient
 
 pytestmark = pytest.mark.integration
 
-NOW = datetime.now(UTC)
+
+def now() -> datetime:
+    """When it is, not when the tests were collected: that may be many minutes before."""
+    return datetime.now(UTC)
+
+
 WHOLE_TIME = (
     sdk.TimeWindow(
         start_time=datetime(1970, 1, 1, tzinfo=UTC), end_time=datetime(2300, 1, 1, tzinfo=UTC)
@@ -42,7 +47,7 @@ def around(today: date, days: int = 3) -> list[str]:
 
 async def test_schedules_follow_their_calendars(client: AsyncClient) -> None:
     calendar = await client.calendars.create(
-        "holidays", dates=around(NOW.date()), display_name="Holidays", request_id="once"
+        "holidays", dates=around(now().date()), display_name="Holidays", request_id="once"
     )
     assert await client.calendars.create("holidays", dates=["12-25"], request_id="once") == calendar
     assert await client.calendars.get("holidays") == calendar
@@ -62,7 +67,7 @@ async def test_schedules_follow_their_calendars(client: AsyncClient) -> None:
         "customers/acme/calendars/none",
     )
     assert schedule.next_fire_time is not None
-    assert schedule.next_fire_time > NOW + timedelta(days=1)
+    assert schedule.next_fire_time > now() + timedelta(days=1)
     told = await client.schedules.preview(schedule.recurrence, count=1, with_skipped=True)
     assert {(fire.skipped, fire.note) for fire in told} == {
         (True, "excluded by calendar holidays"),
@@ -75,7 +80,7 @@ async def test_schedules_follow_their_calendars(client: AsyncClient) -> None:
     assert changed.etag != calendar.etag and changed.display_name == "Holidays"
     soon = await client.schedules.get("hello/often")
     assert soon.next_fire_time is not None
-    assert soon.next_fire_time < NOW + timedelta(minutes=5)
+    assert soon.next_fire_time < now() + timedelta(minutes=5)
     assert soon.etag != schedule.etag
     async with asyncio.timeout(20):
         async for execution in client.executions.watch("hello"):
@@ -84,7 +89,7 @@ async def test_schedules_follow_their_calendars(client: AsyncClient) -> None:
     with pytest.raises(sdk.EtagMismatch):
         await client.calendars.update(dataclasses.replace(calendar, dates=()), ["dates"])
     await client.calendars.update(
-        dataclasses.replace(changed, dates=tuple(around(NOW.date()))), ["dates"]
+        dataclasses.replace(changed, dates=tuple(around(now().date()))), ["dates"]
     )
     rows = [row async for row in client.schedules.fires("hello/often")]
     excluded = [row for row in rows if row.outcome is sdk.FireOutcome.EXCLUDED]
@@ -159,7 +164,7 @@ async def test_nobody_elses_calendar_can_be_used(client: AsyncClient) -> None:
 
 
 async def test_many_schedules_follow_before_the_change_returns(client: AsyncClient) -> None:
-    calendar = await client.calendars.create("holidays", dates=around(NOW.date()))
+    calendar = await client.calendars.create("holidays", dates=around(now().date()))
     await client.jobs.create("hello", image="x", command=("exit", "0"))
     recurrence = sdk.Recurrence(crons=("0 * * * *",), excluded_calendars=("holidays",))
     new = [
@@ -170,4 +175,4 @@ async def test_many_schedules_follow_before_the_change_returns(client: AsyncClie
     await client.calendars.update(dataclasses.replace(calendar, dates=("12-25",)), ["dates"])
     following = [each.next_fire_time async for each in client.schedules.list("hello")]
     assert len(following) == len(made)
-    assert all(time is not None and time < NOW + timedelta(hours=2) for time in following)
+    assert all(time is not None and time < now() + timedelta(hours=2) for time in following)

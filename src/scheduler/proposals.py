@@ -19,8 +19,8 @@ from .store.state import Applied, State, encode_entry
 COMMANDS_MAX = 512
 """Commands in one entry: bounds how long applying it keeps others waiting."""
 
-WEIGHT_MAX = 1_000
-"""Items (schedules, executions, ...) in one entry, 15 to 40 ms of applying. One command may have
+WEIGHT_MAX = 2_000
+"""Items (schedules, executions, ...) in one entry, 30 to 80 ms of applying. One command may have
 more by itself."""
 
 WEIGHT_MIN = 50

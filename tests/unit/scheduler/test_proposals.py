@@ -54,10 +54,10 @@ async def test_an_entry_holds_less_while_applying_takes_too_long() -> None:
     assert log.weights == [WEIGHT_MAX] * 4
     log.apply_s = 2 * APPLY_S_MAX
     await load()
-    assert log.weights[4:8] == [WEIGHT_MAX, WEIGHT_MAX // 2, WEIGHT_MAX // 4, 120]
+    assert log.weights[4:8] == [WEIGHT_MAX >> halvings for halvings in range(4)]
     assert log.weights[-2] == WEIGHT_MIN
     log.apply_s = 0.0
-    for _ in range(3):
+    for _ in range(6):
         await load()
     assert log.weights[-2] == WEIGHT_MAX, "it takes up speed again"
     running.cancel()

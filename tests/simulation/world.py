@@ -604,7 +604,12 @@ class World:
             set(committed.ids) <= up
             and not committed.learners
             and not left
-            and all(members.number <= committed.number for members in self.lists())
+            and all(
+                node.replica._journal.members.number <= committed.number
+                for node in self.nodes
+                # Whose addition was lost with a leader waits for another one.
+                if node.replica is not None and node.name in committed.ids
+            )
         )
 
     def _old(self) -> list[Execution]:

@@ -26,7 +26,7 @@ from rocksdict import (
 
 from .keys import HISTORY, PERIOD_BYTES, TIMERS, history, period_of_key
 
-BLOCK_CACHE_BYTES = 24 * 1024 * 1024
+BLOCK_CACHE_BYTES = 16 * 1024 * 1024
 """What of the files is kept in memory: the same however much is stored."""
 
 WRITE_BUFFER_BYTES = 8 * 1024 * 1024

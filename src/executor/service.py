@@ -19,10 +19,10 @@ from ..mesh.errors import (
     TickmeshError,
     Unavailable,
     invalid,
-    to_status,
+    refuse,
 )
 from ..mesh.limits import IMAGE_BYTES_MAX
-from ..mesh.output import Chunk
+from ..mesh.output import Chunk, to_wire
 from ..mesh.tls import require_role
 from ..proto.tickmesh.internal.v1 import executor_pb2, executor_pb2_grpc
 from . import logs
@@ -47,13 +47,6 @@ END_GRACE_S = 5.0
 
 log = telemetry.logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-async def refuse(context: Context, error: TickmeshError) -> None:
-    """End a call with an error's status."""
-    status = to_status(error)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    await context.abort(error.code, error.message)
 
 
 def explain(error: Exception) -> TickmeshError:
@@ -105,14 +98,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         await self._admit(context)
         try:
             async for chunk in self._output(request):
-                yield executor_pb2.StreamOutputResponse(
-                    data=chunk.data,
-                    stream=chunk.stream,
-                    cursor=chunk.cursor,
-                    dropped_bytes=chunk.dropped_bytes,
-                    time_offsets=[offset for offset, _ in chunk.times],
-                    times_ns=[instant for _, instant in chunk.times],
-                )
+                yield to_wire(chunk)
         except Exception as error:
             await refuse(context, explain(error))
 

@@ -182,14 +182,7 @@ async def _archived(
         except ValueError as error:
             raise invalid("cursor", str(error)) from error
         for chunk in chunks:
-            yield executor_pb2.StreamOutputResponse(
-                data=chunk.data,
-                stream=chunk.stream,
-                cursor=chunk.cursor,
-                dropped_bytes=chunk.dropped_bytes,
-                time_offsets=[offset for offset, _ in chunk.times],
-                times_ns=[instant for _, instant in chunk.times],
-            )
+            yield output.to_wire(chunk)
 
 
 async def _held(

@@ -40,7 +40,7 @@ Each class has one gRPC code and one stable reason (protos/tickmesh/v1/error_rea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -315,6 +315,13 @@ def to_status(error: TickmeshError) -> status_pb2.Status:
         retry.retry_delay.FromMilliseconds(error.retry_after_ms)
         status.details.add().Pack(retry)
     return status
+
+
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: TickmeshError) -> None:
+    """End a call of one of the mesh's own services with an error's status."""
+    status = to_status(error)
+    context.set_trailing_metadata(((STATUS_METADATA_KEY, status.SerializeToString()),))
+    await context.abort(error.code, error.message)
 
 
 def from_status(status: status_pb2.Status) -> TickmeshError:

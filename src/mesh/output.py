@@ -17,6 +17,8 @@ from typing import NamedTuple
 import msgspec
 import zstandard
 
+from ..proto.tickmesh.internal.v1 import executor_pb2
+
 STDOUT, STDERR = 1, 2
 STREAMS = ((STDOUT, "stdout"), (STDERR, "stderr"))
 CURSOR_BEGIN = ""
@@ -65,6 +67,18 @@ class Chunk:
     def truncated(self) -> bool:
         """Whether something was."""
         return self.dropped_bytes > 0
+
+
+def to_wire(chunk: Chunk) -> executor_pb2.StreamOutputResponse:
+    """A chunk as an executor sends it, and a gateway that reads it from the archive."""
+    return executor_pb2.StreamOutputResponse(
+        data=chunk.data,
+        stream=chunk.stream,
+        cursor=chunk.cursor,
+        dropped_bytes=chunk.dropped_bytes,
+        time_offsets=[offset for offset, _ in chunk.times],
+        times_ns=[instant for _, instant in chunk.times],
+    )
 
 
 class Piece(NamedTuple):

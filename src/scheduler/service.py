@@ -25,6 +25,7 @@ from ..mesh.errors import (
     TickmeshError,
     Unavailable,
     invalid,
+    refuse,
     to_status,
 )
 from ..mesh.tls import require_role
@@ -50,13 +51,6 @@ CATCH_UP_CHUNK = 1_000
 
 log = telemetry.logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-async def refuse(context: Context, error: TickmeshError) -> None:
-    """End a call with an error's status."""
-    status = to_status(error)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    await context.abort(error.code, error.message)
 
 
 def explain(error: Exception) -> TickmeshError:

@@ -1,28 +1,30 @@
 """bench containers: containers a second, sustained, through the mesh and by other programs.
 
 At each concurrency so many callers run a program that ends at once, one container after the other:
-ours by Execute and waiting for the end, `ctr run --rm` (in a containerd of its own) and
-`podman run --rm` as a shell loop, by turns, so that the machine's mood is the same for all. What
-was left to remove afterwards counts: the time ends when nothing of it is there any more. Shorter
-windows measure the machine's other work.
+ours by Execute and waiting for the end; `ctr run --rm` (in a containerd of its own), `podman run
+--rm` and `docker run --rm` (with a daemon of its own) as a shell loop. They take turns, so that the
+machine's mood is the same for all. What was left to remove afterwards counts: the time ends when
+nothing of it is there any more. Shorter windows measure the machine's other work.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import bed
 from bed import CALL_DEADLINE_S, Api, say
-from fire import stamp_archive, stamp_job
+from fire import STAMP_PROGRAM, stamp_archive, stamp_job
 
 from tickmesh.executor.containerd import launch
 from tickmesh.executor.containerd.daemon import Daemon
@@ -34,7 +36,8 @@ WINDOW_S_MIN = 3.0
 """Of load for one of them at one concurrency; --seconds is for all five together."""
 
 DRAIN_S_MAX = 60.0
-NAMES = ("tickmesh", "ctr", "podman")
+DAEMON_START_S_MAX = 60.0
+NAMES = ("tickmesh", "ctr", "podman", "docker")
 
 
 class Peer(Protocol):
@@ -155,29 +158,64 @@ async def podman(directory: Path, archive: Path) -> Command:
     return Command(directory, f"{podman} run --rm --network none {limits} {image}", alone=True)
 
 
+@contextlib.asynccontextmanager
+async def docker(directory: Path) -> AsyncIterator[Command]:
+    """`docker run --rm` with its own defaults, but for a network, which ours have not either."""
+    socket = f"unix://{directory}/socket"
+    docker = f"docker -H {socket}"
+    with (directory / "log").open("wb") as log:
+        daemon = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", launch.__file__, shutil.which("dockerd") or "dockerd"),
+            *("--data-root", directory / "root", "--exec-root", directory / "exec"),
+            *("--pidfile", directory / "pid", "-H", socket),
+            *("--bridge=none", "--iptables=false", "--ip6tables=false"),
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        made = Command(directory, f"{docker} run --rm --network none bench:1")
+        await made.once(
+            f"n=0; until {docker} info > {directory}/info 2>&1; do n=$((n+1)); "
+            f"[ $n -lt {DAEMON_START_S_MAX * 5:.0f} ] || "
+            f"{{ tail -c 400 {directory}/log >&2; exit 1; }}; sleep 0.2; done"
+        )
+        # This release's `docker load` takes no OCI archive.
+        await made.once(
+            f"tar -c -C {STAMP_PROGRAM.parent} {STAMP_PROGRAM.name} | "
+            f"{docker} import --change 'ENTRYPOINT [\"/{STAMP_PROGRAM.name}\"]' - bench:1"
+        )
+        yield made
+    finally:
+        if daemon.returncode is None:
+            daemon.terminate()
+        await daemon.wait()
+
+
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """See main.py for the arguments."""
     window_s = max(WINDOW_S_MIN, arguments.seconds / len(CONCURRENCY))
     noise = await bed.noise()
     load = os.getloadavg()
     options = LocalOptions(replicas=arguments.replicas)
-    with tempfile.TemporaryDirectory(prefix="tickmesh-peers-") as scratch:
-        archive = stamp_archive(Path(scratch))
-        daemon = Daemon(Path(scratch) / "containerd")
-        await daemon.start()
-        try:
-            async with bed.mesh(options, arguments.keep) as (local, api):
-                peers: dict[str, Peer] = {"tickmesh": Mesh(local, api, await stamp_job(api))}
-                if shutil.which("ctr"):
-                    peers["ctr"] = await ctr(Path(scratch), archive, daemon.socket)
-                if shutil.which("podman"):
-                    peers["podman"] = await podman(Path(scratch), archive)
-                rates = await _rates(peers, window_s)
-                cluster = await api.cluster.GetCluster(
-                    bed.cluster_pb2.GetClusterRequest(), timeout=CALL_DEADLINE_S
-                )
-        finally:
-            await daemon.close()
+    async with contextlib.AsyncExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tickmesh-peers-")))
+        archive = stamp_archive(scratch)
+        local, api = await stack.enter_async_context(bed.mesh(options, arguments.keep))
+        peers: dict[str, Peer] = {"tickmesh": Mesh(local, api, await stamp_job(api))}
+        if shutil.which("ctr"):
+            daemon = Daemon(scratch / "containerd")
+            await daemon.start()
+            stack.push_async_callback(daemon.close)
+            peers["ctr"] = await ctr(scratch, archive, daemon.socket)
+        if shutil.which("podman"):
+            peers["podman"] = await podman(scratch, archive)
+        if shutil.which("dockerd") and shutil.which("docker"):
+            (scratch / "docker").mkdir()
+            peers["docker"] = await stack.enter_async_context(docker(scratch / "docker"))
+        rates = await _rates(peers, window_s)
+        cluster = await api.cluster.GetCluster(
+            bed.cluster_pb2.GetClusterRequest(), timeout=CALL_DEADLINE_S
+        )
     best = {name: max(rates[name].values()) for name in rates}
     others = [best[name] for name in best if name != "tickmesh"]
     return {

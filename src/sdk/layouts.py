@@ -1,4 +1,5 @@
-"""Images on this disk: OCI image layouts (directories or tars), and what `docker save` writes.
+"""Images on this disk: OCI image layouts (directories or tars), what `docker save` writes, and
+plain root file systems (trees.py).
 
 What is read here is not trusted to be whole: digests and sizes are checked when it is pushed.
 """
@@ -13,15 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ..mesh.errors import ImageCorrupt, ImageTooLarge
+from ..mesh.errors import ImageCorrupt, ImageTooLarge, invalid
 from ..mesh.limits import IMAGE_BYTES_MAX
 from . import limits
+from .trees import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Tree, is_tree
 
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 INDEXES = (OCI_INDEX, DOCKER_INDEX)
 
 
@@ -142,9 +140,19 @@ class Tar:
 class Layout:
     """An image on this disk."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ImageCorrupt, and OSError where there is nothing to read."""
-        self._files: Files = Directory(path) if path.is_dir() else Tar(path)
+    def __init__(self, path: Path, architecture: str = "") -> None:
+        """architecture: of a plain root file system; "" is this machine's.
+
+        Raises ImageCorrupt, ImageTooLarge, InvalidRequest, and OSError where there is nothing to
+        read.
+        """
+        self._files: Files
+        if is_tree(path):
+            self._files = Tree(path, architecture)
+        elif architecture:
+            raise invalid("architecture", f"{path} is an image, which says it itself")
+        else:
+            self._files = Directory(path) if path.is_dir() else Tar(path)
         self._where: dict[str, str] = {}
         """The names of blobs that are not where a layout has them."""
         self._made: dict[str, bytes] = {}
@@ -154,7 +162,7 @@ class Layout:
         plan = Plan()
         if self._files.size("index.json") is None:
             if self._files.size("manifest.json") is None:
-                raise self._corrupt("it has no index.json (is it an OCI image layout?)")
+                raise self._corrupt("it has no index.json")
             plan.top = self._of_docker(plan)
         else:
             top = Document(OCI_INDEX, self._small("index.json"))

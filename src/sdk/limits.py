@@ -35,6 +35,9 @@ RETRY_DELAY_MAX_S = 1.0
 ARCHIVE_MEMBERS_MAX = 4_096
 """Files in an image's archive: its layers and a few more, for each of its platforms."""
 
+TREE_ENTRIES_MAX = 300_000
+"""Files, directories and links of a root file system that is pushed: what executors take."""
+
 MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 """An image's manifest, index or configuration: what registries take."""
 

@@ -1202,20 +1202,23 @@ class Images:
         image: str,
         source: str | Path,
         *,
+        architecture: str = "",
         progress: Callable[[int, int], None] | None = None,
         deadline_s: float = limits.IMPORT_DEADLINE_S,
     ) -> PushedImage:
         """Push an image, "report:1", into the mesh's own registry, and have executors pull it.
 
-        source: an OCI image layout, as a directory or a tar file, or what `docker save` writes.
-        progress: called with (bytes that the registry has, bytes in all). Raises ImageCorrupt,
-        ImageTooLarge, PermissionDenied, FailedPrecondition (this mesh has no registry), and OSError
-        for the source.
+        source: an OCI image layout, as a directory or a tar file, or what `docker save` writes; any
+        other directory or tar (plain or with gzip) is a root file system, and becomes an image of
+        one layer, its files root's. architecture: of a root file system, "amd64" or "arm64";
+        default: this machine's. progress: called with (bytes that the registry has, bytes in all).
+        Raises ImageCorrupt, ImageTooLarge, PermissionDenied, FailedPrecondition (this mesh has no
+        registry), and OSError for the source.
         """
         deadline = Deadline(deadline_s)
         repository, tag = names.image_repository(self._customer, image)
         registry = self.registry()
-        layout = self._transport.blocking(lambda: Layout(Path(source)))
+        layout = self._transport.blocking(lambda: Layout(Path(source), architecture))
         others = {each.name.split("/")[3].partition(":")[0] for each in self.list()}
 
         def work() -> str:

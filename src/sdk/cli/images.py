@@ -23,21 +23,43 @@ def group() -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("image")
 @click.option("--within", type=DURATION, default="10m", show_default=True, help="Time it may take.")
+@click.option(
+    "--architecture",
+    type=click.Choice(["amd64", "arm64"]),
+    help="Of a root file system.  [default: this machine's]",
+)
 @output_option
 @pass_settings
-def push(settings: Settings, /, source: Path, image: str, within: timedelta, output: str) -> None:
+def push(
+    settings: Settings,
+    /,
+    source: Path,
+    image: str,
+    within: timedelta,
+    architecture: str | None,
+    output: str,
+) -> None:
     """Push SOURCE as IMAGE, as "report:1", into the mesh's own registry.
 
     SOURCE is an OCI image layout, a directory or a tar, as written by `docker buildx build --output
     type=oci`, `podman save --format oci-archive` and `skopeo copy ... oci:DIR`; or what `docker
-    save` writes. Every executor has the image then, those that join later too.
+    save` writes. Any other directory or tar (plain or with gzip) is taken as a root file system:
+    its files, all of them root's, are the image. Every executor has the image then, those that join
+    later too.
     """
+    from ..trees import is_tree
     from . import tables
     from .parameters import show_size
 
+    if is_tree(source):
+        print(f"{source} is no image: its files become the root of one", file=sys.stderr)
     with transfer(f"pushing {image}") as progress:
         made = settings.client.images.push(
-            image, source, progress=progress, deadline_s=within.total_seconds()
+            image,
+            source,
+            architecture=architecture or "",
+            progress=progress,
+            deadline_s=within.total_seconds(),
         )
     for executor, message in made.failures:
         print(f"warning: {executor} has not pulled it: {message}", file=sys.stderr)

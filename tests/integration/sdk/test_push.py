@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import platform
 import random
 import shutil
 import tarfile
@@ -20,6 +21,9 @@ from tickmesh.sdk.layouts import Layout
 from ..executor.registries import Broken, Door, registry
 
 pytestmark = pytest.mark.integration
+
+STAMP = Path(__file__).parents[3] / "scripts" / "benchmarks" / f"stamp-{platform.machine()}"
+"""A static program that prints the time."""
 
 LAYER_BYTES = 20 * 1024 * 1024
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -164,6 +168,19 @@ async def test_an_image_is_on_executors_that_join_later_too(tmp_path: Path) -> N
             assert (await handle.wait()).state is ExecutionState.SUCCEEDED
         chunks = [chunk.data async for chunk in handle.logs()]
         assert b"".join(chunks) == b"hello again\n"
+
+        # A directory of files is enough.
+        root = tmp_path / "root"
+        root.mkdir()
+        shutil.copy(STAMP, root / "stamp")
+        await client.images.push("plain:1", root)
+        await client.jobs.create("plain", image="plain:1", command=["/stamp"])
+        handle = await client.execute("plain")
+        async with asyncio.timeout(WAIT_S):
+            ended = await handle.wait()
+        assert ended.state is ExecutionState.SUCCEEDED, ended.message
+        assert b"".join([chunk.data async for chunk in handle.logs()]).strip().isdigit()
+        await client.images.delete("plain:1")
 
         # One of two names is deleted: the other one stays.
         await client.images.push("hello:2", image)

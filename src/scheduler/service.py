@@ -95,7 +95,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._shard = shard
         self._calls = Calls(shard, draw)
         self._steps = {
-            **self._calls.steps,
+            **self._calls.methods.steps,
             **Zones(shard).steps,
             **(operations.steps if operations else {}),
         }
@@ -128,11 +128,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         steps: list[tuple[int, asyncio.Task[Any]]] = []
         for index, call in enumerate(calls):
             try:
-                if call.method in self._calls.writes:
-                    kind, write = self._calls.writes[call.method]
+                if call.method in self._calls.methods.writes:
+                    kind, write = self._calls.methods.writes[call.method]
                     answers[index] = write(kind.FromString(call.request))
-                elif call.method in self._calls.reads:
-                    kind, read = self._calls.reads[call.method]
+                elif call.method in self._calls.methods.reads:
+                    kind, read = self._calls.methods.reads[call.method]
                     reads.append((index, read, kind.FromString(call.request)))
                 elif call.method in self._steps:
                     kind, step = self._steps[call.method]
@@ -203,7 +203,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         changes = self._shard.changes
         one: Execution | None = None
         if "/executions/" in asked.parent:
-            one = self._calls.execution(asked.parent)
+            one = self._calls.executions.find(asked.parent)
             customer, job_id = one.customer, one.job_id
         else:
             customer, job_id = names.parse_job(asked.parent, "parent")
@@ -349,7 +349,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         response = shard_pb2.LocateExecutionResponse()
         try:
             await self._shard.replica.read_barrier()
-            execution = self._calls.execution(request.name)
+            execution = self._calls.executions.find(request.name)
             response.final = execution.state not in ACTIVE_STATES
             number = request.attempt or len(execution.attempts)
             if number > len(execution.attempts):

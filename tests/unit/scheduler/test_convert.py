@@ -10,7 +10,8 @@ import pytest
 from tickmesh.mesh.errors import InvalidRequest
 from tickmesh.proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler import convert
-from tickmesh.scheduler.calls import JOB_FIELDS, SCHEDULE_FIELDS
+from tickmesh.scheduler.calls.jobs import JOB_FIELDS
+from tickmesh.scheduler.calls.schedules import SCHEDULE_FIELDS
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.model import Attempt, Misfire, Overlap, Policy, Reason, Retry
 from tickmesh.scheduler.core.recurrence import Calendar, Spec, with_calendars

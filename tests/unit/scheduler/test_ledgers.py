@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh import names
 from tickmesh.mesh.errors import InvalidRequest, NotFound, Overloaded, PageTokenInvalid
 from tickmesh.proto.tickmesh.v1 import schedule_pb2
-from tickmesh.scheduler import ledgers
+from tickmesh.scheduler.calls import ledgers
+from tickmesh.scheduler.calls.ledgers import Ledgers
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.ids import spell
 from tickmesh.scheduler.core.model import Attempt, Reason, Schedule
-from tickmesh.scheduler.ledgers import Ledgers
 from tickmesh.scheduler.store import keys
 
 from .worlds import START_MS, World
@@ -61,15 +60,7 @@ def told(world: World, schedule: Schedule) -> Ledgers:
         now_ms=lambda: world.now_ms,
         soft=lambda _: None,
     )
-
-    def find(name: str, _field: str) -> Schedule:
-        parts = names.parse_schedule(name)
-        found = world.queries.schedule(schedule.job_uid, parts.schedule)
-        if found is None:
-            raise NotFound(f"there is no {name}")
-        return found
-
-    return Ledgers(shard, find)
+    return Ledgers(shard)
 
 
 def pages(told: Ledgers, **asked: Any) -> Iterator[list[int]]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
-from ..mesh import api_keys, names
-from ..mesh.errors import EtagMismatch, invalid
-from ..proto.tickmesh.internal.v1 import shard_pb2
-from ..proto.tickmesh.v1 import customer_pb2
-from . import convert, pages
-from .core.commands import CreateApiKey, RevokeApiKey, UpdateCustomer
-from .core.ids import UID_BYTES, spell, unspell
-from .core.model import ApiKey, Customer
-from .masks import UPDATE_TRIES_MAX, merge
-from .shard import Shard
-
-if TYPE_CHECKING:
-    from .calls import Write
-
+from ...mesh import api_keys, names
+from ...mesh.errors import invalid
+from ...proto.tickmesh.internal.v1 import shard_pb2
+from ...proto.tickmesh.v1 import customer_pb2
+from .. import convert, pages
+from ..core.commands import CreateApiKey, RevokeApiKey, UpdateCustomer
+from ..core.ids import UID_BYTES, spell, unspell
+from ..core.model import ApiKey, Customer
+from ..shard import Shard
+from .updates import merge, update
+from .writes import Methods, Write, Writes
 
 CUSTOMER_FIELDS = frozenset({"retention"})
 """What an update may name."""
@@ -30,21 +26,26 @@ CUSTOMER_FIELDS = frozenset({"retention"})
 class Customers:
     """See the module."""
 
-    def __init__(
-        self,
-        shard: Shard,
-        submit: Callable[..., Write],
-        do: Callable[..., Awaitable[Any]],
-        draw: Callable[[int], bytes],
-        request_ids: Callable[[str], tuple[bytes, bytes]],
-    ) -> None:
-        """submit, do: see Calls. draw: so many bytes that nobody can guess. request_ids: what is
-        stored of a request_id, and the uid that it draws (both empty for none)."""
+    def __init__(self, shard: Shard, writes: Writes) -> None:
         self._shard = shard
-        self._submit = submit
-        self._do = do
-        self._draw = draw
-        self._request_ids = request_ids
+        self._writes = writes
+        service = "tickmesh.v1.CustomerService"
+        self.methods = Methods(
+            writes={
+                f"{service}/CreateApiKey": (customer_pb2.CreateApiKeyRequest, self.create_api_key),
+                f"{service}/RevokeApiKey": (customer_pb2.RevokeApiKeyRequest, self.revoke_api_key),
+            },
+            reads={
+                f"{service}/GetCustomer": (customer_pb2.GetCustomerRequest, self.get_customer),
+                f"{service}/ListApiKeys": (customer_pb2.ListApiKeysRequest, self.list_api_keys),
+            },
+            steps={
+                f"{service}/UpdateCustomer": (
+                    customer_pb2.UpdateCustomerRequest,
+                    self.update_customer,
+                )
+            },
+        )
 
     def _stored(self, name: str, field: str) -> Customer:
         """What is stored of a customer, or what stands for nothing."""
@@ -68,9 +69,8 @@ class Customers:
 
     async def update_customer(self, request: customer_pb2.UpdateCustomerRequest) -> Message:
         """See the proto."""
-        given = convert.version_of(request.customer.etag)
-        for _ in range(UPDATE_TRIES_MAX):
-            await self._shard.replica.read_barrier()
+
+        async def once(given: int) -> Message:
             stored = self._stored(request.customer.name, "customer.name")
             message = self._message(stored)
             merge(request.customer, message, request.update_mask, CUSTOMER_FIELDS)
@@ -87,12 +87,9 @@ class Customers:
                 max_age_ms,
                 message.retention.executions_per_job_max,
             )
-            try:
-                return self._message((await self._do(command))[0])
-            except EtagMismatch:
-                if given:
-                    raise
-        raise EtagMismatch(f"{request.customer.name} is being changed by others all the time")
+            return self._message((await self._writes.do(command))[0])
+
+        return await update(self._shard.replica, request.customer.name, request.customer.etag, once)
 
     def create_api_key(self, request: customer_pb2.CreateApiKeyRequest) -> Write:
         """See the proto. The text leaves in the answer and is kept nowhere."""
@@ -106,9 +103,9 @@ class Customers:
         for index, scope in enumerate(asked.scopes):
             if scope == customer_pb2.API_SCOPE_UNSPECIFIED:
                 raise invalid(f"api_key.scopes[{index}]", "is none of the scopes")
-        hashed, drawn = self._request_ids(request.request_id)
-        key_id = drawn or self._draw(UID_BYTES)
-        text = api_keys.make(customer, spell(key_id), self._draw(api_keys.SECRET_BYTES))
+        making = self._writes.making(request.request_id)
+        key_id = making.uid()
+        text = api_keys.make(customer, spell(key_id), self._writes.draw(api_keys.SECRET_BYTES))
         command = CreateApiKey(
             customer,
             key_id,
@@ -116,9 +113,9 @@ class Customers:
             asked.display_name,
             tuple(sorted(set(asked.scopes))),
             expire_ms,
-            hashed,
+            making.request,
         )
-        return self._submit(
+        return self._writes.submit(
             command,
             lambda made: customer_pb2.CreateApiKeyResponse(
                 api_key=api_key_message(made[0]), text=text
@@ -141,7 +138,7 @@ class Customers:
         customer, spelled = names.parse_key(request.name)
         # What cannot be an id is not the id of any: the shard says NOT_FOUND.
         key_id = unspell(spelled, UID_BYTES) or b""
-        return self._submit(RevokeApiKey(customer, key_id), lambda _: empty_pb2.Empty())
+        return self._writes.submit(RevokeApiKey(customer, key_id), lambda _: empty_pb2.Empty())
 
     def find_key(self, request: shard_pb2.FindKeyRequest) -> shard_pb2.FindKeyResponse:
         """See shard.proto."""

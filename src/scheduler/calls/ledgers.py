@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterator
 
 from google.protobuf.message import Message
 
-from ..mesh import names
-from ..mesh.errors import NotFound, Overloaded, invalid
-from ..proto.tickmesh.v1 import schedule_pb2
-from . import convert, pages
-from .core import audit, pins
-from .core.history import PERIOD_MS
-from .core.ids import UID_BYTES, execution_id, unspell
-from .core.ledger import Outcome, Row
-from .core.model import Execution, ExecutionState, Schedule
-from .core.recurrence.limits import COUNT_MAX, HORIZON_MS
-from .shard import Shard
+from ...mesh import names
+from ...mesh.errors import NotFound, Overloaded, invalid
+from ...proto.tickmesh.v1 import schedule_pb2
+from .. import convert, pages
+from ..core import audit, pins
+from ..core.history import PERIOD_MS
+from ..core.ids import UID_BYTES, execution_id, unspell
+from ..core.ledger import Outcome, Row
+from ..core.model import Execution, ExecutionState, Schedule
+from ..core.recurrence.limits import COUNT_MAX, HORIZON_MS
+from ..shard import Shard
+from . import found
+from .writes import Methods
 
 STATISTICS_MS = 86_400_000
 """A schedule's statistics are about the last day."""
@@ -53,11 +55,21 @@ VERIFY_RETRY_AFTER_MS = 2_000
 class Ledgers:
     """The methods of ScheduleService that read ledgers."""
 
-    def __init__(self, shard: Shard, find: Callable[[str, str], Schedule]) -> None:
-        """find: the schedule of a name; names the field given if there is none."""
+    def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._find = find
         self._verifying = False
+        service = "tickmesh.v1.ScheduleService"
+        self.methods = Methods(
+            writes={},
+            reads={f"{service}/ListFires": (schedule_pb2.ListFiresRequest, self.list_fires)},
+            steps={
+                f"{service}/GetScheduleStatistics": (
+                    schedule_pb2.GetScheduleStatisticsRequest,
+                    self.statistics,
+                ),
+                f"{service}/VerifySchedule": (schedule_pb2.VerifyScheduleRequest, self.verify),
+            },
+        )
 
     def list_fires(self, request: schedule_pb2.ListFiresRequest) -> Message:
         """See the proto."""
@@ -89,7 +101,7 @@ class Ledgers:
     async def statistics(self, request: schedule_pb2.GetScheduleStatisticsRequest) -> Message:
         """See the proto."""
         await self._shard.replica.read_barrier()
-        schedule = self._find(request.name, "name")
+        schedule = found.schedule(self._shard.queries, request.name)
         now_ms = self._shard.now_ms()
         counted = Counted(now_ms - STATISTICS_MS)
         upto, looked_at = schedule.ledger_count, 0
@@ -205,7 +217,7 @@ class Ledgers:
         if uid and raw is None:
             raise invalid("uid", f"{uid!r} is not one that was given out")
         try:
-            schedule = self._find(name, field)
+            schedule = found.schedule(self._shard.queries, name, field)
         except NotFound:
             pass
         else:

@@ -1,16 +1,45 @@
-"""Update masks: which fields of a resource a call changes."""
+"""What updates share: which fields of a resource a call changes, and that others change it too."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from ..mesh.errors import InvalidRequest, invalid
+from ...mesh.errors import EtagMismatch, InvalidRequest, invalid
+from .. import convert
+from ..core.commands import Refused, Why
+from ..raft.replica import Replica
+from .writes import refusal
 
 UPDATE_TRIES_MAX = 5
 """Of a read-modify-write that others get in between of; then it is theirs."""
+
+
+async def update(
+    replica: Replica, name: str, etag: str, once: Callable[[int], Awaitable[Message]]
+) -> Message:
+    """Read, decide, write; anew if somebody else wrote in between, unless the client gave an etag.
+
+    once: does so with what is stored now. It gets the version that the client gave, 0 for none.
+    """
+    given = convert.version_of(etag)
+    for _ in range(UPDATE_TRIES_MAX):
+        await replica.read_barrier()
+        try:
+            return await once(given)
+        except EtagMismatch:
+            if given:
+                raise
+    raise EtagMismatch(f"{name} is being changed by others all the time")
+
+
+def check_given(given: int, version: int, what: str) -> None:
+    """Raises EtagMismatch if the client knows another version than there is."""
+    if given not in (0, version):
+        raise refusal(Refused(Why.VERSION_MISMATCH, what))
 
 
 def merge(given: Message, stored: Message, mask: FieldMask, fields: frozenset[str]) -> None:

@@ -47,6 +47,7 @@ class Clocks:
         self._wall_ns = wall_ns
         self._skew_ns_max = skew_ns_max
         self._samples: dict[str, deque[tuple[int, int]]] = {}
+        self._known: tuple[PeerClock, ...] | None = ()  # None: samples have changed since
         self._difference_ns: int | None = None
         self.step_count = 0
         self.last_step_ns = 0
@@ -56,6 +57,7 @@ class Clocks:
         self._samples = {
             peer: self._samples.get(peer) or deque(maxlen=SAMPLES_MAX) for peer in sorted(peers)
         }
+        self._known = None
 
     def monotonic_ns(self) -> int:
         """To be echoed by whoever is asked."""
@@ -89,22 +91,26 @@ class Clocks:
         if 0 <= delay_ns <= DELAY_NS_MAX:
             offset_ns = clock_ns - (self._wall_ns() - delay_ns // 2)
             self._samples[peer].append((delay_ns, offset_ns))
+            self._known = None
 
     def forget(self, *peers: str) -> None:
         """What is known of some peers' clocks, or of all, counts no more."""
         for peer in peers or self._samples:
             if peer in self._samples:
                 self._samples[peer].clear()
+        self._known = None
 
     @property
     def known(self) -> tuple[PeerClock, ...]:
         """Every clock that was measured."""
-        found = []
-        for peer, samples in self._samples.items():
-            if samples:
-                delay_ns, offset_ns = min(samples)
-                found.append(PeerClock(peer, offset_ns, (delay_ns + 1) // 2))
-        return tuple(found)
+        if self._known is None:
+            found = []
+            for peer, samples in self._samples.items():
+                if samples:
+                    delay_ns, offset_ns = min(samples)
+                    found.append(PeerClock(peer, offset_ns, (delay_ns + 1) // 2))
+            self._known = tuple(found)
+        return self._known
 
     @property
     def off(self) -> tuple[PeerClock, ...]:

@@ -210,6 +210,10 @@ class Journal:
         return Position(self.entries[0].index, self.entries[0].term)
 
     @property
+    def base_index(self) -> int:
+        return self.entries[0].index
+
+    @property
     def last_index(self) -> int:
         return self.entries[-1].index
 
@@ -236,7 +240,9 @@ class Journal:
 
     def lists_from(self, index: int) -> list[Members]:
         """The list in force at `index`, and all later ones."""
-        first = max((n for n, (at, _) in enumerate(self._lists) if at <= index), default=0)
+        first = len(self._lists) - 1
+        while first and self._lists[first][0] > index:
+            first -= 1
         return [members for _, members in self._lists[first:]]
 
     def first_of_term(self, index: int) -> int:

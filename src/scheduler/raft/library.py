@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import pysyncobj.syncobj as library
@@ -40,6 +39,7 @@ _METHODS: Final = (
     "_SyncObj__setCurrentTerm",
     "_SyncObj__setState",
     "_SyncObj__tryLogCompaction",
+    "_checkCommandsToApply",
     "_isLeader",
     "_onTick",
 )
@@ -109,8 +109,27 @@ LEADER: Final = library._RAFT_STATE.LEADER
 class Peer(Node):  # type: ignore[misc]
     """A replica by its id, with a hash that is the same in every process (for the simulator)."""
 
+    def __init__(self, peer: str) -> None:
+        super().__init__(peer)
+        self._hash = int.from_bytes(peer.encode(), "big") & 0x7FFFFFFF
+
     def __hash__(self) -> int:
-        return int.from_bytes(self.id.encode(), "big") & 0x7FFFFFFF
+        return self._hash
+
+
+class _Running:
+    """While it is entered, the library's time is this clock's."""
+
+    __slots__ = ("_clock",)
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        _active.append(self._clock)
+
+    def __exit__(self, *_: object) -> None:
+        _active.pop()
 
 
 class JournalAdapter:
@@ -204,20 +223,16 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
             pollerType="poll",
             onStateChanged=self._state_changed,
         )
-        with self._running():
+        self._running = _Running(clock)
+        with self._running:
             super().__init__(self._node(config.replica_id), [], conf, transportClass=_Sender)
         self._poller = _NoPoller()
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        _active.append(self.clock)
-        try:
-            yield
-        finally:
-            _active.pop()
-
     def _node(self, peer: str) -> Peer:
-        return self._nodes.setdefault(peer, Peer(peer))
+        node = self._nodes.get(peer)
+        if node is None:
+            node = self._nodes[peer] = Peer(peer)
+        return node
 
     def __dir__(self) -> list[str]:
         # The library looks itself over for replicated methods while it is half made; properties
@@ -228,7 +243,10 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     @property
     def _SyncObj__raftCommitIndex(self) -> int:
-        return min(self._commit_wanted, max(self.journal.durable_index, 1))
+        durable_index = self.journal.durable_index
+        if self._commit_wanted <= durable_index:
+            return self._commit_wanted
+        return max(durable_index, 1)
 
     @_SyncObj__raftCommitIndex.setter
     def _SyncObj__raftCommitIndex(self, index: int) -> None:
@@ -253,6 +271,9 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     def _SyncObj__tryLogCompaction(self) -> None:
         pass
 
+    def _checkCommandsToApply(self) -> None:
+        """Nothing is ever queued: the member appends to the journal itself."""
+
     def library_sent(self, peer: str, message: dict[str, Any]) -> None:
         """The library wants `message` (its own form) to go to `peer`."""
         raise NotImplementedError
@@ -268,12 +289,12 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     def library_tick(self) -> None:
         """Elections, commitment, standing down; heartbeats by way of broadcast_wanted."""
-        with self._running():
+        with self._running:
             self._onTick(0.0)
 
     def library_receive(self, peer: str, message: dict[str, Any]) -> None:
         """A message in the library's own form."""
-        with self._running():
+        with self._running:
             SyncObj._SyncObj__onMessageReceived(self, self._node(peer), message)
 
     def library_connected(self, peer: str, connected: bool) -> None:

@@ -207,13 +207,23 @@ class Member(RaftLibrary):
     # -- time ----------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Whatever is due by the clock. Cheap when nothing is."""
-        if not self.is_leader:
+        """Whatever is due by the clock, and what can be committed. Cheap when nothing is."""
+        if self.is_leader:
+            # Whether a majority still answers is looked at with every heartbeat.
+            if self.clock() <= self.heartbeat_deadline and self._all_is_committed:
+                return
+        else:
             self._consider_election()
+            if self.clock() <= self.election_deadline:
+                return
         term = self.term
         self.library_tick()
         if self.term != term:
             self._voters = {self._config.replica_id}
+
+    @property
+    def _all_is_committed(self) -> bool:
+        return self.commit_index == self.journal.last_index
 
     def next_deadline(self) -> float:
         """When `tick` has something to do, by this member's clock."""
@@ -542,32 +552,27 @@ class Member(RaftLibrary):
         broadcast, self.broadcast_wanted = self.broadcast_wanted, False
         if not self.is_leader:
             return
-        last = self.journal.last_index
+        base, last = self.journal.base_index, self.journal.last_index
         # Who needs a snapshot is only sent heartbeats meanwhile.
         behind = [
             peer
             for peer in self.others
-            if self.next_index(peer) <= last
-            and not self._progress[peer].full
-            and not self._needs_snapshot(peer)
+            if base < self.next_index(peer) <= last and not self._progress[peer].full
         ]
-        if broadcast or behind:
-            self.round += 1
+        if not broadcast and not behind:
+            return
+        self.round += 1
         shared: dict[tuple[int, int], Append] = {}
         for peer in self.others if broadcast else behind:
             if peer not in self.connected:
                 continue
             progress = self._progress[peer]
             self._send_append(peer, progress, shared)
-            while (
-                self.next_index(peer) <= last
-                and not progress.full
-                and not self._needs_snapshot(peer)
-            ):
+            while base < self.next_index(peer) <= last and not progress.full:
                 self._send_append(peer, progress, shared)
 
     def _needs_snapshot(self, peer: str) -> bool:
-        return self.next_index(peer) <= self.journal.base.index
+        return self.next_index(peer) <= self.journal.base_index
 
     def _send_append(
         self, peer: str, progress: _Progress, shared: dict[tuple[int, int], Append]

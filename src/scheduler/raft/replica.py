@@ -136,6 +136,7 @@ class Replica:
         self._compaction_due_s = -math.inf
         self._receiving = False
         self._stopping = False
+        self._alarm: asyncio.TimerHandle | None = None
         self._driver: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -525,22 +526,38 @@ class Replica:
             raise
         except Exception as error:
             self._fail(error)
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
 
     async def _wait(self) -> None:
         if self._work.is_set():
             await asyncio.sleep(0)  # the loop breathes even when there is always work
         else:
-            delay_s = self._member.next_deadline() - self._environment.clock()
-            if delay_s == math.inf:
-                await self._work.wait()
-            else:
-                loop = asyncio.get_running_loop()
-                timer = loop.call_later(max(delay_s, 0.0) + _TIMER_SLACK_S, self._work.set)
-                try:
-                    await self._work.wait()
-                finally:
-                    timer.cancel()
+            self._set_alarm()
+            await self._work.wait()
         self._work.clear()
+
+    def _set_alarm(self) -> None:
+        """A round when the member's deadline has come. Most rounds put it off: an alarm that is
+        earlier stays as it is, and looks again."""
+        delay_s = self._member.next_deadline() - self._environment.clock()
+        if delay_s == math.inf:
+            return
+        loop = asyncio.get_running_loop()
+        when_s = loop.time() + max(delay_s, 0.0) + _TIMER_SLACK_S
+        if self._alarm is not None:
+            if self._alarm.when() <= when_s + _TIMER_SLACK_S:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(when_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._environment.clock() > self._member.next_deadline():
+            self._work.set()
+        else:
+            self._set_alarm()
 
     async def _round(self) -> None:
         member = self._member
@@ -652,6 +669,8 @@ class Replica:
 
     def _apply(self) -> None:
         member, journal = self._member, self._journal
+        if member.commit_index <= member.applied_index:
+            return
         first = member.applied_index + 1
         now_s = self._environment.clock()
         until_s = now_s + ROUND_APPLY_S
@@ -731,15 +750,16 @@ class Replica:
         if not member.is_leader:
             self._clocks_off = ()
             return
-        against = member.clocks.against
+        clocks_off = member.clocks.off
+        against = member.clocks.against if clocks_off else ()
         if against:
             self._retire(against)
             return
-        off = tuple(clock.peer for clock in member.clocks.off)
+        off = tuple(clock.peer for clock in clocks_off)
         if off != self._clocks_off:
             self._clocks_off = off
             if off:
-                logger.warning("clocks differ from this leader's: %s", member.clocks.off)
+                logger.warning("clocks differ from this leader's: %s", clocks_off)
         if not off and len(member.clocks.known) >= len(member.voting) // 2 + 1:
             self._clock_fault = ""
 

@@ -25,7 +25,7 @@ from ..proto.tickmesh.v1 import execution_pb2
 from . import convert
 from .ahead import PullAhead
 from .attempts import Attempt
-from .clockwork import Clockwork
+from .clockwork import Clockwork, Reading
 from .convert import Order
 from .credentials import Credentials
 from .drain import DrainFile, State
@@ -412,9 +412,9 @@ class Agent:
             finally:
                 self._making.discard(order.work.attempt_id)
 
-    async def due(self, order: Order) -> None:
+    async def due(self, order: Order) -> Reading:
         """See Host."""
-        await self._shards[order.shard_id].due(order.start_at_ns)
+        return await self._shards[order.shard_id].due(order.start_at_ns)
 
     @contextlib.asynccontextmanager
     async def removal(self, order: Order) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ from ..mesh.clock import Clock
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
 from . import convert
+from .clockwork import Reading
 from .convert import End, Order
 from .errors import ExecutorError, GateGone
 from .ledger import Ledger
@@ -47,8 +48,8 @@ class Host(Protocol):
         """A sandbox that waits at its gate. Raises what Runtime.prepare does."""
         ...
 
-    async def due(self, order: Order) -> None:
-        """Return when an order may start."""
+    async def due(self, order: Order) -> Reading:
+        """Return when an order may start; how the leader's clock stands then."""
         ...
 
     def changed(self, attempt: "Attempt") -> None:
@@ -78,6 +79,8 @@ class Attempt:
         self.id = order.work.attempt_id
         self.prepared_ns = 0
         self.started_ns = sandbox.started_ns if sandbox is not None else 0
+        self._reading = Reading()
+        """Of the leader's clock, when it started."""
         self.end: End | None = None
         """Set once it is on disk."""
         self._stop = 0
@@ -98,6 +101,8 @@ class Attempt:
         """An attempt whose end was written by an earlier process."""
         attempt = cls(host, order)
         attempt.prepared_ns, attempt.started_ns = report.prepared_ns, report.started_ns
+        # Its times are by the leader's clock already.
+        attempt._reading = Reading(0, report.clock_uncertainty_ns)
         attempt._finish(convert.reported_end(report))
         return attempt
 
@@ -111,7 +116,12 @@ class Attempt:
             phase = shard_pb2.ATTEMPT_PHASE_PREPARED
         else:
             phase = shard_pb2.ATTEMPT_PHASE_PREPARING
-        return convert.report(self.id, phase, self.prepared_ns, self.started_ns, self.end)
+        return self._report(phase, self.end)
+
+    def _report(
+        self, phase: shard_pb2.AttemptPhase.ValueType, end: End | None
+    ) -> shard_pb2.AttemptReport:
+        return convert.report(self.id, phase, self.prepared_ns, self.started_ns, end, self._reading)
 
     def stop(self, reason: int, message: str, grace_s: float | None = None) -> None:
         """End it, for a tickmesh.v1.ExecutionReason. BEFORE_START never ends what has started."""
@@ -162,7 +172,7 @@ class Attempt:
 
     async def _write(self, end: End) -> None:
         phase = shard_pb2.ATTEMPT_PHASE_ENDED
-        report = convert.report(self.id, phase, self.prepared_ns, self.started_ns, end)
+        report = self._report(phase, end)
         output = self._host.runtime.output_directory(self.id)
         key = self.order.output_key if end.output_bytes != 0 else ""
         await self._host.ledger.end(self.id, report.SerializeToString(), end.ended_ns, output, key)
@@ -200,7 +210,7 @@ class Attempt:
         self._host.changed(self)
         if self._recorded is not None:
             await self._recorded
-        await self._host.due(self.order)
+        self._reading = await self._host.due(self.order)
         self._opening = True
         self.started_ns = await sandbox.start()
 

@@ -11,6 +11,7 @@ import ctypes
 import heapq
 import os
 from collections import deque
+from dataclasses import dataclass
 
 from ..mesh.clock import Clock
 
@@ -94,6 +95,16 @@ class Clockwork:
         self._arm()
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How another's clock stands against ours."""
+
+    offset_ns: int = 0
+    """It minus ours, as far as that is certain."""
+    uncertainty_ns: int = 0
+    """The truth is within this of it. 0: nothing is known."""
+
+
 class ClockOffset:
     """How far another process's wall clock is ahead of ours, from its answers to heartbeats.
 
@@ -112,13 +123,16 @@ class ClockOffset:
             self._samples.append((delay_ns, replied_ns - (sent_ns + received_ns) // 2))
 
     @property
-    def offset_ns(self) -> int:
-        """The other clock minus ours; 0 while nothing is known."""
+    def reading(self) -> Reading:
+        """The other clock minus ours, as far as is certain."""
         if not self._samples:
-            return 0
+            return Reading()
         delay_ns, offset_ns = min(self._samples)
-        certain_ns = max(0, abs(offset_ns) - (delay_ns + 1) // 2)
-        return certain_ns if offset_ns > 0 else -certain_ns
+        half_ns = (delay_ns + 1) // 2
+        certain_ns = max(0, abs(offset_ns) - half_ns)
+        # The truth is at the far side of what one answer allows, at worst.
+        worst_ns = abs(offset_ns) + half_ns - certain_ns
+        return Reading(certain_ns if offset_ns > 0 else -certain_ns, max(1, worst_ns))
 
     @property
     def estimate_ns(self) -> tuple[int, int]:

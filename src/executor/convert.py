@@ -8,6 +8,7 @@ from ..mesh.limits import OUTPUT_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
 from ..mesh.output import object_key
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2, job_pb2
+from .clockwork import Reading
 from .errors import ExecutorError, ImageError, ImageReason, StartError, StartReason
 from .sandbox import NETWORK_EGRESS, NETWORK_NONE, Exit, Work
 
@@ -102,13 +103,18 @@ def report(
     prepared_ns: int,
     started_ns: int,
     end: End | None,
+    reading: Reading = Reading(),  # noqa: B008 - it is immutable
 ) -> shard_pb2.AttemptReport:
-    """Where an attempt is."""
+    """Where an attempt is. reading: of the leader's clock, when it started."""
     message = shard_pb2.AttemptReport(
-        attempt_id=attempt_id, phase=phase, prepared_ns=prepared_ns, started_ns=started_ns
+        attempt_id=attempt_id,
+        phase=phase,
+        prepared_ns=prepared_ns + reading.offset_ns if prepared_ns else 0,
+        started_ns=started_ns + reading.offset_ns if started_ns else 0,
+        clock_uncertainty_ns=reading.uncertainty_ns,
     )
     if end is not None:
-        message.ended_ns = end.ended_ns
+        message.ended_ns = end.ended_ns + reading.offset_ns
         message.reason = end.reason
         message.message = end.message[:STATUS_MESSAGE_CHARACTERS_MAX]
         message.signal = end.signal

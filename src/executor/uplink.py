@@ -24,7 +24,7 @@ from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..mesh.tls import CHANNEL_OPTIONS, channel_credentials
 from ..proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
 from .attempts import Attempt
-from .clockwork import ClockOffset, Clockwork
+from .clockwork import ClockOffset, Clockwork, Reading
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 3.0
@@ -109,7 +109,7 @@ class Shard:
         """The highest that a leader has claimed."""
         self.leading: Stream | None = None
         self._members_number = 0
-        self._offset_ns = 0
+        self._reading = Reading()
         self._heard_ns: int | None = None
         self._heard = asyncio.Event()
 
@@ -159,10 +159,10 @@ class Shard:
         if self.leading is stream:
             self.leading = None
 
-    def heard(self, offset_ns: int) -> None:
+    def heard(self, reading: Reading) -> None:
         """The leader knows what is held here, and has said what it wants of it."""
         self._heard_ns = self.clock.monotonic_ns()
-        self._offset_ns = offset_ns
+        self._reading = reading
         self._heard.set()
         self._heard.clear()
 
@@ -173,17 +173,18 @@ class Shard:
             return False
         return self.clock.monotonic_ns() - self._heard_ns < self._lease_ns
 
-    async def due(self, start_at_ns: int) -> None:
-        """Return at an instant of the leader's clock, or as soon after it as the lease is held."""
+    async def due(self, start_at_ns: int) -> Reading:
+        """Return at an instant of the leader's clock, or as soon after it as the lease is held; how
+        that clock stands against ours."""
         while True:
             # Both again after every wait: the estimate of the clocks gets better, the lease ends.
-            local_ns = start_at_ns - self._offset_ns
+            local_ns = start_at_ns - self._reading.offset_ns
             if self.clock.now_ns() < local_ns:
                 await self._clockwork.until(local_ns)
             elif not self.in_lease:
                 await self._heard.wait()
             else:
-                return
+                return self._reading
 
 
 class StreamSilent(Exception):
@@ -391,4 +392,4 @@ class Stream:
         if self._shard.leading is not self or self._confirms_ns is None:
             return
         if reply.sent_ns >= self._confirms_ns:
-            self._shard.heard(self._offset.offset_ns)
+            self._shard.heard(self._offset.reading)

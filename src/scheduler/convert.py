@@ -577,6 +577,8 @@ def execution_message(
             last.prepare_time.CopyFrom(from_ns(soft.prepared_ns))
         if soft.started_ns:
             last.start_time.CopyFrom(from_ns(soft.started_ns))
+            if soft.clock_uncertainty_ns:
+                last.clock_uncertainty.FromNanoseconds(soft.clock_uncertainty_ns)
             message.state = execution_pb2.EXECUTION_STATE_RUNNING
     _fill_ends(message, execution)
     return message
@@ -636,6 +638,8 @@ def attempt_message(attempt: Attempt) -> execution_pb2.Attempt:
         message.exit_code = attempt.exit_code
     if attempt.cpu_ns:
         message.cpu_time.FromNanoseconds(attempt.cpu_ns)
+    if attempt.uncertainty_ns:
+        message.clock_uncertainty.FromNanoseconds(attempt.uncertainty_ns)
     return message
 
 

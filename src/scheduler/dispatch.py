@@ -21,6 +21,7 @@ from .convert import image_reference, work_message
 from .core.commands import (
     OUTPUT_SINCE,
     PLACEMENT_SINCE,
+    UNCERTAINTY_SINCE,
     Assign,
     Cancel,
     EndAttempts,
@@ -538,6 +539,11 @@ class Dispatcher:
             ended_ns=self._clock.now_ns(),
             reason=reason,
             message=message,
+            uncertainty_ns=(
+                soft.clock_uncertainty_ns
+                if soft and self._proposals.version >= UNCERTAINTY_SINCE
+                else 0
+            ),
         )
         return [(execution.job_uid, execution.id, ended)]
 
@@ -672,4 +678,5 @@ def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version
         cpu_ns=report.cpu_ns,
         output_bytes=report.output_bytes if told else -1,
         dropped_bytes=report.dropped_output_bytes if told else 0,
+        uncertainty_ns=report.clock_uncertainty_ns if version >= UNCERTAINTY_SINCE else 0,
     )

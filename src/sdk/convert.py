@@ -555,6 +555,7 @@ def _from_attempt(message: execution_pb2.Attempt) -> types.Attempt:
         cpu_time=from_duration(message, "cpu_time"),
         output_bytes=message.output_bytes if message.HasField("output_bytes") else None,
         dropped_output_bytes=message.dropped_output_bytes,
+        clock_uncertainty=from_duration(message, "clock_uncertainty"),
     )
 
 

@@ -511,6 +511,8 @@ class Attempt:
     """Written to stdout and stderr, kept or not. None while it runs, or if nobody knows."""
     dropped_output_bytes: int = 0
     """Of output_bytes, those over the limit: of each stream the first and the last are kept."""
+    clock_uncertainty: timedelta | None = None
+    """start_time is true to within this. None if it has not started, or nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

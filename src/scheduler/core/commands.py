@@ -391,12 +391,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     commands: list[AnyCommand]
 
 
-ENTRY_VERSION = 2
+ENTRY_VERSION = 3
 """What this program knows. Raise it with every command that is new, and with every change of what
 one means; an entry of an older version keeps its meaning for ever."""
 
 OUTPUT_SINCE = 2
 """The first version in which an attempt's end tells how much it wrote."""
+
+UNCERTAINTY_SINCE = 3
+"""The first version in which an attempt's end tells how certain its executor was of the time."""
 
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""

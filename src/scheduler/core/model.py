@@ -269,6 +269,8 @@ class Attempt(Record, frozen=True):
     """Written to stdout and stderr, kept or not; -1 if nobody knows. Since version 2."""
     dropped_bytes: int = 0
     """Of these, what was not kept."""
+    uncertainty_ns: int = 0
+    """The times are true to within this; 0 if nobody knows. Since version 3."""
 
 
 class Execution(Record, frozen=True):

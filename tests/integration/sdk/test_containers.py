@@ -78,6 +78,7 @@ def test_its_exit_code_output_payload_and_environment_are_ours(directory: Path) 
     shown = json.loads(tickmesh(directory, "execution", "get", name, "-o", "json").stdout)
     (attempt,) = shown["attempts"]
     assert (attempt["output_bytes"], attempt["dropped_output_bytes"]) == (16, 0)
+    assert 0 < float(attempt["clock_uncertainty"][:-1]) < 1
     assert attempt["peak_memory_bytes"] > 2**20 and float(attempt["cpu_time"][:-1]) > 0
     table = tickmesh(directory, "execution", "get", name).stdout
     assert "PEAK MEMORY" in table and "CPU" in table and "OUTPUT" in table

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tickmesh.executor.clockwork import DELAY_NS_MAX, SAMPLES_MAX, ClockOffset, Clockwork
+from tickmesh.executor.clockwork import DELAY_NS_MAX, SAMPLES_MAX, ClockOffset, Clockwork, Reading
 from tickmesh.mesh.clock import SystemClock
 
 MS = 1_000_000
@@ -71,9 +71,9 @@ def test_only_what_is_certain_is_corrected(
     sent_ms: int, replied_ms: int, received_ms: int, offset_ms: int
 ) -> None:
     offset = ClockOffset()
-    assert offset.offset_ns == 0
+    assert offset.reading.offset_ns == 0
     offset.sample(sent_ms * MS, replied_ms * MS, received_ms * MS)
-    assert offset.offset_ns == offset_ms * MS
+    assert offset.reading.offset_ns == offset_ms * MS
 
 
 def test_the_quickest_answer_of_the_latest_counts() -> None:
@@ -81,16 +81,16 @@ def test_the_quickest_answer_of_the_latest_counts() -> None:
     offset.sample(0, 100 * MS, 2 * MS)  # 99 ± 1: the quickest, but soon too old
     for number in range(SAMPLES_MAX - 1):
         offset.sample(0, 250 * MS, (40 + number) * MS)
-    assert offset.offset_ns == 98 * MS
+    assert offset.reading.offset_ns == 98 * MS
     offset.sample(0, 205 * MS, 10 * MS)  # 200 ± 5
-    assert offset.offset_ns == 195 * MS
+    assert offset.reading.offset_ns == 195 * MS
 
 
 def test_answers_over_a_second_late_or_before_their_question_tell_nothing() -> None:
     offset = ClockOffset()
     offset.sample(0, 10**12, DELAY_NS_MAX + 1)
     offset.sample(10, 10**12, 9)
-    assert offset.offset_ns == 0
+    assert offset.reading.offset_ns == 0
 
 
 def test_what_is_reported_holds_the_truth_within_its_uncertainty() -> None:
@@ -102,3 +102,15 @@ def test_what_is_reported_holds_the_truth_within_its_uncertainty() -> None:
     estimate_ns, uncertainty_ns = offset.estimate_ns
     assert uncertainty_ns == 50, "that of the quickest answer"
     assert abs(estimate_ns - 70_000) <= uncertainty_ns
+
+
+@pytest.mark.parametrize("there_ns", [0, 40, 100])
+@pytest.mark.parametrize("truth_ns", [0, 30, -45, 70_000, -70_000])
+def test_the_truth_is_within_what_is_certain_and_its_uncertainty(
+    truth_ns: int, there_ns: int
+) -> None:
+    offset = ClockOffset()
+    assert offset.reading == Reading(), "nothing is known yet"
+    offset.sample(1_000_000, 1_000_000 + there_ns + truth_ns, 1_000_100)
+    reading = offset.reading
+    assert abs(truth_ns - reading.offset_ns) <= reading.uncertainty_ns <= 100

@@ -10,7 +10,7 @@ import pytest
 from tickmesh.mesh.errors import FailedPrecondition
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler.core import commands
-from tickmesh.scheduler.core.commands import ENTRY_VERSION, OUTPUT_SINCE
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, OUTPUT_SINCE, UNCERTAINTY_SINCE
 from tickmesh.scheduler.dispatch import ended_attempt
 from tickmesh.scheduler.proposals import Proposals
 from tickmesh.scheduler.store import state as states
@@ -115,3 +115,13 @@ def test_how_much_was_written_is_told_once_every_replica_knows_of_it() -> None:
     assert (new.output_bytes, new.dropped_bytes) == (12, 5)
     unknown = ended_attempt(execution, shard_pb2.AttemptReport(), OUTPUT_SINCE)
     assert unknown.output_bytes == -1
+
+
+def test_how_certain_the_time_was_is_told_once_every_replica_knows_of_it() -> None:
+    world = World()
+    world.job("report")
+    (execution,) = world.execute("report")
+    report = shard_pb2.AttemptReport(started_ns=5, clock_uncertainty_ns=70_000)
+    old = ended_attempt(execution, report, UNCERTAINTY_SINCE - 1)
+    assert (old.started_ns, old.uncertainty_ns) == (5, 0)
+    assert ended_attempt(execution, report, UNCERTAINTY_SINCE).uncertainty_ns == 70_000

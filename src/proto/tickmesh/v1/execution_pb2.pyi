@@ -311,6 +311,7 @@ class Attempt(_message.Message):
     CPU_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     DROPPED_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    CLOCK_UNCERTAINTY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts from 1."""
     executor: _builtins.str
@@ -353,6 +354,13 @@ class Attempt(_message.Message):
     def cpu_time(self) -> _duration_pb2.Duration:
         """Processor time used by all of its processes. Unset if it was not measured."""
 
+    @_builtins.property
+    def clock_uncertainty(self) -> _duration_pb2.Duration:
+        """start_time, and an execution's lateness with it, is true to within this: how well its executor
+        knew the clock of the shard's leader at that time. Unset if it has not started, or that is not
+        known (its executor was restarted meanwhile).
+        """
+
     def __init__(
         self,
         *,
@@ -370,10 +378,11 @@ class Attempt(_message.Message):
         cpu_time: _duration_pb2.Duration | None = ...,
         output_bytes: _builtins.int | None = ...,
         dropped_output_bytes: _builtins.int = ...,
+        clock_uncertainty: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "end_time", b"end_time", "exit_code", b"exit_code", "output_bytes", b"output_bytes", "prepare_time", b"prepare_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "clock_uncertainty", b"clock_uncertainty", "cpu_time", b"cpu_time", "end_time", b"end_time", "exit_code", b"exit_code", "output_bytes", b"output_bytes", "prepare_time", b"prepare_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "cpu_time", b"cpu_time", "dropped_output_bytes", b"dropped_output_bytes", "end_time", b"end_time", "executor", b"executor", "exit_code", b"exit_code", "message", b"message", "number", b"number", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "prepare_time", b"prepare_time", "reason", b"reason", "signal", b"signal", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_output_bytes", b"_output_bytes", "assign_time", b"assign_time", "clock_uncertainty", b"clock_uncertainty", "cpu_time", b"cpu_time", "dropped_output_bytes", b"dropped_output_bytes", "end_time", b"end_time", "executor", b"executor", "exit_code", b"exit_code", "message", b"message", "number", b"number", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "prepare_time", b"prepare_time", "reason", b"reason", "signal", b"signal", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -633,7 +633,9 @@ Global___AttemptReports: _TypeAlias = AttemptReports  # noqa: Y015
 
 @_typing.final
 class AttemptReport(_message.Message):
-    """Where an attempt is on its executor. Times are nanoseconds since 1970, 0 if not yet."""
+    """Where an attempt is on its executor. Times are nanoseconds since 1970, 0 if not yet; once it has
+    started, by the leader's clock as far as the executor is certain of it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -651,6 +653,7 @@ class AttemptReport(_message.Message):
     CPU_NS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     DROPPED_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    CLOCK_UNCERTAINTY_NS_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """See Work."""
     phase: Global___AttemptPhase.ValueType
@@ -671,6 +674,10 @@ class AttemptReport(_message.Message):
     """Written to stdout and stderr, kept or not. Unset if nobody knows."""
     dropped_output_bytes: _builtins.int
     """Of these, what was over the limit and not kept."""
+    clock_uncertainty_ns: _builtins.int
+    """When it started, the leader's true time was within this of the executor's idea of it. 0: it has
+    not started, or the executor was started anew since.
+    """
     def __init__(
         self,
         *,
@@ -688,10 +695,11 @@ class AttemptReport(_message.Message):
         cpu_ns: _builtins.int = ...,
         output_bytes: _builtins.int | None = ...,
         dropped_output_bytes: _builtins.int = ...,
+        clock_uncertainty_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes", "output_bytes", b"output_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes", "attempt_id", b"attempt_id", "cpu_ns", b"cpu_ns", "dropped_output_bytes", b"dropped_output_bytes", "ended_ns", b"ended_ns", "exit_code", b"exit_code", "has_exit_code", b"has_exit_code", "message", b"message", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "phase", b"phase", "prepared_ns", b"prepared_ns", "reason", b"reason", "signal", b"signal", "started_ns", b"started_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes", "attempt_id", b"attempt_id", "clock_uncertainty_ns", b"clock_uncertainty_ns", "cpu_ns", b"cpu_ns", "dropped_output_bytes", b"dropped_output_bytes", "ended_ns", b"ended_ns", "exit_code", b"exit_code", "has_exit_code", b"has_exit_code", "message", b"message", "output_bytes", b"output_bytes", "peak_memory_bytes", b"peak_memory_bytes", "phase", b"phase", "prepared_ns", b"prepared_ns", "reason", b"reason", "signal", b"signal", "started_ns", b"started_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_bytes: _TypeAlias = _typing.Literal["output_bytes"]  # noqa: Y015
     _WhichOneofArgType__output_bytes: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes"]  # noqa: Y015

@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
-from tickmesh.scheduler import dispatch, ledgers, proposals, retention, shard, timers
+from tickmesh.scheduler import dispatch, proposals, retention, shard, timers
+from tickmesh.scheduler.calls import ledgers
 from tickmesh.scheduler.core import audit, history
 from tickmesh.scheduler.raft import member, replica
 

@@ -180,6 +180,8 @@ class Agent:
             memory_bytes=identity.capacity.memory_bytes,
             cpu_millis=identity.capacity.cpu_millis,
             egress=identity.capacity.egress,
+            runtimes=identity.capacity.runtimes,
+            capabilities=identity.capacity.capabilities,
             labels=identity.labels,
             runtime=identity.runtime,
             incarnation=uuid.uuid4().hex,

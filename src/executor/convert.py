@@ -83,6 +83,8 @@ def order(message: shard_pb2.Work, shard_id: str) -> Order:
         job=message.execution.rpartition("/executions/")[0],
         revision=message.job_revision,
         network=NETWORK_EGRESS if message.network == job_pb2.NETWORK_EGRESS else NETWORK_NONE,
+        runtime=message.runtime,
+        capabilities=tuple(message.capabilities),
     )
     key = ""
     if message.assign_ms:

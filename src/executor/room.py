@@ -22,6 +22,10 @@ class Capacity:
     memory_bytes: int = 0
     cpu_millis: int = 0
     egress: bool = True
+    runtimes: tuple[str, ...] = ()
+    """Those that plans may name."""
+    capabilities: bool = True
+    """Whether it grants those that plans have."""
 
 
 class Room:
@@ -59,6 +63,10 @@ class Room:
             )
         if work.network == NETWORK_EGRESS and not capacity.egress:
             return "it gives no egress"
+        if work.runtime and work.runtime not in capacity.runtimes:
+            return f"it has no runtime {work.runtime}"
+        if work.capabilities and not capacity.capabilities:
+            return "it grants no capabilities, as it has no user namespaces"
         return ""
 
     def take(self, work: Work) -> None:

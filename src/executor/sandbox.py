@@ -52,6 +52,10 @@ class Work:
     revision: int = 0
     network: str = NETWORK_NONE
     """NETWORK_NONE, or NETWORK_EGRESS: the internet's public addresses."""
+    runtime: str = ""
+    """As containerd names what is to run it; "": the executor's default."""
+    capabilities: tuple[str, ...] = ()
+    """Of mesh.plans.CAPABILITIES, sorted."""
 
 
 def mould(work: Work) -> Work:

@@ -18,6 +18,7 @@ from ..mesh.clock import SystemClock
 from ..mesh.config import Config, ConfigError, ExecutorConfig
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..mesh.objects import Objects
+from ..mesh.plans import RUNTIME
 from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
 from .agent import Agent, Identity, Limits
 from .containerd.client import ContainerdClient
@@ -42,6 +43,9 @@ MEMORY_SHARE = 3, 4
 CPU_SHARE = 32
 """Times the host's processors, for attempts: most wait for something most of the time, and what a
 job may use at most is nothing that it is promised."""
+
+RUNTIMES_MAX = 8
+"""Each is tried out at the start, one after the other."""
 
 LABELS_MAX = 32
 LABEL_KEY_CHARACTERS_MAX = 63
@@ -88,6 +92,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             settings.registry,
             credentials,
             settings.layers_at_once,
+            settings.runtimes,
         )
     try:
         await runtime.start()
@@ -115,7 +120,7 @@ async def _serve(
         executor_id=settings.executor_id,
         address=settings.listen,
         runtime=await _describe(runtime, settings),
-        capacity=_capacity(settings),
+        capacity=_capacity(settings, runtime),
         labels=dict(settings.labels),
     )
     processors = os.cpu_count() or 1
@@ -243,6 +248,18 @@ def check(settings: ExecutorConfig) -> None:
         raise ConfigError(
             "executor.slot_count is at least 1, memory_bytes and cpu_millis at least 0"
         )
+    if len(settings.runtimes) > RUNTIMES_MAX:
+        raise ConfigError(
+            f"executor.runtimes has {len(settings.runtimes)} runtimes; at most {RUNTIMES_MAX}"
+        )
+    for name, binary in settings.runtimes.items():
+        if RUNTIME.fullmatch(name) is None or name == settings.containerd_runtime:
+            raise ConfigError(
+                f"executor.runtimes: {name!r}: another name of containerd's than that of "
+                "containerd_runtime, as io.containerd.runsc.v1"
+            )
+        if binary and not binary.startswith("/"):
+            raise ConfigError(f"executor.runtimes.{name}: {binary!r} is neither empty nor a path")
     if len(settings.labels) > LABELS_MAX:
         raise ConfigError(
             f"executor.labels has {len(settings.labels)} labels; at most {LABELS_MAX}"
@@ -255,15 +272,24 @@ def check(settings: ExecutorConfig) -> None:
             )
 
 
-def _capacity(settings: ExecutorConfig) -> Capacity:
-    """What there is for attempts. Work without containers takes neither memory nor a processor."""
-    if settings.runtime == "inprocess":
-        return Capacity(settings.slot_count, settings.memory_bytes, settings.cpu_millis, True)
+def _capacity(settings: ExecutorConfig, runtime: Runtime) -> Capacity:
+    """What there is for attempts. Work without containers takes neither memory nor a processor, and
+    runs anywhere."""
+    if not isinstance(runtime, ContainerdRuntime):
+        return Capacity(
+            settings.slot_count,
+            settings.memory_bytes,
+            settings.cpu_millis,
+            runtimes=tuple(sorted(settings.runtimes)),
+        )
     return Capacity(
         settings.slot_count,
         settings.memory_bytes or _memory_share(),
         settings.cpu_millis or (os.cpu_count() or 1) * 1_000 * CPU_SHARE,
         settings.egress is not None,
+        runtime.runtimes,
+        # Without a user namespace a capability is one of the host's.
+        capabilities=bool(runtime.id_base),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ..mesh.plans import CAPABILITIES
 from . import gate, limits
 
 OCI_VERSION = "1.0.2"
@@ -82,14 +83,22 @@ class SandboxSpec:
     """Path of a namespace that is wired; "": one of its own, with nothing in it."""
     command: tuple[str, ...] = (gate.PROGRAM,)
     """The first process."""
+    capabilities: tuple[str, ...] = ()
+    """Of mesh.plans.CAPABILITIES: only with a user namespace, in which they are about what is the
+    sandbox's own."""
     swap_accounting: bool = True
     """Whether the kernel counts swap; without it, swappiness 0 is the next best."""
 
 
 def build(sandbox: SandboxSpec) -> bytes:
-    """The specification as JSON. Raises ValueError for limits that no kernel takes."""
+    """The specification as JSON. Raises ValueError for limits that no kernel takes, and for
+    capabilities that nobody may have."""
     if sandbox.memory_bytes <= 0 or sandbox.cpu_millis <= 0 or sandbox.pids <= 0:
         raise ValueError(f"memory, cpu and pids of {sandbox.name} must be positive")
+    if not CAPABILITIES.issuperset(sandbox.capabilities):
+        raise ValueError(f"capabilities of {sandbox.name}: {', '.join(sandbox.capabilities)}")
+    if sandbox.capabilities and not sandbox.id_base:
+        raise ValueError(f"capabilities of {sandbox.name} need a user namespace")
     return msgspec.json.encode(
         {
             "ociVersion": OCI_VERSION,
@@ -135,8 +144,10 @@ def _process(sandbox: SandboxSpec) -> dict[str, Any]:
         "env": [],
         "cwd": "/",
         "noNewPrivileges": True,
+        # All five, so that they survive two execves, the gate's and the command's, of any user.
         "capabilities": {
-            kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
+            kind: list(sandbox.capabilities)
+            for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
         },
         "rlimits": [
             {

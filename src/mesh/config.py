@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from .plans import PLANS_MAX, Plan, problem
+
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Mutual TLS between services: PEM files. See tls.py for the roles in the certificates."""
@@ -204,6 +206,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime_binary: str = "auto"
     """Of io.containerd.runc.v2: "runc", "crun", "auto" (crun where it works), or the path of
     another OCI runtime, as gVisor's runsc; such a one starts without a gate too."""
+    runtimes: dict[str, str] = {}
+    """Further ones, for customers whose plans name them: containerd's name, and either "" (its shim
+    is where containerd finds it) or the path of an OCI runtime, which io.containerd.runc.v2 then
+    runs. As { "io.containerd.runsc.v1" = "/usr/bin/runsc" }. They start without a gate. Each must
+    run a sandbox at the start, with user namespaces if the default has them. At most 8."""
     gate: str = "auto"
     """"off": sandboxes are created ahead, and started when due, with every runtime."""
     user_namespaces: str = "auto"
@@ -252,6 +259,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewayConfig | None = None
     scheduler: SchedulerConfig | None = None
     executor: ExecutorConfig | None = None
+    plans: dict[str, Plan] = {}
+    """What customers may use, by the plans' names: scheduler replicas read it, and must have the
+    same. "standard" is there without being named, and is whose customers have no other."""
 
 
 class ConfigError(Exception):
@@ -261,10 +271,16 @@ class ConfigError(Exception):
 def load(path: Path) -> Config:
     """Read and check a configuration file. Raises ConfigError."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Config)
+        config = msgspec.toml.decode(path.read_bytes(), type=Config)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    if len(config.plans) > PLANS_MAX:
+        raise ConfigError(f"{path}: plans: are {len(config.plans)}; at most {PLANS_MAX}")
+    for name, plan in config.plans.items():
+        if wrong := problem(name, plan):
+            raise ConfigError(f"{path}: plans.{name}: {wrong}")
+    return config

@@ -333,6 +333,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     labels=dict(host.labels),
                     egress=host.egress,
                     runtime=link.runtime,
+                    runtimes=link.hello.runtimes,
+                    capabilities=link.hello.capabilities,
                     clock_offset_ns=link.clock_offset_ns,
                     clock_uncertainty_ns=link.clock_uncertainty_ns,
                 )

@@ -7,8 +7,10 @@ program in a real image (words.py) follows it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -39,6 +41,7 @@ from tickmesh.mesh.clock import SystemClock
 IMAGE = "tests/words:1"
 WORDS = Path(__file__).with_name("words.py")
 LONG = ("sleep", "60")
+RUNSC = "io.containerd.runsc.v1"
 
 
 @dataclass
@@ -49,9 +52,12 @@ class Bed:
     prefix: tuple[str, ...]
     archive: Path
     watcher: Watcher
+    asks_for: str = ""
+    """The runtime that work names."""
 
     def work(self, *words: str, attempt_id: str = "", **more: Any) -> Work:
         command = words if words[:1] == ("nothing-here",) else (*self.prefix, *words)
+        more.setdefault("runtime", self.asks_for)
         return Work(attempt_id or f"a-{uuid.uuid4().hex[:8]}", "tests", IMAGE, command, **more)
 
     async def prepare(self, *words: str, **more: Any) -> Sandbox:
@@ -83,11 +89,10 @@ def words_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def containerd() -> Iterator[tuple[str, Path]]:
     """A private containerd for all of these tests: its socket, and a runtime's data directory."""
-    directory = tmp_path_factory.mktemp("containerd")
-    daemon = Daemon(directory / "containerd")
-    with asyncio.Runner() as runner:
+    with open_directory() as directory, asyncio.Runner() as runner:
+        daemon = Daemon(directory / "containerd")
         runner.run(daemon.start())
         try:
             yield daemon.socket, directory
@@ -100,7 +105,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
         "inprocess",
         pytest.param("containerd", marks=pytest.mark.integration),
         pytest.param("containerd, started when due", marks=pytest.mark.integration),
-        pytest.param("gvisor, started when due", marks=pytest.mark.integration),
+        pytest.param("gvisor beside it, started when due", marks=pytest.mark.integration),
     ]
 )
 def kind(request: pytest.FixtureRequest) -> str:
@@ -113,7 +118,16 @@ def place(kind: str, request: pytest.FixtureRequest) -> tuple[str, Path] | None:
     return None if kind == "inprocess" else request.getfixturevalue("containerd")
 
 
-def _runsc(directory: Path) -> Path:
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """One that others may go through, as an executor's: gVisor opens files as a sandbox's root.
+    Those of pytest are closed, and so is what is above them."""
+    with tempfile.TemporaryDirectory(prefix="tickmesh-tests-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+def runsc(directory: Path) -> Path:
     """gVisor, as Debian has it: that one cannot tell a sandbox's network from the host's on a newer
     kernel, and needs to be told that there is none."""
     path = directory / "runsc"
@@ -128,15 +142,17 @@ async def bed(
 ) -> AsyncIterator[Bed]:
     runtime: Runtime
     prefix: tuple[str, ...] = ()
+    asks_for = ""
     if place is None:
         runtime = InProcessRuntime(tmp_path / "runtime", SystemClock(), any_image=False)
     else:
-        more = {"gate": "off"} if "started when due" in kind else {}
+        more: dict[str, Any] = {"gate": "off"} if kind == "containerd, started when due" else {}
         # A directory of each kind's own: it remembers there which mode the host can.
         directory = place[1] / kind.partition(",")[0]
         directory.mkdir(exist_ok=True)
         if "gvisor" in kind:
-            more |= {"runtime_binary": str(_runsc(directory)), "user_namespaces": "off"}
+            asks_for = RUNSC
+            more |= {"runtimes": {RUNSC: str(runsc(directory))}}
         runtime = ContainerdRuntime(f"conformance-{os.getpid()}", directory, place[0], **more)
         prefix = ("python3", "/words.py")
     await runtime.start()
@@ -144,7 +160,7 @@ async def bed(
     try:
         if IMAGE not in await runtime.list_images():
             await runtime.import_image(IMAGE, words_archive)
-        yield Bed(runtime, prefix, words_archive, watcher)
+        yield Bed(runtime, prefix, words_archive, watcher, asks_for)
     finally:
         watcher.close()
         for output in await asyncio.to_thread(list, runtime.output_directory("x").parent.glob("*")):
@@ -353,6 +369,8 @@ def test_whatever_fixes_a_sandbox_is_in_its_mould() -> None:
         Work("a", "tests", IMAGE, output_bytes_max=1),
         Work("a", "tests", IMAGE, job="customers/tests/jobs/other"),
         Work("a", "tests", IMAGE, revision=1),
+        Work("a", "tests", IMAGE, runtime=RUNSC),
+        Work("a", "tests", IMAGE, capabilities=("CAP_CHOWN",)),
     ):
         assert mould(one) != mould(other)
 

@@ -12,6 +12,7 @@ import tempfile
 import urllib.parse
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,18 @@ def _egress_pool(owner: str, egress: Egress | None) -> "EgressPool | None":
     return EgressPool(owner, egress)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """What runs a sandbox."""
+
+    name: str
+    """Of the runtime, as containerd knows it."""
+    binary: str
+    """Of RUNTIME: the program that it runs."""
+    direct: bool
+    """Its sandboxes start when they are due: see direct.py."""
+
+
 class ContainerdRuntime:
     """Implements sandbox.Runtime on a containerd that is there, or on a private one."""
 
@@ -93,12 +106,14 @@ class ContainerdRuntime:
         own_registry: OwnRegistry | None = None,
         credentials: Credentials | None = None,
         layers_at_once: int = limits.LAYERS_AT_ONCE,
+        runtimes: Mapping[str, str] | None = None,
     ) -> None:
         """`owner`: the executor's id; what it makes carries it, and it touches nothing else.
 
         `user_namespaces`: one of USER_NAMESPACES. `image_cache_bytes`: see ImageStore.trim.
         `containerd_runtime`: containerd's name of what runs sandboxes. `gate`: one of GATES.
-        `own_registry`: the mesh's; `credentials`: for registries that want a login.
+        `own_registry`: the mesh's; `credentials`: for registries that want a login. `runtimes`:
+        further ones, as in ExecutorConfig.
         """
         self._owner = owner
         self._data_directory = data_directory.absolute()
@@ -112,6 +127,10 @@ class ContainerdRuntime:
             or containerd_runtime != RUNTIME
             or runtime_binary not in ("auto", *BINARIES)
         )
+        self._further = {
+            name: Kind(RUNTIME if path else name, path, True)
+            for name, path in (runtimes or {}).items()
+        }
         self._user_namespaces = user_namespaces
         self._image_cache_bytes = image_cache_bytes
         self._insecure_registries = frozenset(insecure_registries)
@@ -141,6 +160,21 @@ class ContainerdRuntime:
         self.id_base = 0
         """The host's id that is root in a sandbox; 0: this host gives no user namespaces."""
 
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The names of the runtimes that work may ask for."""
+        # Whatever a path leads to is not what containerd's name stands for.
+        known = self._runtime_binary in ("auto", *BINARIES)
+        return tuple(sorted([*self._further, *([self._containerd_runtime] if known else [])]))
+
+    def _kind(self, runtime: str) -> Kind:
+        """What runs work that asks for a runtime, or for none ("")."""
+        if runtime in self._further:
+            return self._further[runtime]
+        if runtime and runtime not in self.runtimes:
+            raise SandboxError(f"this executor has no runtime {runtime}")
+        return Kind(self._containerd_runtime, self.binary, self._direct)
+
     # Life.
 
     async def start(self) -> None:
@@ -163,6 +197,8 @@ class ContainerdRuntime:
             await asyncio.to_thread(
                 (self._data_directory / name).mkdir, mode=0o700, parents=True, exist_ok=True
             )
+        if self._direct or self._further:
+            await asyncio.to_thread(_open_to_sandboxes, self._data_directory / "sandboxes")
         if not self._socket:
             self.daemon = Daemon(self._data_directory / "containerd")
             await self.daemon.start()
@@ -187,6 +223,7 @@ class ContainerdRuntime:
             await self._client.connected(limits.DAEMON_START_DEADLINE_S)
             await self._images.sweep()
             await self._choose_binary()
+            await self._try_further()
             if self._egress:
                 await self._egress.start()
         except BaseException as error:
@@ -273,6 +310,21 @@ class ContainerdRuntime:
                 trouble.append(f"{what} cannot run a sandbox: {error}")
         raise HostUnfit(trouble)
 
+    async def _try_further(self) -> None:
+        """Runs a sandbox with each further runtime. Raises HostUnfit."""
+        if self._further:
+            await self._install_probe()
+        for name in self._further:
+            how = f"{name} with{'' if self.id_base else 'out'} user namespaces"
+            try:
+                ended = await self._probe(name)
+            except (ExecutorError, TimeoutError) as error:
+                where = f"{self._data_directory} and what is above it must be open to others (+x)"
+                reach = f" (the cause may be that {where})" if self.id_base else ""
+                raise HostUnfit([f"{how} cannot run a sandbox{reach}: {error}"]) from error
+            if ended.exit_code:
+                raise HostUnfit([f"{how} runs, but a sandbox exits with {ended.exit_code}"])
+
     async def _install_probe(self) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "probe.tar")
@@ -280,9 +332,10 @@ class ContainerdRuntime:
             archive.files_image(path, {"/probe": archive.File(b"")}, process)
             await self._images.install(PROBE_IMAGE, archive.ArchiveSource(path))
 
-    async def _probe(self) -> Exit:
+    async def _probe(self, runtime: str = "") -> Exit:
         name = f"probe-{self._clock.now_ns()}"
-        sandbox = await self.prepare(Work(attempt_id=name, customer="", image=PROBE_IMAGE))
+        work = Work(attempt_id=name, customer="", image=PROBE_IMAGE, runtime=runtime)
+        sandbox = await self.prepare(work)
         try:
             async with asyncio.timeout(PROBE_DEADLINE_S):
                 await sandbox.start()
@@ -367,6 +420,7 @@ class ContainerdRuntime:
             self._views += Counter()  # drops the zeros
 
     async def _make_of(self, work: Work, image: Image, message: bytes) -> ContainerdSandbox:
+        kind = self._kind(work.runtime)
         uid, gid = await self._user(work, image)
         paths = self.paths(work.attempt_id)
         record = Record(
@@ -376,7 +430,7 @@ class ContainerdRuntime:
         )
         exchange = (
             DirectExchange(paths.exchange, self._clock, self._client, record.container_id)
-            if self._direct
+            if kind.direct
             else Exchange(paths.exchange, self._clock)
         )
         sandbox = ContainerdSandbox(
@@ -391,7 +445,7 @@ class ContainerdRuntime:
         )
         try:
             # First, and alone: what another sandbox of that id has must not be undone.
-            await asyncio.to_thread(_claim, paths)
+            await asyncio.to_thread(_claim, paths, kind.direct)
         except FileExistsError as error:
             raise SandboxError(f"sandbox {work.attempt_id} exists already") from error
         except OSError as error:
@@ -400,6 +454,7 @@ class ContainerdRuntime:
             # The namespace is the sandbox's own from its first process on, and ours until then.
             async with self._creates, self._network(work) as namespace:
                 container = self._container(work, image, paths, record, uid, gid, namespace)
+                container.runtime.CopyFrom(self._container_runtime(kind))
                 await self._create(work, image, container, exchange, paths, record)
             await exchange.waiting()
         except (ContainerdError, OSError) as error:
@@ -451,7 +506,7 @@ class ContainerdRuntime:
             self._output_uri(paths.output, work.output_bytes_max),
             container.runtime.options,
         )
-        if not self._direct:
+        if isinstance(exchange, Exchange):
             await self._client.start_task(work.attempt_id)
 
     async def _undo(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
@@ -498,14 +553,14 @@ class ContainerdRuntime:
                 open_files_max=self._open_files_max,
                 id_base=self.id_base,
                 swap_accounting=self._swap_accounting,
-                command=DIRECT_COMMAND if self._direct else (gate.PROGRAM,),
+                command=DIRECT_COMMAND if self._kind(work.runtime).direct else (gate.PROGRAM,),
+                capabilities=work.capabilities,
             )
         )
         container = containers_pb2.Container(
             id=work.attempt_id,
             labels={LABEL_OWNER: self._owner, LABEL_CUSTOMER: work.customer},
             image=image.reference,
-            runtime=self._container_runtime(),
             snapshotter=self._client.snapshotter,
             snapshot_key=image.view,
         )
@@ -513,10 +568,10 @@ class ContainerdRuntime:
         container.spec.value = document
         return container
 
-    def _container_runtime(self) -> containers_pb2.Container.Runtime:
-        if self._containerd_runtime != RUNTIME:
-            return containers_pb2.Container.Runtime(name=self._containerd_runtime)
-        options = runc_options(self.binary, self._state_root)
+    def _container_runtime(self, kind: Kind) -> containers_pb2.Container.Runtime:
+        if kind.name != RUNTIME:
+            return containers_pb2.Container.Runtime(name=kind.name)
+        options = runc_options(kind.binary, self._state_root)
         return containers_pb2.Container.Runtime(name=RUNTIME, options=options)
 
     async def _user(self, work: Work, image: Image) -> tuple[int, int]:
@@ -686,8 +741,17 @@ def _remember(memory: Path, version: str, binary: str, id_base: int) -> None:
     memory.write_text(json.dumps(record))
 
 
-def _claim(paths: Paths) -> None:
+def _open_to_sandboxes(directory: Path) -> None:
+    """Runtimes with a kernel of their own open what a sandbox is to see as who they are by then:
+    the sandbox's root. So that one goes through this directory, and sees no names in it."""
+    os.chown(directory, -1, limits.ID_BASE)
+    directory.chmod(0o710)
+
+
+def _claim(paths: Paths, direct: bool) -> None:
     paths.directory.mkdir(mode=0o700)
+    if direct:
+        _open_to_sandboxes(paths.directory)
     try:
         paths.output.mkdir(mode=0o700)
     except OSError:

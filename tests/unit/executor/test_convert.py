@@ -19,3 +19,11 @@ from tickmesh.proto.tickmesh.v1 import job_pb2
 )
 def test_only_who_asks_for_egress_has_it(number: int, network: str) -> None:
     assert convert.order(shard_pb2.Work(network=number), "shard-0").work.network == network
+
+
+def test_what_a_plan_gives_arrives_and_an_older_replica_gives_nothing() -> None:
+    message = shard_pb2.Work(runtime="io.containerd.runsc.v1", capabilities=["CAP_CHOWN"])
+    work = convert.order(message, "shard-0").work
+    assert (work.runtime, work.capabilities) == ("io.containerd.runsc.v1", ("CAP_CHOWN",))
+    work = convert.order(shard_pb2.Work(), "shard-0").work
+    assert (work.runtime, work.capabilities) == ("", ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tickmesh.executor.room import Capacity, Room
@@ -10,8 +12,8 @@ from tickmesh.executor.sandbox import NETWORK_EGRESS, Work
 MIB = 1 << 20
 
 
-def work(name: str = "a", memory: int = 100, cpu: int = 1_000, network: str = "none") -> Work:
-    return Work(name, "acme", "x:1", memory_bytes=memory * MIB, cpu_millis=cpu, network=network)
+def work(name: str = "a", memory: int = 100, cpu: int = 1_000, **more: Any) -> Work:
+    return Work(name, "acme", "x:1", memory_bytes=memory * MIB, cpu_millis=cpu, **more)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,15 @@ def work(name: str = "a", memory: int = 100, cpu: int = 1_000, network: str = "n
         (Capacity(2), work("b", memory=1 << 20, cpu=4_000), ""),
         (Capacity(2, egress=False), work("b", network=NETWORK_EGRESS), "it gives no egress"),
         (Capacity(2, egress=True), work("b", network=NETWORK_EGRESS), ""),
+        (Capacity(2), work("b", runtime="kata"), "it has no runtime kata"),
+        (Capacity(2, runtimes=("runsc",)), work("b", runtime="kata"), "it has no runtime kata"),
+        (Capacity(2, runtimes=("runsc", "kata")), work("b", runtime="kata"), ""),
+        (
+            Capacity(2, capabilities=False),
+            work("b", capabilities=("CAP_CHOWN",)),
+            "it grants no capabilities, as it has no user namespaces",
+        ),
+        (Capacity(2), work("b", capabilities=("CAP_CHOWN",)), ""),
     ],
 )
 def test_what_is_missing_is_named(capacity: Capacity, asked: Work, words: str) -> None:

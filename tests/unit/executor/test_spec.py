@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tickmesh.executor import limits, spec
+from tickmesh.executor import gate, limits, spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -35,11 +35,24 @@ def document(**changes: Any) -> dict[str, Any]:
     return built
 
 
-@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
-def test_the_document_is_the_golden_one(architecture: str) -> None:
-    built = document(architecture=architecture)
-    text = json.dumps(built, indent=1, sort_keys=True) + "\n"
-    path = GOLDEN / f"spec-{architecture}.json"
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("spec-x86_64", {}),
+        ("spec-aarch64", {"architecture": "aarch64"}),
+        (
+            "spec-by-a-plan",
+            {
+                "id_base": limits.ID_BASE,
+                "capabilities": ("CAP_CHOWN", "CAP_NET_BIND_SERVICE"),
+                "command": (gate.PROGRAM, "direct"),
+            },
+        ),
+    ],
+)
+def test_the_document_is_the_golden_one(name: str, changes: dict[str, Any]) -> None:
+    text = json.dumps(document(**changes), indent=1, sort_keys=True) + "\n"
+    path = GOLDEN / f"{name}.json"
     if os.environ.get("TICKMESH_REWRITE"):
         path.write_text(text)
     assert text == path.read_text()
@@ -130,6 +143,20 @@ def test_limits_become_the_kernels(
 def test_a_limit_of_nothing_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         document(**{field: 0})
+
+
+def test_only_what_is_harmless_in_a_user_namespace_is_granted_and_only_there() -> None:
+    granted = document(id_base=limits.ID_BASE, capabilities=("CAP_KILL",))["process"]
+    assert granted["noNewPrivileges"] is True
+    assert set(granted["capabilities"]) == {
+        "bounding", "effective", "inheritable", "permitted", "ambient",
+    }  # fmt: skip
+    assert all(names == ["CAP_KILL"] for names in granted["capabilities"].values())
+    with pytest.raises(ValueError, match="need a user namespace"):
+        document(capabilities=("CAP_KILL",))
+    for name in ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_MKNOD"):
+        with pytest.raises(ValueError, match=name):
+            document(id_base=limits.ID_BASE, capabilities=("CAP_KILL", name))
 
 
 def test_a_long_name_is_cut_to_a_host_name() -> None:

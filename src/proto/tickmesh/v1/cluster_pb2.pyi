@@ -237,6 +237,8 @@ class Executor(_message.Message):
     USED_CPU_MILLIS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id, as "executor-0"."""
     address: _builtins.str
@@ -265,9 +267,15 @@ class Executor(_message.Message):
     """How much of that is promised to executions: the sum of their limits."""
     egress: _builtins.bool
     """Whether it gives NETWORK_EGRESS."""
+    capabilities: _builtins.bool
+    """Whether it grants the capabilities that plans have: it gives user namespaces."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What its operator says of it: see Job.executor_labels."""
+
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The runtimes that plans may name and that it has, as "io.containerd.runsc.v1"."""
 
     def __init__(
         self,
@@ -286,10 +294,12 @@ class Executor(_message.Message):
         used_cpu_millis: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         egress: _builtins.bool = ...,
+        runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "cpu_millis", b"cpu_millis", "draining", b"draining", "egress", b"egress", "executor_id", b"executor_id", "labels", b"labels", "memory_bytes", b"memory_bytes", "runtime", b"runtime", "slot_count", b"slot_count", "used_cpu_millis", b"used_cpu_millis", "used_memory_bytes", b"used_memory_bytes", "used_slot_count", b"used_slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "clock_offset_ns", b"clock_offset_ns", "clock_uncertainty_ns", b"clock_uncertainty_ns", "cpu_millis", b"cpu_millis", "draining", b"draining", "egress", b"egress", "executor_id", b"executor_id", "labels", b"labels", "memory_bytes", b"memory_bytes", "runtime", b"runtime", "runtimes", b"runtimes", "slot_count", b"slot_count", "used_cpu_millis", b"used_cpu_millis", "used_memory_bytes", b"used_memory_bytes", "used_slot_count", b"used_slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

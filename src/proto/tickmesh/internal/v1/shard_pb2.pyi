@@ -501,6 +501,8 @@ class Hello(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
     OFFER_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     """Node id, as "executor-0"."""
     address: _builtins.str
@@ -517,6 +519,8 @@ class Hello(_message.Message):
     """Processor time that it gives to attempts, in thousandths of a core. 0: it does not count it."""
     egress: _builtins.bool
     """Whether it gives egress to those that ask for it."""
+    capabilities: _builtins.bool
+    """Whether it grants the capabilities of Work: it knows of them, and has user namespaces."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What its operator says of it, for jobs that select by it."""
@@ -524,6 +528,12 @@ class Hello(_message.Message):
     @_builtins.property
     def offer(self) -> Global___Offer:
         """What it offers until it says otherwise."""
+
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The runtimes that plans may name, as containerd names them, which it has. Empty from an older
+        executor: it has whatever it has by default.
+        """
 
     def __init__(
         self,
@@ -538,10 +548,12 @@ class Hello(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         egress: _builtins.bool = ...,
         offer: Global___Offer | None = ...,
+        runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_millis", b"cpu_millis", "egress", b"egress", "executor_id", b"executor_id", "incarnation", b"incarnation", "labels", b"labels", "memory_bytes", b"memory_bytes", "offer", b"offer", "runtime", b"runtime", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "cpu_millis", b"cpu_millis", "egress", b"egress", "executor_id", b"executor_id", "incarnation", b"incarnation", "labels", b"labels", "memory_bytes", b"memory_bytes", "offer", b"offer", "runtime", b"runtime", "runtimes", b"runtimes", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -968,6 +980,8 @@ class Work(_message.Message):
     JOB_REVISION_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     ASSIGN_MS_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """Unique for ever: "{execution uid}-{attempt number}", [a-z0-9-]."""
     start_at_ns: _builtins.int
@@ -998,12 +1012,18 @@ class Work(_message.Message):
     """When it was committed, in milliseconds since 1970: part of the key of its archived output. 0
     from an older replica: it is not archived.
     """
+    runtime: _builtins.str
+    """The runtime that its customer's plan names, as containerd names it. Empty: the executor's default."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its customer's plan grants, as "CAP_NET_BIND_SERVICE", sorted."""
+
     def __init__(
         self,
         *,
@@ -1028,10 +1048,12 @@ class Work(_message.Message):
         job_revision: _builtins.int = ...,
         network: _builtins.int = ...,
         assign_ms: _builtins.int = ...,
+        runtime: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "assign_ms", b"assign_ms", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "network", b"network", "payload", b"payload", "pids", b"pids", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "assign_ms", b"assign_ms", "attempt_id", b"attempt_id", "attempt_number", b"attempt_number", "capabilities", b"capabilities", "command", b"command", "cpu_millis", b"cpu_millis", "customer", b"customer", "due_ns", b"due_ns", "env", b"env", "execution", b"execution", "grace_ms", b"grace_ms", "image", b"image", "job_revision", b"job_revision", "memory_bytes", b"memory_bytes", "network", b"network", "payload", b"payload", "pids", b"pids", "runtime", b"runtime", "scratch_bytes", b"scratch_bytes", "start_at_ns", b"start_at_ns", "timeout_ms", b"timeout_ms", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

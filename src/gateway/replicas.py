@@ -28,6 +28,10 @@ PROBE_TIMEOUT_S = 0.25
 """How long a replica may take to say whether it leads: far more than one that lives needs, and
 little enough to ask again soon where one hangs while the others elect."""
 
+VIEW_TIMEOUT_S = 2.0
+"""How long a replica may take to tell of itself, to people: on a busy machine one that lives should
+not be shown as one that does not. One that is gone says so at once."""
+
 SETTLE_S = 0.05
 """How long the others may take to contradict a replica that says it leads: one that was cut off or
 paused may not know yet of a higher term."""
@@ -129,9 +133,9 @@ class Replicas:
         newer = [v for v in views if v.source is not leader and v.replica.term > term]
         return _leader(newer)
 
-    async def ask(self, timeout_s: float = PROBE_TIMEOUT_S) -> list[View]:
+    async def ask(self) -> list[View]:
         """The views of all that answer in time."""
-        answers = await asyncio.gather(*(self._ask_one(r, timeout_s) for r in self.all))
+        answers = await asyncio.gather(*(self._ask_one(r, VIEW_TIMEOUT_S) for r in self.all))
         return [view for view in answers if view is not None]
 
     async def _claims(self, replicas: Sequence[Replica]) -> list[View]:

@@ -13,7 +13,6 @@ import heapq
 import itertools
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
@@ -61,30 +60,68 @@ def outside(function: Callable[..., Any], *arguments: Any) -> Any:
 _serial = itertools.count()
 
 
+def _number(self: _Task | _Future) -> int:
+    """A hash, given out on demand, by which sets of tasks have the same order in every run."""
+    if self._serial < 0:
+        self._serial = next(_serial)
+    return self._serial
+
+
 class _Task(asyncio.Task[Any]):
-    """Its hash is its number, so that sets of tasks have the same order in every run."""
-
-    _serial: int
+    _serial = -1
     _process: Process | None
-
-    def __hash__(self) -> int:
-        return self._serial
+    __hash__ = _number
 
 
 class _Future(asyncio.Future[Any]):
-    _serial: int
-
-    def __hash__(self) -> int:
-        return self._serial
+    _serial = -1
+    __hash__ = _number
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> _Task:
-    # The number must be there before the task registers itself in a set, within __init__.
-    task = _Task.__new__(_Task)
-    task._serial = next(_serial)
+    task = _Task(work, loop=loop, **options)
     task._process = (options.get("context") or copy_context()).get(PROCESS)
-    task.__init__(work, loop=loop, **options)  # type: ignore[misc]
     return task
+
+
+class _Handle:
+    """What asyncio's handles are, without what is for debugging: there are millions."""
+
+    __slots__ = ("_loop", "arguments", "callback", "context", "ended", "when_s")
+
+    def __init__(
+        self,
+        loop: SimulatedLoop,
+        when_s: float | None,
+        callback: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        context: Context | None,
+    ) -> None:
+        """when_s: None if it is not for a timer."""
+        self._loop = loop
+        self.when_s = when_s
+        self.callback = callback
+        self.arguments = arguments
+        self.context = copy_context() if context is None else context
+        self.ended = False
+        """It has run, or never will."""
+
+    def cancel(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.callback, self.arguments = _nothing, ()
+            self._loop.cancelled_count += self.when_s is not None
+
+    def cancelled(self) -> bool:
+        return self.callback is _nothing
+
+    def when(self) -> float:
+        assert self.when_s is not None
+        return self.when_s
+
+
+def _nothing() -> None:
+    """What a cancelled handle calls."""
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -93,10 +130,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._now_s = 1000.0
-        self._ready: deque[Any]
-        self._scheduled: list[Any]
-        self._timer_cancelled_count = 0
+        self.now_s = 1000.0
+        self._soon: list[_Handle] = []
+        self._timers: list[tuple[float, int, _Handle]] = []
+        self._timers_made = itertools.count()
+        self.cancelled_count = 0
+        """Of timers that are kept though they were cancelled; about."""
         self.steps = 0
         self.errors: list[str] = []
         self.set_task_factory(_make_task)  # type: ignore[arg-type]
@@ -109,50 +148,73 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context['message']}: {error!r} of {task!r}")
 
     def time(self) -> float:
-        return self._now_s
+        return self.now_s
 
     def create_future(self) -> _Future:
-        future = _Future.__new__(_Future)
-        future._serial = next(_serial)
-        future.__init__(loop=self)  # type: ignore[misc]
-        return future
+        return _Future(loop=self)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *arguments: Any, context: Context | None = None
+    ) -> _Handle:
+        handle = _Handle(self, None, callback, arguments, context)
+        self._soon.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *arguments: Any,
+        context: Context | None = None,
+    ) -> _Handle:
+        handle = _Handle(self, when, callback, arguments, context)
+        heapq.heappush(self._timers, (when, next(self._timers_made), handle))
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *arguments: Any,
+        context: Context | None = None,
+    ) -> _Handle:
+        return self.call_at(self.now_s + delay, callback, *arguments, context=context)
 
     def _run_once(self) -> None:
-        if self._timer_cancelled_count > CANCELLED_MAX:
+        if self.cancelled_count > CANCELLED_MAX:
             self._drop_cancelled()
-        if not self._ready:
-            while self._scheduled and self._scheduled[0]._cancelled:
-                heapq.heappop(self._scheduled)._scheduled = False
-            if not self._scheduled:
+        timers, batch = self._timers, self._soon
+        if not batch:
+            while timers and timers[0][2].ended:
+                heapq.heappop(timers)
+            if not timers:
                 raise Deadlock
-            self._now_s = max(self._now_s, self._scheduled[0]._when)
-        while self._scheduled and self._scheduled[0]._when <= self._now_s:
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False
-            self._ready.append(handle)
-        batch = list(self._ready)
-        self._ready.clear()
+            self.now_s = max(self.now_s, timers[0][0])
+        self._soon = []
+        while timers and timers[0][0] <= self.now_s:
+            batch.append(heapq.heappop(timers)[2])
         if len(batch) > 1:
             self._random.shuffle(batch)
         self.steps += len(batch)
         for handle in batch:
-            if handle._cancelled:
+            context = handle.context
+            process = context.get(PROCESS)
+            if handle.ended or (process is not None and not process.alive):
                 continue
-            process = handle._context.get(PROCESS)
-            if process is None or process.alive:
-                handle._run()
+            handle.ended = True
+            try:
+                context.run(handle.callback, *handle.arguments)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                message = f"an error in {handle.callback}"
+                self.call_exception_handler({"message": message, "exception": error})
 
     def _drop_cancelled(self) -> None:
         """Most timers are timeouts that did not come true."""
-        kept = []
-        for handle in self._scheduled:
-            if handle._cancelled:
-                handle._scheduled = False
-            else:
-                kept.append(handle)
-        heapq.heapify(kept)
-        self._scheduled = kept
-        self._timer_cancelled_count = 0
+        self._timers = [timer for timer in self._timers if not timer[2].ended]
+        heapq.heapify(self._timers)
+        self.cancelled_count = 0
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
         """Forgotten generators are those of dead processes: they do nothing more."""
@@ -171,8 +233,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             for task in asyncio.all_tasks(self):
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()  # type: ignore[union-attr]
-            self._ready.clear()
-            self._scheduled.clear()
+            self._soon.clear()
+            self._timers.clear()
             gc.collect()
             self.close()
         finally:

@@ -20,7 +20,7 @@ from tickmesh.scheduler.raft.environment import Environment
 from tickmesh.scheduler.raft.storage import Operation, Put
 from tickmesh.scheduler.store.backend import MemoryBackend
 
-from .loop import PROCESS, Crashed, Process
+from .loop import PROCESS, Crashed, Process, SimulatedLoop
 
 T = TypeVar("T")
 START_MS = 1_800_000_000_000
@@ -99,7 +99,9 @@ class Machine:
         self.flush_fails = False
         self.is_full = False
         self.on_death: Callable[[Machine, str], None] = lambda machine, why: None
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        self._loop = loop
         self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4)
         self.offset_ms = self.chance.uniform(-50.0, 50.0)
         self._phase = self.chance.uniform(0.0, 6.0)
@@ -109,7 +111,7 @@ class Machine:
 
     def now_ns(self) -> int:
         """Wall clock: see mesh.clock.Clock."""
-        elapsed_s = self._loop.time() - 1000.0
+        elapsed_s = self._loop.now_s - 1000.0
         drift_ms = DRIFT_MS * math.sin(self._phase + elapsed_s / DRIFT_S)
         return int((START_MS + self.offset_ms + drift_ms + elapsed_s * 1000) * 1_000_000)
 
@@ -119,7 +121,7 @@ class Machine:
 
     def monotonic_s(self) -> float:
         """Never runs backwards; at its own rate."""
-        return self._monotonic_start_s + self._loop.time() * self._rate
+        return self._monotonic_start_s + self._loop.now_s * self._rate
 
     # -- death ---------------------------------------------------------------------------------
 

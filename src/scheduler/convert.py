@@ -63,6 +63,8 @@ FIRED = frozenset({Outcome.FIRED, Outcome.CAUGHT_UP})
 """Outcomes of instants that have an execution."""
 SPECS_CACHED_MAX = 8_192
 """Recurrences that were checked lately: batches repeat the same few."""
+POLICIES_CACHED_MAX = 256
+"""The same of policies."""
 
 # registry host with a dot or a port (else it would be a customer), a path, then :tag or @digest
 _REGISTRY_IMAGE = re.compile(
@@ -357,15 +359,36 @@ def _fires_in_a_minute(spec: recurrence.Spec, after_ms: int) -> int:
 
 def policy_of(schedule: schedule_pb2.Schedule) -> Policy:
     """What a schedule does when things are not as planned, defaults applied."""
+    return _policy(
+        schedule.overlap_policy,
+        schedule.overlap_queue_max,
+        schedule.misfire_policy,
+        schedule.misfire_window.ToMilliseconds() if schedule.HasField("misfire_window") else 0,
+        schedule.misfire_max,
+        schedule.start_deadline.ToMilliseconds() if schedule.HasField("start_deadline") else 0,
+        schedule.pause_after_failures,
+    )
+
+
+@lru_cache(maxsize=POLICIES_CACHED_MAX)
+def _policy(
+    overlap: int,
+    queue_max: int,
+    misfire: int,
+    misfire_window_ms: int,
+    misfire_max: int,
+    start_deadline_ms: int,
+    pause_after_failures: int,
+) -> Policy:
     default = Policy()
     return Policy(
-        overlap=Overlap(schedule.overlap_policy or default.overlap),
-        queue_max=schedule.overlap_queue_max or default.queue_max,
-        misfire=Misfire(schedule.misfire_policy or default.misfire),
-        misfire_window_ms=schedule.misfire_window.ToMilliseconds(),
-        misfire_max=schedule.misfire_max or default.misfire_max,
-        start_deadline_ms=schedule.start_deadline.ToMilliseconds(),
-        pause_after_failures=schedule.pause_after_failures,
+        overlap=Overlap(overlap or default.overlap),
+        queue_max=queue_max or default.queue_max,
+        misfire=Misfire(misfire or default.misfire),
+        misfire_window_ms=misfire_window_ms,
+        misfire_max=misfire_max or default.misfire_max,
+        start_deadline_ms=start_deadline_ms,
+        pause_after_failures=pause_after_failures,
     )
 
 

@@ -78,7 +78,8 @@ class Schedules:
         customer, job_id = names.parse_job(request.parent, "parent")
         making = self._writes.making(request.request_id)
         message = request.schedule
-        new = self._new(message, request.schedule_id, customer, making, 0, "schedule")
+        spec = self._spec(message.recurrence, customer, "schedule.recurrence")
+        new = self._new(message, request.schedule_id, spec, making, 0)
         return self._writes.create(
             request,
             message,
@@ -92,17 +93,17 @@ class Schedules:
         """See the proto."""
         customer, job_id = names.parse_job(request.parent, "parent")
         making = self._writes.making(request.request_id)
-        new = [
-            self._new(
-                item.schedule,
-                item.schedule_id,
-                customer,
-                making,
-                index,
-                f"schedules[{index}].schedule",
-            )
-            for index, item in enumerate(request.schedules)
-        ]
+        known: dict[bytes, recurrence.Spec] = {}
+        """By their messages: many schedules of a batch fire at the same times."""
+        new = []
+        for index, item in enumerate(request.schedules):
+            message = item.schedule
+            raw = message.recurrence.SerializeToString()
+            spec = known.get(raw)
+            if spec is None:
+                field = f"schedules[{index}].schedule.recurrence"
+                spec = known[raw] = self._spec(message.recurrence, customer, field)
+            new.append(self._new(message, item.schedule_id, spec, making, index))
 
         def respond(made: Sequence[Schedule]) -> Message:
             response = schedule_pb2.BatchCreateSchedulesResponse()
@@ -110,7 +111,7 @@ class Schedules:
                 response.schedules.append(self._created(item.schedule, asked, schedule))
             return response
 
-        for zone in sorted({each.spec.zone for each in new}):
+        for zone in sorted({spec.zone for spec in known.values()}):
             self._writes.learn(zone)
         return self._writes.submit(
             commands.CreateSchedules(customer, job_id, new, making.request),
@@ -130,16 +131,14 @@ class Schedules:
             return convert.fill_schedule(message, made)
         return convert.schedule_message(made)
 
+    @staticmethod
     def _new(
-        self,
         schedule: schedule_pb2.Schedule,
         schedule_id: str,
-        customer: str,
+        spec: recurrence.Spec,
         making: Making,
         index: int,
-        field: str,
     ) -> commands.NewSchedule:
-        spec = self._spec(schedule.recurrence, customer, f"{field}.recurrence")
         named, uid = making.item("schedule", schedule_id, index)
         policy = convert.policy_of(schedule)
         return commands.NewSchedule(named, uid, labels(schedule), spec, policy, schedule.payload)

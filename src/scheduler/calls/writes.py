@@ -87,7 +87,8 @@ class Making:
 
 def labels(message: Any) -> tuple[tuple[str, str], ...]:
     """Labels as they are stored."""
-    return tuple(sorted(message.labels.items()))
+    given = message.labels
+    return tuple(sorted(given.items())) if given else ()
 
 
 class Writes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from . import recurrence
 from .commands import (
     DELETED_SINCE,
@@ -19,15 +21,28 @@ from .jobs import check_version, existing
 from .ledger import Definition, Outcome, Row, make
 from .model import Job, Schedule, ScheduleState
 from .pins import note_use, pinned, ready
+from .recurrence import Spec
 from .view import View
+
+
+class _Plan(NamedTuple):
+    """When schedules of one spec that are created together first fire."""
+
+    stored: Spec
+    """With its calendars and zones pinned."""
+    due: tuple[int, int]
+    """(nominal, due) of the first fire."""
+    skips: bool
+    """Something is skipped before that."""
 
 
 def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
     """All or none; the same request again answers what it made the first time."""
     job = existing(view, command.customer, command.job_id)
     made: list[Schedule] = []
-    fresh: list[tuple[Schedule, Row]] = []
+    fresh: list[tuple[Schedule, Row, bool]] = []
     seen: set[str] = set()
+    plans: dict[Spec, _Plan] = {}
     for index, new in enumerate(command.schedules):
         stored = view.schedule(job.uid, new.schedule_id)
         if new.schedule_id in seen:
@@ -38,18 +53,21 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
                 raise Refused(Why.ALREADY_EXISTS, new.schedule_id, index)
             made.append(stored)
             continue
-        schedule, row = _made(view, job, new, command.request, now_ms, index)
-        if not schedule.next_ms:
-            raise Refused(Why.NEVER_FIRES, new.schedule_id, index)
+        plan = plans.get(new.spec)
+        if plan is None:
+            plan = _planned(view, job, new, now_ms, index)
+            if not recurrence.draws(plan.stored):
+                plans[new.spec] = plan
+        schedule, row = _made(job, new, plan, command.request, now_ms)
         made.append(schedule)
-        fresh.append((schedule, row))
-    for schedule, row in fresh:
+        fresh.append((schedule, row, plan.skips))
+    for schedule, row, skips in fresh:
         view.put_schedule(schedule)
         view.put_row(schedule.uid, 0, row)
         view.put_timer(timer(schedule))
-        note_use(view, None, schedule)
-        spec = ready(view, job.customer, schedule.spec)
-        if recurrence.skips(spec, now_ms, schedule.next_ms, hash_key=schedule.uid.hex()):
+        if schedule.spec.calendars:
+            note_use(view, None, schedule)
+        if skips:
             turn = Turn(view, job, schedule, now_ms)
             turn.note_skips(now_ms, schedule.next_ms)
             turn.finish()
@@ -58,15 +76,23 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
     return made
 
 
-def _made(
-    view: View, job: Job, new: NewSchedule, request: bytes, now_ms: int, index: int
-) -> tuple[Schedule, Row]:
-    """The schedule, and the first row of its ledger, which says what it is."""
+def _planned(view: View, job: Job, new: NewSchedule, now_ms: int, index: int) -> _Plan:
     key = new.uid.hex()
     stored = pinned(view, job.customer, new.spec, index)
     spec = ready(view, job.customer, stored)
-    nominal_ms = recurrence.next_fire(spec, now_ms, hash_key=key) or 0
-    due_ms = recurrence.due_ms(spec, nominal_ms, hash_key=key) if nominal_ms else 0
+    nominal_ms = recurrence.next_fire(spec, now_ms, hash_key=key)
+    if nominal_ms is None:
+        raise Refused(Why.NEVER_FIRES, new.schedule_id, index)
+    due_ms = recurrence.due_ms(spec, nominal_ms, hash_key=key)
+    skips = recurrence.skips(spec, now_ms, nominal_ms, hash_key=key)
+    return _Plan(stored, (nominal_ms, due_ms), bool(skips))
+
+
+def _made(
+    job: Job, new: NewSchedule, plan: _Plan, request: bytes, now_ms: int
+) -> tuple[Schedule, Row]:
+    """The schedule, and the first row of its ledger, which says what it is."""
+    stored, (nominal_ms, due_ms), _ = plan
     active = ScheduleState.ACTIVE
     row = make(
         b"",

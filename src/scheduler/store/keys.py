@@ -35,6 +35,8 @@ execution is in the period of its due time; the others are in that of the entry 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..core.history import period
 from ..core.ids import EXECUTION_ID_BYTES, UID_BYTES
 from ..core.model import Timer, TimerKind
@@ -52,6 +54,7 @@ PERIOD_BYTES = 4
 NEWEST = (1 << 48) - 1
 
 
+@lru_cache(maxsize=64)
 def history(period: int) -> bytes:
     """The prefix of a period's history."""
     return HISTORY + period.to_bytes(PERIOD_BYTES, "big")

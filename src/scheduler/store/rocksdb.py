@@ -43,6 +43,8 @@ reads look at more files meanwhile."""
 WAL_BYTES_MAX = 128 * 1024 * 1024
 """Of state not yet in files; the journal has it too, so this bounds only the restart."""
 
+TIMERS_KIND, HISTORY_KIND = TIMERS[0], HISTORY[0]
+
 PERIOD_NAME = "history-"
 """The name of a period's column family, before its number."""
 
@@ -170,12 +172,13 @@ class RocksBackend:
         batch = WriteBatch(raw_mode=True)
         put, delete, timers = batch.put, batch.delete, self._timers_handle
         for key, value in changes.items():
-            if key[:1] == TIMERS:
+            kind = key[0]
+            if kind == TIMERS_KIND:
                 if value is None:
                     delete(key, timers)
                 else:
                     put(key, value, timers)
-            elif key[:1] == HISTORY:
+            elif kind == HISTORY_KIND:
                 handle = self._handle(key)
                 if value is None:
                     delete(key, handle)

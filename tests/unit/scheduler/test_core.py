@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World
-from tickmesh.scheduler.core import commands, executions
+from tickmesh.scheduler.core import commands, executions, recurrence
 from tickmesh.scheduler.core.commands import Placement, Refused, Why
 from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import (
@@ -19,6 +19,7 @@ from tickmesh.scheduler.core.model import (
     Reason,
     ScheduleState,
 )
+from tickmesh.scheduler.store import keys
 
 
 @pytest.fixture
@@ -121,6 +122,40 @@ class TestSchedules:
         command = commands.CreateSchedules("acme", "hello", [new], b"")
         assert refused(world.do(command)) is Why.NEVER_FIRES
         assert world.timers() == []
+
+    def test_a_batch_stores_what_its_schedules_store_one_by_one(self) -> None:
+        specs: list[dict[str, Any]] = [
+            {"crons": ("0 3 * * *",)},
+            {"crons": ("H H * * *",)},
+            {"every": ((60_000, 0),), "jitter_ms": 30_000},
+            {"crons": ("30 2 * * *",), "zone": "Europe/Berlin", "gap": recurrence.Gap.SKIP},
+            {"crons": ("0 3 * * *",), "excluded_windows": ((START_MS, START_MS + 86_400_000),)},
+            {"crons": ("0 3 * * *",), "calendars": (recurrence.Pin("holidays"),)},
+        ]
+        stored = []
+        for together in (True, False):
+            world = World()
+            world.job()
+            world.calendar(dates=("2027-01-16",))
+            new = [
+                world.new_schedule(f"s{number}", **spec) for number, spec in enumerate(specs * 2)
+            ]
+            for batch in [new] if together else [[each] for each in new]:
+                made = world.do(commands.CreateSchedules("acme", "hello", batch, b""))
+                assert isinstance(made, list)
+            pairs = world.backend.scan(b"", b"\xff")
+            stored.append({key: value for key, value in pairs if key != keys.META})
+        at_once, one_by_one = stored
+        differing = [key for key in at_once if at_once[key] != one_by_one.get(key)]
+        assert at_once.keys() == one_by_one.keys()
+        assert differing == []
+
+    def test_of_a_batch_the_one_that_never_fires_is_named(self, world: World) -> None:
+        batch = [world.new_schedule(name) for name in ("a", "b")]
+        batch.append(world.new_schedule("c", at_ms=(START_MS - 1,)))
+        outcome = world.do(commands.CreateSchedules("acme", "hello", batch, b""))
+        assert isinstance(outcome, Refused)
+        assert (outcome.why, outcome.what, outcome.index) == (Why.NEVER_FIRES, "c", 2)
 
     def test_a_schedule_of_no_job_is_refused(self, world: World) -> None:
         command = commands.CreateSchedules("acme", "nobody", [world.new_schedule("s")], b"")

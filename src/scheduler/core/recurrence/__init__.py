@@ -30,7 +30,7 @@ from .errors import (
     UnknownZone,
 )
 from .preview import Fire, preview
-from .program import due_ms, latest_fire, next_fire
+from .program import draws, due_ms, latest_fire, next_fire
 from .skips import Skip, skips
 from .spec import Calendar, Fold, Gap, Pin, Problem, Spec, calendar_digest, with_calendars
 from .upgrade import Moves, fires_moved
@@ -59,6 +59,7 @@ __all__ = [
     "calendar_digest",
     "check_zone_file",
     "describe",
+    "draws",
     "due_ms",
     "fires_moved",
     "latest_fire",

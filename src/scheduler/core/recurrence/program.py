@@ -175,6 +175,11 @@ def program(spec: Spec, hash_key: str) -> Program:
     return _keyed(spec, hash_key) if found.hashed else found
 
 
+def draws(spec: Spec) -> bool:
+    """Returns whether it is due at other times under another `hash_key`: by `H`, or by jitter."""
+    return spec.jitter_ms > 0 or any(parse(cron).hashes for cron in spec.crons)
+
+
 def next_fire(spec: Spec, after_ms: int, *, hash_key: str = "") -> int | None:
     """Returns the nominal instant of the first fire strictly after `after_ms`; None: never again.
 

@@ -175,6 +175,9 @@ class _Timeline:
     def __init__(self, report: Report, rows: list[Row], ready: Callable[[Spec], Spec]) -> None:
         self.starts: list[int] = []
         self.definitions: list[Definition] = []
+        self._changes: list[int] = []
+        """When somebody changed the schedule. A definition may begin later than it was written, as
+        that of one that has finished does; and to finish by itself is no change."""
         for row in rows:
             if row.outcome is Outcome.DEFINED:
                 try:
@@ -184,6 +187,8 @@ class _Timeline:
                 except (msgspec.DecodeError, LookupError) as error:
                     report.add(Kind.TAMPERED, row.at_ms, f"a definition cannot be read: {error}")
                     continue
+                if not self.definitions or definition.version != self.definitions[-1].version:
+                    self._changes.append(row.at_ms)
                 self.starts.append(max([row.first_ms, *self.starts[-1:]]))
                 self.definitions.append(definition)
 
@@ -193,9 +198,9 @@ class _Timeline:
         return self.definitions[at - 1] if at else None
 
     def changed_within(self, after_ms: int, until_ms: int) -> bool:
-        """Whether a definition began with after <= time <= until."""
-        at = bisect_right(self.starts, after_ms - 1)
-        return at < len(self.starts) and self.starts[at] <= until_ms
+        """Whether the schedule was changed with after <= time <= until."""
+        at = bisect_left(self._changes, after_ms)
+        return at < len(self._changes) and self._changes[at] <= until_ms
 
 
 def _check_contents(spec: Spec) -> None:

@@ -90,6 +90,32 @@ def test_a_schedule_that_finished_ahead_of_its_last_instants_is_audited_whole(
     assert (report.problems, report.instants) == ([], 3)
 
 
+def test_a_change_after_the_last_instant_was_armed_may_take_all_of_them_back(
+    world: World,
+) -> None:
+    """It is finished then, and stays so: its last definition begins with its last instant."""
+    schedule = world.schedule(every=((1_000, 0),), max_fires=3)
+    world.now_ms = schedule.due_ms - 900
+    for _ in range(3):
+        world.fire(world.stored(schedule), placement=None)
+    stored = world.stored(schedule)
+    assert stored.state is ScheduleState.FINISHED
+    world.do(
+        commands.UpdateSchedule(
+            "acme",
+            "hello",
+            stored.schedule_id,
+            stored.version,
+            stored.labels,
+            stored.spec,
+            stored.policy,
+            b"other",
+        )
+    )
+    world.now_ms += 10_000
+    assert verify(world, world.stored(schedule)).problems == []
+
+
 def test_a_row_that_was_changed_is_found(world: World, fired: Schedule) -> None:
     rows = world.rows(fired.uid, 0, 100)
     rows[4] = replace(rows[4], outcome=Outcome.OVERLAP)

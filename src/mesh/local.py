@@ -131,6 +131,8 @@ class Child:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.configure(settings)
         self.process: asyncio.subprocess.Process | None = None
+        self.within: tuple[str, ...] = ()
+        """A program, by its path, and its arguments, that becomes this one elsewhere: nsenter."""
 
     def configure(self, settings: Config) -> None:
         """Write its configuration, for its next start."""
@@ -160,7 +162,7 @@ class Child:
         launcher = (sys.executable, "-I", "-S", launch.__file__)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(*launcher, str(os.getpid()), str(int(signal.SIGTERM)), *program),
+                *(*launcher, str(os.getpid()), str(int(signal.SIGTERM)), *self.within, *program),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

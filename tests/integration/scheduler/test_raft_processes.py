@@ -147,17 +147,7 @@ class Group:
 
     def digests(self) -> set[str]:
         """Of every byte of every replica's state, once they have ended."""
-        found = set()
-        for name in self.children:
-            backend = RocksBackend(self.directory / name / "state")
-            digest = hashlib.sha256()
-            after_timers = bytes([keys.TIMERS[0] + 1])
-            ranges = ((b"\x00", b"\xff" * 64), (keys.TIMERS, after_timers))
-            for key, value in (pair for ends in ranges for pair in backend.scan(*ends)):
-                digest.update(b"%d %d " % (len(key), len(value)) + key + value)
-            backend.close()
-            found.add(digest.hexdigest())
-        return found
+        return {digest(self.directory / name / "state") for name in self.children}
 
     def journal_base(self, name: str) -> int:
         """The first index that an ended replica's journal still knows."""
@@ -166,6 +156,18 @@ class Group:
             return Journal(storage, GROUP, name, configured([name], {}), bootstrap=False).base.index
         finally:
             storage.close()
+
+
+def digest(state: Path) -> str:
+    """Of every byte of a replica's state, once it has ended."""
+    backend = RocksBackend(state)
+    found = hashlib.sha256()
+    after_timers = bytes([keys.TIMERS[0] + 1])
+    ranges = ((b"\x00", b"\xff" * 64), (keys.TIMERS, after_timers))
+    for key, value in (pair for ends in ranges for pair in backend.scan(*ends)):
+        found.update(b"%d %d " % (len(key), len(value)) + key + value)
+    backend.close()
+    return found.hexdigest()
 
 
 def result(reply: shard_pb2.Reply) -> bytes:

@@ -13,6 +13,9 @@ import msgspec
 
 from .plans import PLANS_MAX, Plan, problem
 
+REMOVED = "removed"
+"""A file in the data directory of a replica that its shard has removed: it never starts again."""
+
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Mutual TLS between services: PEM files. See tls.py for the roles in the certificates."""

@@ -7,7 +7,8 @@ ends. In the directory of a mesh:
     secrets.key     seals the customers' secrets
     operator.key    where callers are authenticated: the key that makes the first customers' keys
     lock            held (flock) by the one process that uses the directory
-    shape.json      how many replicas the shard has; written when it first had a leader
+    shape.json      how many replicas the shard began with, and where those that there are now
+                    listen; written when it first had a leader
     certificates/   new at each start
     config/ logs/ run/          one file a process
     shard-0-0/ executor-0/ ...  what each process stores
@@ -27,7 +28,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,7 @@ import msgspec
 from ..proto.tickmesh.v1 import cluster_pb2, cluster_pb2_grpc
 from . import api_keys, launch
 from .config import (
+    REMOVED,
     Archive,
     Config,
     ExecutorConfig,
@@ -116,6 +118,15 @@ class LocalOptions:
     """Of executors and gateways. A path that is not absolute is in the mesh's own directory."""
     registry: bool = False
     """An image registry of its own: needs CNCF Distribution (registries.PROGRAM) installed."""
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """shape.json: of what shard the data in a mesh's directory is."""
+
+    replicas: int
+    """That it began with."""
+    addresses: dict[str, str] = {}
+    """By the id of each replica that there is or was."""
 
 
 class Child:
@@ -313,7 +324,7 @@ class LocalMesh:
             await self._all_serve(progress)
             if self.gateways:
                 await _first_failure_ends(self.ended_unasked(), self._whole(progress))
-            self._keep_shape()
+            self._settle()
         except BaseException:
             await self.stop()
             raise
@@ -328,6 +339,7 @@ class LocalMesh:
             assert child.settings.scheduler is not None
             peers |= {peer.replica_id: peer for peer in child.settings.scheduler.shard.replicas}
         peers[name] = Peer(name, f"{HOST}:{free_ports(1)[0]}")
+        self._keep_shape(peers.values())
         child = Child(
             name,
             "scheduler",
@@ -347,6 +359,18 @@ class LocalMesh:
         self.replicas.append(child)
         return child
 
+    def _is_removed(self, replica_id: str) -> bool:
+        """Whether its shard has removed it, and it has heard of it."""
+        return (self.directory / replica_id / REMOVED).exists()
+
+    def _leaves(self, child: Child) -> bool:
+        """Whether a process that has ended is a replica that its shard has removed: it is no part
+        of the mesh any more."""
+        if child not in self.replicas or not self._is_removed(child.name):
+            return False
+        self.replicas.remove(child)
+        return True
+
     async def stop(self) -> None:
         """End everything: the door first, so that nothing new comes in; then the executors, which
         report what they ended; then those to whom they report."""
@@ -357,8 +381,8 @@ class LocalMesh:
             self._lock = -1
 
     async def ended_unasked(self) -> None:
-        """Wait until a process ends, which nobody should have asked to; raises its MeshFailed.
-        Looks after the logs meanwhile."""
+        """Wait until a process ends, which nobody should have asked to; raises its MeshFailed. A
+        replica that its shard has removed may end. Looks after the logs meanwhile."""
         children = {
             asyncio.create_task(child.process.wait()): child
             for child in self.children
@@ -369,8 +393,10 @@ class LocalMesh:
                 done, _ = await asyncio.wait(
                     children, timeout=LOG_LOOK_S, return_when=asyncio.FIRST_COMPLETED
                 )
-                if done:
-                    raise children[done.pop()].failed()
+                for task in done:
+                    child = children.pop(task)
+                    if not self._leaves(child):
+                        raise child.failed()
                 for child in children.values():
                     child.trim_log()
         finally:
@@ -384,8 +410,9 @@ class LocalMesh:
                 progress(f"waiting for {', '.join(c.name for c in waiting.values())}")
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()
-                    del waiting[task]
+                    child = waiting.pop(task)
+                    if task.exception() is None or not self._leaves(child):
+                        task.result()
         finally:
             for task in waiting:
                 task.cancel()
@@ -436,7 +463,7 @@ class LocalMesh:
     def _check_shape(self) -> None:
         """Refuse another number of replicas than the data is of: it would be another shard."""
         if self._shape.exists():
-            made = json.loads(self._shape.read_text())["replicas"]
+            made = self._read_shape().replicas
             if made != self.options.replicas:
                 raise MeshFailed(
                     f"the data in {self.directory} is of a shard with {made} "
@@ -445,14 +472,38 @@ class LocalMesh:
                     2,
                 )
 
-    def _keep_shape(self) -> None:
+    def _read_shape(self) -> Shape:
+        return msgspec.json.decode(self._shape.read_bytes(), type=Shape)
+
+    def _keep_shape(self, peers: Iterable[Peer]) -> None:
+        addresses = {peer.replica_id: peer.address for peer in peers}
+        write_whole(self._shape, msgspec.to_builtins(Shape(self.options.replicas, addresses)))
+
+    def _settle(self) -> None:
         """The shard has begun its life: from now on a replica without data must not vote."""
-        if not self._shape.exists():
-            write_whole(self._shape, {"replicas": self.options.replicas})
         for child in self.replicas:
             assert child.settings.scheduler is not None
             settled = msgspec.structs.replace(child.settings.scheduler, bootstrap=False)
             child.configure(Config(scheduler=settled))
+        self._keep_shape(settled.shard.replicas)
+
+    def _peers(self) -> tuple[Peer, ...]:
+        """The replicas that there are. They keep their addresses, which their shard's own list has
+        once it was changed. Raises MeshFailed."""
+        kept = self._read_shape().addresses if self._shape.exists() else {}
+        addresses = {n: address for n, address in kept.items() if not self._is_removed(n)}
+        if not addresses:
+            names = [f"{SHARD_ID}-{number}" for number in range(self.options.replicas)]
+            ports = free_ports(len(names))
+            return tuple(Peer(n, f"{HOST}:{p}") for n, p in zip(names, ports, strict=True))
+        for name, address in addresses.items():
+            port = int(address.rpartition(":")[2])
+            if not is_free(port):
+                raise MeshFailed(
+                    f"{name} listens at {address}, as the shard's list of replicas says, and "
+                    "somebody else does so now: end that, or name another directory"
+                )
+        return tuple(Peer(name, address) for name, address in addresses.items())
 
     def _take_lock(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -474,10 +525,10 @@ class LocalMesh:
         archive = options.archive
         if archive is not None and "://" not in archive.url:
             archive = msgspec.structs.replace(archive, url=str(self.directory / archive.url))
-        ports = free_ports(options.replicas + options.executors + options.gateways)
-        names = [f"{SHARD_ID}-{number}" for number in range(options.replicas)]
         fresh = not self._shape.exists()
-        peers = tuple(Peer(name, f"{HOST}:{ports.pop()}") for name in names)
+        peers = self._peers()
+        taken = {int(peer.address.rpartition(":")[2]) for peer in peers}
+        ports = free_ports(options.executors + options.gateways, taken)
         shard = ShardMembers(SHARD_ID, peers)
         self.replicas, self.executors, self.gateways, self.addresses = [], [], [], []
         own, registry_door = self._configure_registry(authority)
@@ -607,14 +658,14 @@ def is_free(port: int) -> bool:
         return True
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, but: Collection[int] = ()) -> list[int]:
     """Different loopback ports that nobody listens on now. Raises MeshFailed."""
     found: set[int] = set()
     for _ in range(PORT_TRIES_MAX):
         if len(found) == count:
             return list(found)
         port = random.randint(PORT_FIRST, PORT_LAST)
-        if is_free(port):
+        if port not in but and is_free(port):
             found.add(port)
     raise MeshFailed(f"no {count} free ports between {PORT_FIRST} and {PORT_LAST} on {HOST}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 import grpc
@@ -12,7 +13,7 @@ from grpc_health.v1._async import HealthServicer
 
 from ..mesh import process, telemetry, tls
 from ..mesh.clock import SystemClock
-from ..mesh.config import Config, ConfigError
+from ..mesh.config import REMOVED, Config, ConfigError
 from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..proto.tickmesh.internal.v1 import shard_pb2_grpc
 from . import backup
@@ -22,7 +23,7 @@ from .raft.config import ReplicaConfig
 from .raft.errors import RaftError, WrongJournal
 from .raft.grpc_transport import GrpcTransport
 from .raft.replica import Replica
-from .raft.snapshots import clear
+from .raft.snapshots import clear, sync_directory
 from .secrets import Secrets
 from .service import ShardService
 from .shard import Shard
@@ -62,6 +63,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     await asyncio.to_thread(backup.backups, settings)  # what is wrong with it is said at the start
     clock = SteadyClock(SystemClock())
     directory = Path(settings.data_directory)
+    if (directory / REMOVED).exists():
+        log.error((directory / REMOVED).read_text().strip())
+        return
     (directory / "raft").mkdir(parents=True, exist_ok=True)
     clear(directory / LINKS)  # of a backup that was cut off
     backend = RocksBackend(directory / "state")
@@ -130,6 +134,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     process.announce(settings.ready_file, address)
     try:
         await _until_ended(shard, replica, stop)
+        if replica.removed.is_set():
+            await asyncio.to_thread(_retire, directory, replica)
     finally:
         await health.enter_graceful_shutdown()
         await operations.close()
@@ -158,13 +164,21 @@ async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> N
     if replica.failure is not None:
         log.error("the replica has failed; the process ends", error=str(replica.failure))
         raise replica.failure
-    if replica.removed.is_set():
-        log.warning(
-            "this replica was removed from its shard; the process ends. Its data directory is of "
-            "no use any more: delete it, and do not start it again",
-            shard=replica.config.group_id,
-            replica=replica.config.replica_id,
-        )
+
+
+def _retire(directory: Path, replica: Replica) -> None:
+    """Its data is of no use any more: leave a note that says so, also to every later start."""
+    text = (
+        f"{replica.config.replica_id} was removed from its shard, {replica.config.group_id}, and "
+        f"does not start with this data. Delete its data directory, {directory}; to have a replica "
+        "of this id again, start it with an empty one and add it: tickmesh cluster add-replica"
+    )
+    with (directory / REMOVED).open("w") as note:
+        note.write(text + "\n")
+        note.flush()
+        os.fsync(note.fileno())
+    sync_directory(directory)
+    log.error(text)
 
 
 async def _hand_over(replica: Replica) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from tickmesh.mesh import errors
-from tickmesh.mesh.config import Config, ShardMembers
+from tickmesh.mesh.config import REMOVED, Config, ShardMembers
 from tickmesh.mesh.local import Child
-from tickmesh.proto.tickmesh.v1 import cluster_pb2
+from tickmesh.proto.tickmesh.v1 import cluster_pb2, execution_pb2
 
 from .test_operations import (
     LATE_S_MAX,
@@ -76,6 +78,24 @@ async def ends_by_itself(child: Child) -> None:
         await child.process.wait()
     assert child.process.returncode == 0, child.last_words()
     assert "removed from its shard" in child.last_words()
+
+
+async def fires_after(operator: Operator, job: str, since_s: int) -> None:
+    """Waits for a fire that was due later than that, and ran."""
+    while True:
+        for each in await operator.fired(job):
+            succeeded = each.state == execution_pb2.EXECUTION_STATE_SUCCEEDED
+            if succeeded and each.due_time.seconds >= since_s:
+                return
+        await asyncio.sleep(LOOK_S)
+
+
+async def told(replica: Path) -> None:
+    """Waits until the replica of this directory has heard that it was removed."""
+    while True:
+        if await asyncio.to_thread((replica / REMOVED).exists):
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 async def command(operator: Operator, *arguments: str) -> tuple[int, str, str]:
@@ -242,3 +262,46 @@ async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(tmp_path: 
         assert code == 0, err
         assert [each["replica_id"] for each in json.loads(out)["replicas"]] == names
         assert (await operator.shard()).members_number == 2
+
+
+async def test_a_mesh_whose_replicas_changed_starts_again(tmp_path: Path) -> None:
+    """As `tickmesh dev` starts it, in the directory where another replica took a first one's place;
+    and a further one was removed while it was away."""
+    directory = tmp_path / ".tickmesh"
+    async with mesh_with_fires(directory) as (operator, job):
+        for name in ("shard-0-3", "shard-0-4"):
+            await add(operator, address_of(await further(operator, name)))
+            await voters(operator, *(child.name for child in operator.mesh.replicas))
+        first = operator.child("shard-0-0")
+        answer = await remove(operator, first.name)
+        await ends_by_itself(first)
+        away = operator.child("shard-0-4")
+        await away.kill()
+        answer = await remove(operator, away.name)
+        left = sorted(each.replica_id for each in answer.replicas)
+        assert left == ["shard-0-1", "shard-0-2", "shard-0-3"]
+        await operator.job("before")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tickmesh", "dev", "--replicas", "3", "--runtime", "inprocess"),
+        *("--port", "0", "--data", str(directory)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        banner = (await process.stdout.readline()).decode()
+        found = re.search(r"serves at ([0-9.:]+): ", banner)
+        assert found is not None, (banner, await process.communicate())
+        since_s = int(time.time()) + 1
+        again = Operator(SimpleNamespace(address=found[1]))  # type: ignore[arg-type]
+        await voters(again, *left)
+        assert {"customers/acme/jobs/before", job} <= await again.job_names()
+        await again.job("after")
+        await fires_after(again, job, since_s)
+        await again.channel.close()
+        # The one that was away has been told, and is no part of the mesh any more.
+        await told(directory / away.name)
+    finally:
+        process.terminate()
+        said = await process.communicate()
+    assert process.returncode == 0, said

@@ -83,7 +83,7 @@ def test_replicas_may_vote_without_data_only_until_the_shard_had_a_leader(tmp_pa
         (tmp_path / child.name).mkdir()
     mesh._configure()
     assert votes(mesh) == {True}
-    mesh._keep_shape()
+    mesh._settle()
     assert votes(mesh) == {False}
     assert "bootstrap = false" in (tmp_path / "config/shard-0-1.toml").read_text()
     mesh._configure()

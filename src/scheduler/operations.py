@@ -87,9 +87,6 @@ class Operations:
         """See cluster.proto."""
         address, config = request.address, self._replica.config
         self._check_versions(self._replica.entry_version)
-        for each in self._replica.committed_members.replicas:
-            if each.address == address:
-                raise AlreadyExists(f"{address!r} is where {each.id!r} listens: nothing to add")
         try:
             found = await self._introduce(address)
         except TransportError as error:
@@ -103,19 +100,24 @@ class Operations:
                 f"{who} belongs to the group {found.group_id!r}, not to {config.group_id!r}: check "
                 "the address, and its scheduler.shard and scheduler.group_id"
             )
-        listed = self._replica.committed_members.find(found.replica_id)
+        members = self._replica.committed_members
+        listed = members.find(found.replica_id)
         if listed is not None:
+            if listed.address == address and members.names(listed.id, found.incarnation):
+                return self._answer(members)  # asked again, perhaps as nobody knew the outcome
             raise AlreadyExists(
                 f"{who} is in the list already, at {listed.address!r}: nothing to add. A replica "
                 "that moves to another address is added under another id, and the old one removed"
             )
-        if found.voter or found.last_index > 1:
+        if found.voter:  # a learner's data, as of an addition that was lost, counts for nothing
             raise FailedPrecondition(
                 f"{who} has data, up to entry {found.last_index}, or was started with bootstrap: "
                 "start it with an empty data directory and without"
             )
         self._check_versions(found.entry_version)
-        return self._answer(await self._replica.add_replica(found.replica_id, address))
+        return self._answer(
+            await self._replica.add_replica(found.replica_id, address, found.incarnation)
+        )
 
     async def remove_replica(self, request: cluster_pb2.RemoveReplicaRequest) -> cluster_pb2.Shard:
         """See cluster.proto."""

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from ..mesh import process, telemetry, tls
@@ -30,6 +30,10 @@ from .shard import Shard
 from .steady import SteadyClock
 from .store.rocksdb import RocksBackend
 from .store.state import State
+
+VOTER = "voter"
+"""A name for grpc.health.v1: serving while this replica votes and is counted. One that is new, or
+whose disk was lost, is not: it waits to be added, or catches up, as its log says."""
 
 WEIGHT_MAX = 100
 """Of a customer: see waiting.STRIDE."""
@@ -133,7 +137,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     await process.serving(health)
     process.announce(settings.ready_file, address)
     try:
-        await _until_ended(shard, replica, stop)
+        await _until_ended(shard, replica, health, stop)
         if replica.removed.is_set():
             await asyncio.to_thread(_retire, directory, replica)
     finally:
@@ -144,8 +148,11 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         backend.close()
 
 
-async def _until_ended(shard: Shard, replica: Replica, stop: asyncio.Event) -> None:
+async def _until_ended(
+    shard: Shard, replica: Replica, health: HealthServicer, stop: asyncio.Event
+) -> None:
     tasks = [
+        asyncio.create_task(_tell_health(replica, health)),
         asyncio.create_task(shard.run()),
         asyncio.create_task(stop.wait()),
         asyncio.create_task(replica.failed.wait()),
@@ -179,6 +186,17 @@ def _retire(directory: Path, replica: Replica) -> None:
         os.fsync(note.fileno())
     sync_directory(directory)
     log.error(text)
+
+
+async def _tell_health(replica: Replica, health: HealthServicer) -> None:
+    """Beside the process's own health: whether the replica is one that counts."""
+    changed = asyncio.Event()
+    replica.on_members(changed.set)
+    statuses = health_pb2.HealthCheckResponse
+    while True:
+        await health.set(VOTER, statuses.SERVING if replica.votes else statuses.NOT_SERVING)
+        await changed.wait()
+        changed.clear()
 
 
 async def _hand_over(replica: Replica) -> None:

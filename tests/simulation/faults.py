@@ -216,7 +216,8 @@ class Faults:
             return None
         node = fresh[0] if fresh else world.add_node()
         world.note(f"{leader.name} is asked to add {node.name}")
-        return replica.add_replica(node.name, "")
+        disk = node.replica.introduction.incarnation if node.replica is not None else 0
+        return replica.add_replica(node.name, "", disk)
 
     async def _change(self, work: Coroutine[Any, Any, Members]) -> None:
         with contextlib.suppress(ChangeRefused, NotLeader, OutcomeUnknown):

@@ -599,7 +599,9 @@ class World:
         committed = self.ledger.lists[max(self.ledger.lists)]
         ever = {name for members in self.ledger.lists.values() for name in members.voters}
         up = {node.name for node in self.nodes if node.replica is not None}
-        left = {node.name for node in self.nodes if node.name in ever} - committed.voters
+        # Whose disk was lost does not know that it was removed: it waits for another addition.
+        voters = {node.name for node in self.nodes if node.is_voter and node.name in ever}
+        left = voters - committed.voters
         return (
             set(committed.ids) <= up
             and not committed.learners

@@ -64,6 +64,7 @@ def message_out(message: Message) -> raft_pb2.RaftMessage:
                     request_term=message.request_term,
                     granted=message.granted,
                     pre=message.pre,
+                    incarnation=message.incarnation,
                 )
             )
         case Transfer():
@@ -109,7 +110,9 @@ def message_in(wire: raft_pb2.RaftMessage) -> Message:
             return Vote(vote.term, vote.last_index, vote.last_term, vote.pre, vote.transfer)
         case "vote_reply":
             answer = wire.vote_reply
-            return VoteReply(answer.term, answer.request_term, answer.granted, answer.pre)
+            return VoteReply(
+                answer.term, answer.request_term, answer.granted, answer.pre, answer.incarnation
+            )
         case "transfer":
             return Transfer(wire.transfer.term)
     raise TransportError("a message is of a kind that this version does not know")
@@ -199,13 +202,19 @@ def introduction_out(introduction: Introduction) -> raft_pb2.IntroduceResponse:
         last_index=introduction.last_index,
         voter=introduction.voter,
         entry_version=introduction.entry_version,
+        incarnation=introduction.incarnation,
     )
 
 
 def introduction_in(wire: raft_pb2.IntroduceResponse) -> Introduction:
     """From the wire."""
     return Introduction(
-        wire.group_id, wire.replica_id, wire.last_index, wire.voter, wire.entry_version
+        wire.group_id,
+        wire.replica_id,
+        wire.last_index,
+        wire.voter,
+        wire.entry_version,
+        wire.incarnation,
     )
 
 

@@ -45,7 +45,15 @@ from .limits import (
     STREAM_PING_S,
     STREAM_SILENCE_S,
 )
-from .messages import Introduction, Message, SnapshotHeader, SnapshotPart, SnapshotReply
+from .messages import (
+    Exclusion,
+    Greeting,
+    Introduction,
+    Message,
+    SnapshotHeader,
+    SnapshotPart,
+    SnapshotReply,
+)
 from .transport import TransportError, TransportHandler
 
 logger = logging.getLogger(__name__)
@@ -267,14 +275,20 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             if self._handler is not None and not link.ended:
                 self._handler.on_message(link.peer, message)
 
-    def _hello(self, peer: str, excluded_by: int = 0) -> raft_pb2.RaftHello:
-        return raft_pb2.RaftHello(
+    def _hello(self, peer: str, exclusion: Exclusion | None = None) -> raft_pb2.RaftHello:
+        greeting = Greeting() if self._handler is None else self._handler.greeting
+        hello = raft_pb2.RaftHello(
             group_id=self._group_id,
             sender_id=self._replica_id,
             recipient_id=peer,
-            members_number=0 if self._handler is None else self._handler.members_number,
-            excluded_by=excluded_by,
+            members_number=greeting.members_number,
+            incarnation=greeting.incarnation,
+            learner=greeting.learner,
         )
+        if exclusion is not None:
+            hello.excluded_by = exclusion.members_number
+            hello.removed = exclusion.removed
+        return hello
 
     def _check(self, group_id: str, sender_id: str, recipient_id: str, expected: str) -> None:
         """Raises TransportError unless `expected` speaks to this replica about our group."""
@@ -327,9 +341,9 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 self._check(hello.group_id, hello.sender_id, hello.recipient_id, peer)
                 handler = self._handler
                 if handler is not None and hello.excluded_by:
-                    handler.on_excluded(peer, hello.excluded_by)
+                    handler.on_excluded(peer, Exclusion(hello.excluded_by, hello.removed))
                     return f"list {hello.excluded_by} of the group is without this replica", False
-                if handler is not None and handler.excludes(peer, hello.members_number):
+                if handler is not None and handler.excludes(peer, _greeting(hello)):
                     return "it was removed from the group", False
                 self._connected(link)
             except TimeoutError:
@@ -368,14 +382,14 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 raise TransportError(f"{name} is connected with {self._replica_id} already")
             if self._handler is None:
                 raise TransportError("this replica stops")
-            excluded_by = self._handler.excludes(name, hello.members_number)
+            exclusion = self._handler.excludes(name, _greeting(hello))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello has come")
         except TransportError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         link = _Link(name, raft_pb2.ExchangeResponse, context.read, context.write, self._receive)
-        await context.write(raft_pb2.ExchangeResponse(hello=self._hello(name, excluded_by)))
-        if excluded_by:
+        await context.write(raft_pb2.ExchangeResponse(hello=self._hello(name, exclusion)))
+        if exclusion is not None:
             return
         try:
             self._connected(link)
@@ -461,6 +475,10 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             return reply_out(SnapshotReply(False, str(error)))
         finally:
             await parts.aclose()
+
+
+def _greeting(hello: raft_pb2.RaftHello) -> Greeting:
+    return Greeting(hello.members_number, hello.incarnation, hello.learner)
 
 
 async def _arriving(context: Context) -> Any:

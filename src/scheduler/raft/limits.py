@@ -61,6 +61,9 @@ CLOCK_RETIREMENT_S: Final = 10.0
 VOTERS_MIN: Final = 3
 # A commit waits for a majority of them: more protect against losses that do not happen together.
 REPLICAS_MAX: Final = 7
+# Disks that a list remembers as removed, the latest: each is told so when it comes back, and one
+# that was never complete could not know otherwise.
+REMOVED_MAX: Final = 32
 # A learner that is this close behind what is committed becomes a voter: far less than a second's.
 CAUGHT_UP_ENTRIES: Final = 64
 # A peer that should dial and does not is dialled after so long: it may know nothing of this one.

@@ -33,6 +33,7 @@ from .members import Members, encode
 from .messages import (
     KIND_COMMAND,
     KIND_MEMBERS,
+    MEMBERS_SINCE,
     Append,
     AppendReply,
     Entry,
@@ -195,6 +196,26 @@ class Member(RaftLibrary):
                 return peer
         return None
 
+    def replaced_disk(self, peer: str) -> int:
+        """The disk that a replica has in place of the one that the list counts, and that is not
+        complete; 0 if there is none. The list must have it, as a learner's, before it counts."""
+        listed, progress = self.members.find(peer), self._progress.get(peer)
+        if listed is None or progress is None or not progress.learner:
+            return 0
+        if not listed.voter and listed.incarnation in (0, progress.incarnation):
+            return 0
+        if not self.members.number and self.entry_version < MEMBERS_SINCE:
+            return 0  # among older programs, which know no lists, the list counts whichever it has
+        return progress.incarnation
+
+    @property
+    def replaced(self) -> tuple[str, int] | None:
+        """A replica with such a disk, and the disk."""
+        for peer, progress in self._progress.items():
+            if progress.learner and (incarnation := self.replaced_disk(peer)):
+                return peer, incarnation
+        return None
+
     @property
     def sound(self) -> frozenset[str]:
         """The other voters that are connected and whose disks are complete."""
@@ -287,7 +308,7 @@ class Member(RaftLibrary):
                     ),
                 )
             case "response_vote":
-                self._send(peer, VoteReply(self.term, message["term"], granted=True))
+                self._send_vote_reply(peer, message["term"], granted=True)
             case "next_node_idx":
                 self._send_append_reply(
                     peer, message["next_node_idx"], message["success"], message["reset"]
@@ -296,6 +317,10 @@ class Member(RaftLibrary):
                 self._send(peer, Transfer(message["term"]))
             case other:
                 raise AssertionError(f"the library sends {other!r}, which nothing here asks for")
+
+    def _send_vote_reply(self, peer: str, asked: int, *, granted: bool, pre: bool = False) -> None:
+        incarnation = self.journal.identity.incarnation
+        self._send(peer, VoteReply(self.term, asked, granted, pre, incarnation))
 
     def _send_append_reply(self, peer: str, next_index: int, success: bool, reset: bool) -> None:
         if reset and not success and next_index <= self.journal.last_index:
@@ -374,7 +399,7 @@ class Member(RaftLibrary):
             < self._config.election_timeout_min_s * self._patience
         )
         if message.term < self.term + (1 if message.pre else 0):
-            self._send(peer, VoteReply(self.term, message.term, granted=False, pre=message.pre))
+            self._send_vote_reply(peer, message.term, granted=False, pre=message.pre)
         elif live_leader and not message.transfer:
             return
         elif not message.pre:
@@ -396,7 +421,7 @@ class Member(RaftLibrary):
                     self.election_deadline,
                     self.clock() + self._config.heartbeat_interval_s * (1 + self._random()),
                 )
-            self._send(peer, VoteReply(self.term, message.term, granted=granted, pre=True))
+            self._send_vote_reply(peer, message.term, granted=granted, pre=True)
 
     # -- as a candidate ------------------------------------------------------------------------
 
@@ -405,6 +430,8 @@ class Member(RaftLibrary):
             self.adopt_term(message.term)
         if not message.granted or self.is_leader:
             return
+        if not self.members.names(peer, message.incarnation):
+            return  # a disk that was removed, under an id that is in use again
         if message.pre:
             if self._backers is None or message.request_term != self.term + 1:
                 return
@@ -485,7 +512,7 @@ class Member(RaftLibrary):
             progress.learner = message.learner
             return progress
         if not message.learner:
-            if progress.incarnation:
+            if progress.incarnation or not self.members.names(peer, message.incarnation):
                 # Another disk that claims to be up to date, or a late reply of the lost one.
                 return None
             progress.incarnation = message.incarnation
@@ -507,9 +534,9 @@ class Member(RaftLibrary):
             progress.learner_match = next_index - 1
             self.set_next_index(peer, max(self.next_index(peer), next_index))
 
-    def _promotion(self, progress: _Progress) -> int:
+    def _promotion(self, peer: str, progress: _Progress) -> int:
         """The incarnation to promote, or 0. A wiped disk is thereby harmless."""
-        if not progress.learner:
+        if not progress.learner or self.replaced_disk(peer):
             return 0
         if progress.learner_target is None:
             # Everything committed before the disk was lost is at or below the commit index of a
@@ -517,7 +544,7 @@ class Member(RaftLibrary):
             # outlives every vote that the lost disk may have cast.
             waited_s = self.clock() - progress.learner_since_s
             if (
-                self.leads_with_own_entry
+                self.may_change_members  # the list that has this disk is committed, too
                 and self.confirmed_round >= progress.learner_round
                 and waited_s > 2 * self._config.election_timeout_max_s
             ):
@@ -581,7 +608,7 @@ class Member(RaftLibrary):
         # A heartbeat at our end: its answer says where the peer really is.
         next_index = self.journal.last_index + 1 if needs_snapshot else self.next_index(peer)
         sends_entries = not needs_snapshot and not progress.full
-        promote = self._promotion(progress)
+        promote = self._promotion(peer, progress)
         key = (next_index if sends_entries else -next_index, promote)
         append = shared.get(key)
         if append is None:

@@ -138,10 +138,10 @@ class MemoryTransport:
         here, there = self._handler, other._handler
         if here is None or there is None:
             return False
-        excluded = here.excludes(other.replica_id, there.members_number)
-        if excluded:
-            there.on_excluded(self.replica_id, excluded)
-        return not excluded
+        exclusion = here.excludes(other.replica_id, there.greeting)
+        if exclusion is not None:
+            there.on_excluded(self.replica_id, exclusion)
+        return exclusion is None
 
     async def start(self, handler: TransportHandler) -> None:
         self._handler = handler

@@ -70,6 +70,7 @@ class VoteReply(msgspec.Struct, frozen=True):
     request_term: int
     granted: bool
     pre: bool = False
+    incarnation: int = 0  # of the voter's disk; 0: not told
 
 
 class Transfer(msgspec.Struct, frozen=True):
@@ -81,6 +82,23 @@ class Transfer(msgspec.Struct, frozen=True):
 Message: TypeAlias = Append | AppendReply | Vote | VoteReply | Transfer
 
 
+class Greeting(msgspec.Struct, frozen=True):
+    """What a replica says of itself when it is connected: the number of the last list that it knows
+    to be committed, and which disk it has (0: not told). A learner's disk is not complete."""
+
+    members_number: int = 0
+    incarnation: int = 0
+    learner: bool = False
+
+
+class Exclusion(msgspec.Struct, frozen=True):
+    """Why a replica is not listened to: the committed list of this number is without its disk.
+    removed: the list says that this very disk was."""
+
+    members_number: int
+    removed: bool = False
+
+
 class Introduction(msgspec.Struct, frozen=True):
     """Who a replica is, and what its journal holds: to judge whether it can be added."""
 
@@ -89,6 +107,7 @@ class Introduction(msgspec.Struct, frozen=True):
     last_index: int
     voter: bool
     entry_version: int
+    incarnation: int = 0
 
 
 class SnapshotHeader(msgspec.Struct, frozen=True):

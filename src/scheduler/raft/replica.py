@@ -51,6 +51,8 @@ from .messages import (
     KIND_MEMBERS,
     KIND_NOTHING,
     Entry,
+    Exclusion,
+    Greeting,
     Introduction,
     Message,
     SnapshotHeader,
@@ -60,6 +62,7 @@ from .messages import (
 from .reads import Reads
 from .shipping import Shipping
 from .snapshots import Receiver, clear
+from .standing import Standing
 from .state_machine import StateMachine
 from .transport import RaftTransport
 
@@ -118,9 +121,6 @@ class Replica:
         self.apply_s = 0.0  # how long applying the last entry took
         self._install: tuple[Position, Members | None, asyncio.Future[bool]] | None = None
         self._change: tuple[Members, asyncio.Future[object]] | None = None
-        self._told_peers: dict[str, str] = {}
-        self._told_members: Members | None = None
-        self._told_committed: Members | None = None
         self._list_watchers: list[Callable[[], None]] = []
         self.removed = asyncio.Event()
         """The group has removed this replica: it does nothing any more, and should end."""
@@ -180,6 +180,9 @@ class Replica:
             self._transport,
             self._state_worker,
         )
+        self._standing = Standing(
+            config, self._member, self._transport, self.removed, self._list_watchers
+        )
         await self._persist()
         if self._journal.members.number == 0 and config.members.ids != self._journal.members.ids:
             logger.warning(
@@ -190,7 +193,7 @@ class Replica:
                 config.members.ids,
                 self._journal.members.ids,
             )
-        self._tell_peers()
+        self._standing.follow()
         self._driver = asyncio.create_task(self._drive(), name=f"raft {config.replica_id}")
         await self._transport.start(self)
 
@@ -273,8 +276,14 @@ class Replica:
         """The last list of replicas that is known to be committed."""
         return self._member.committed_members
 
+    @property
+    def votes(self) -> bool:
+        """Whether it counts: its disk is complete, and its list has it as a voter."""
+        return self._running and self._standing.votes
+
     def on_members(self, callback: Callable[[], None]) -> None:
-        """`callback()` when another list is committed. On the event loop; it must not raise."""
+        """`callback()` when another list is committed, and when this replica begins or ceases to
+        vote. On the event loop; it must not raise."""
         self._list_watchers.append(callback)
 
     @property
@@ -361,14 +370,15 @@ class Replica:
             self._work.set()
         return await asyncio.shield(self._hand_over.done)
 
-    async def add_replica(self, replica_id: str, address: str) -> Members:
+    async def add_replica(self, replica_id: str, address: str, incarnation: int = 0) -> Members:
         """Commits a list with one replica more. It counts for nothing at first; whoever leads makes
-        it a voter when it has caught up.
+        it a voter when it has caught up. incarnation: of its disk, which alone counts; 0: any.
 
         Raises ChangeRefused (nothing was changed), NotLeader, OutcomeUnknown, ReplicaFailed.
         """
         self._check_changeable()
-        return await self._commit_list(self._member.members.with_learner(replica_id, address))
+        members = self._member.members.with_learner(replica_id, address, incarnation)
+        return await self._commit_list(members)
 
     async def remove_replica(self, replica_id: str) -> Members:
         """Commits a list without a replica. Hands leadership over first if it is this one, and ends
@@ -449,33 +459,19 @@ class Replica:
             self._journal.last_index,
             self._journal.voter,
             self.config.entry_version,
+            self._journal.identity.incarnation,
         )
 
     @property
-    def members_number(self) -> int:
-        return self._member.committed_members.number
+    def greeting(self) -> Greeting:
+        return self._standing.greeting
 
-    def excludes(self, peer: str, members_number: int) -> int:
-        lists = self._journal.lists_from(self._member.commit_index)
-        if members_number >= lists[0].number or any(members.find(peer) for members in lists):
-            return 0  # it may know later lists than this replica does
-        return lists[0].number
+    def excludes(self, peer: str, greeting: Greeting) -> Exclusion | None:
+        return self._standing.excludes(peer, greeting)
 
-    def on_excluded(self, peer: str, members_number: int) -> None:
-        # Who is still being brought up to date may be missing in the lists of others that are too.
-        if self._running and self._journal.voter and members_number > self.members_number:
-            self._removed(members_number, f"{peer} says so")
-
-    def _removed(self, members_number: int, how: str) -> None:
-        if not self.removed.is_set():
-            logger.warning(
-                "%s is no replica of %s any more: list %d is without it (%s)",
-                self.config.replica_id,
-                self.config.group_id,
-                members_number,
-                how,
-            )
-            self.removed.set()
+    def on_excluded(self, peer: str, exclusion: Exclusion) -> None:
+        if self._running:
+            self._standing.on_excluded(peer, exclusion)
 
     def on_message(self, peer: str, message: Message) -> None:
         if self._running and len(self._inbox) < INBOX_MESSAGES_MAX:
@@ -577,7 +573,7 @@ class Replica:
         member.replicate()
         outbox, member.outbox = member.outbox, []
         await self._persist()
-        self._tell_peers()
+        self._standing.follow()
         if self.failure is not None:
             return  # something beside the rounds failed meanwhile: not a word more
         for peer, message in outbox:
@@ -630,34 +626,22 @@ class Replica:
                     future.set_exception(
                         ChangeRefused("the list of replicas has just changed: ask again")
                     )
-        elif member.is_leader and member.members.learners:
-            peer = member.caught_up if member.may_change_members else None
-            if peer is not None:
-                logger.info("%s has caught up, and becomes a voter", peer)
-                member.change_members(member.members.with_voter(peer))
+        elif member.is_leader:
+            self._change_list_unasked()
 
-    def _tell_peers(self) -> None:
-        """Whom the transport should be connected with: all who are in the list, and who were while
-        that is not committed. And whether this replica still is."""
+    def _change_list_unasked(self) -> None:
+        """Who has lost its disk does not count with another one until it has caught up."""
         member = self._member
-        settled = self._journal.members_index <= member.commit_index
-        if settled and self._told_members is member.members:
+        replaced = member.replaced
+        if not (replaced or member.members.learners) or not member.may_change_members:
             return
-        self._told_members = member.members if settled else None
-        lists = self._journal.lists_from(member.commit_index)
-        me = self.config.replica_id
-        peers = {
-            each.id: each.address for members in lists for each in members.replicas if each.id != me
-        }
-        if lists[0] is not self._told_committed:
-            self._told_committed = lists[0]
-            for watcher in self._list_watchers:
-                watcher()
-        if peers != self._told_peers:
-            self._told_peers = peers
-            self._transport.set_peers(peers)
-        if self._journal.voter and not any(members.find(me) for members in lists):
-            self._removed(lists[0].number, "it has it itself")
+        if replaced:
+            peer, incarnation = replaced
+            logger.warning("%s has lost its disk: it catches up, and does not count", peer)
+            member.change_members(member.members.with_disk(peer, incarnation))
+        elif (caught_up := member.caught_up) is not None:
+            logger.info("%s has caught up, and becomes a voter", caught_up)
+            member.change_members(member.members.with_voter(caught_up))
 
     async def _persist(self) -> None:
         """Until it returns, nothing that this round decided may be seen by anybody else."""

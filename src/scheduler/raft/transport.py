@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from .messages import Introduction, Message, SnapshotHeader, SnapshotPart, SnapshotReply
+from .messages import (
+    Exclusion,
+    Greeting,
+    Introduction,
+    Message,
+    SnapshotHeader,
+    SnapshotPart,
+    SnapshotReply,
+)
 
 
 class TransportError(Exception):
@@ -21,16 +29,15 @@ class TransportHandler(Protocol):
     means this group. Who was removed from it is told so instead: see `excludes`."""
 
     @property
-    def members_number(self) -> int:
-        """Of the last list that this replica knows to be committed: its greeting."""
+    def greeting(self) -> Greeting:
+        """What this replica says of itself."""
         ...
 
-    def excludes(self, peer: str, members_number: int) -> int:
-        """The number of the list that `peer`, who knows lists up to members_number, is missing in;
-        0 if it is to be listened to."""
+    def excludes(self, peer: str, greeting: Greeting) -> Exclusion | None:
+        """Why `peer`, which says that of itself, is not to be listened to; None if it is."""
         ...
 
-    def on_excluded(self, peer: str, members_number: int) -> None:
+    def on_excluded(self, peer: str, exclusion: Exclusion) -> None:
         """`peer` does not listen to this replica, for that reason."""
         ...
 

@@ -6,18 +6,22 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc.aio
 import msgspec
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tickmesh.mesh import errors
 from tickmesh.mesh.config import REMOVED, Config, ShardMembers
 from tickmesh.mesh.local import Child
+from tickmesh.mesh.tls import CHANNEL_OPTIONS, channel_credentials
 from tickmesh.proto.tickmesh.v1 import cluster_pb2, execution_pb2
 
 from .test_operations import (
@@ -34,6 +38,8 @@ from .test_operations import (
 pytestmark = pytest.mark.integration
 
 ENDS_S = 30.0
+DISKS = ("raft", "state")
+"""What a replica stores, in its data directory."""
 
 
 def address_of(child: Child) -> str:
@@ -78,6 +84,27 @@ async def ends_by_itself(child: Child) -> None:
         await child.process.wait()
     assert child.process.returncode == 0, child.last_words()
     assert "removed from its shard" in child.last_words()
+
+
+async def voter_health(operator: Operator, child: Child) -> int:
+    """What a replica says of itself by grpc.health.v1."""
+    authority = operator.mesh._authority
+    assert authority is not None
+    credentials = channel_credentials(authority.issue("gateway", "gateway-health"))
+    address = address_of(child)
+    async with grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="voter")
+        return int((await stub.Check(request, timeout=TIMEOUT_S)).status)
+
+
+async def says(child: Child, *texts: str) -> None:
+    """Waits until its log has all of these."""
+    while True:
+        log = await asyncio.to_thread(child.log.read_text)
+        if all(text in log for text in texts):
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 async def fires_after(operator: Operator, job: str, since_s: int) -> None:
@@ -191,7 +218,8 @@ async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(tmp_path: 
             assert shard.members_number == 0
 
         own = address_of(mesh.replicas[1])
-        await refused(add(operator, own), errors.AlreadyExists, own, names[1])
+        again = await add(operator, own)
+        assert (again.members_number, [each.replica_id for each in again.replicas]) == (0, names)
         await refused(add(operator, "127.0.0.1:1"), errors.FailedPrecondition, "no replica answers")
         await refused(add(operator, "", "shard-0"), errors.InvalidRequest, "address")
         await refused(add(operator, own, "shard-7"), errors.NotFound, "there are: shard-0")
@@ -305,3 +333,85 @@ async def test_a_mesh_whose_replicas_changed_starts_again(tmp_path: Path) -> Non
         process.terminate()
         said = await process.communicate()
     assert process.returncode == 0, said
+
+
+async def test_an_addition_that_was_lost_is_made_again(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, job):
+        joiner = await further(operator, "shard-0-3")
+        address = address_of(joiner)
+        await says(joiner, f"tickmesh cluster add-replica {address}")
+        waits = health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await voter_health(operator, joiner) == waits
+        # The leader has it in a list that nobody else has, and is lost.
+        old = await operator.leader()
+        others = [child for child in operator.mesh.replicas if child not in (old, joiner)]
+        for child in others:
+            child.signal(signal.SIGSTOP)
+        error = await refusal(add(operator, address))
+        assert isinstance(error, errors.OutcomeUnknown), error
+        await old.kill()
+        for child in others:
+            child.signal(signal.SIGCONT)
+        await old.spawn()
+        await operator.leader()
+        assert await voter_health(operator, joiner) == waits
+        # Asked again, it is added; and then it is.
+        added = await add(operator, address)
+        assert [each.replica_id for each in added.replicas if each.learner] == [joiner.name]
+        await voters(operator, *(child.name for child in operator.mesh.replicas))
+        again = await add(operator, address)
+        assert again.members_number == added.members_number + 1
+        assert not any(each.learner for each in again.replicas)
+        assert await voter_health(operator, joiner) == health_pb2.HealthCheckResponse.SERVING
+        await fires_after(operator, job, int(time.time()) + 1)
+
+
+def exchange(replica: Path, other: Path) -> None:
+    """The disk of a replica that has ended is put aside, and another one put in its place."""
+    for name in DISKS:
+        kept = replica / f"{name}.kept"
+        (replica / name).rename(kept)
+        if (other / name).exists():
+            (other / name).rename(replica / name)
+        other.mkdir(exist_ok=True)
+        kept.rename(other / name)
+
+
+async def test_a_disk_that_was_removed_never_takes_part_again(tmp_path: Path) -> None:
+    async with mesh_with_fires(tmp_path) as (operator, job):
+        fourth = await further(operator, "shard-0-3")
+        everybody = [child.name for child in operator.mesh.replicas]
+        data, aside = tmp_path / fourth.name, tmp_path / "aside"
+        await add(operator, address_of(fourth))
+        await voters(operator, *everybody)
+        # Removed while it is away; its id is added again, with another disk.
+        await fourth.kill()
+        await remove(operator, fourth.name)
+        await asyncio.to_thread(exchange, data, aside)
+        await fourth.spawn()
+        await fourth.serving()
+        await says(fourth, "is without shard-0-3", "tickmesh cluster add-replica")
+        added = await add(operator, address_of(fourth))
+        await voters(operator, *everybody)
+        # The old disk is started under an id that is in use. It thinks that it is a voter.
+        await fourth.kill()
+        await asyncio.to_thread(exchange, data, aside)
+        await fourth.spawn()
+        await ends_by_itself(fourth)
+        await fourth.spawn()  # and without hearing of it again
+        await ends_by_itself(fourth)
+        # The right one goes on.
+        await asyncio.to_thread(exchange, data, aside)
+        (data / REMOVED).unlink()
+        await fourth.spawn()
+        await fourth.serving()
+        await voters(operator, *everybody)
+        assert (await operator.shard()).members_number == added.members_number + 1
+        # A learner that is removed while it is away hears of it, too.
+        fifth = await further(operator, "shard-0-4")
+        await add(operator, address_of(fifth))
+        await fifth.kill()
+        await remove(operator, fifth.name)
+        await fifth.spawn()
+        await ends_by_itself(fifth)
+        await fires_after(operator, job, int(time.time()) + 1)

@@ -23,6 +23,8 @@ from tickmesh.scheduler.raft.messages import (
     Append,
     AppendReply,
     Entry,
+    Exclusion,
+    Greeting,
     Message,
     SnapshotChunk,
     SnapshotEnd,
@@ -45,16 +47,18 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[tuple[str, object]] = []
         self.parts: list[SnapshotPart] = []
-        self.excluded: dict[str, int] = {}
+        self.excluded: dict[str, Exclusion] = {}
+        self.greetings: dict[str, Greeting] = {}
         self._changed = asyncio.Event()
 
-    members_number = 0
+    greeting = Greeting(0, 7, learner=True)
 
-    def excludes(self, peer: str, members_number: int) -> int:
-        return self.excluded.get(peer, 0)
+    def excludes(self, peer: str, greeting: Greeting) -> Exclusion | None:
+        self.greetings[peer] = greeting
+        return self.excluded.get(peer)
 
-    def on_excluded(self, peer: str, members_number: int) -> None:
-        self._note(peer, f"excluded by {members_number}")
+    def on_excluded(self, peer: str, exclusion: Exclusion) -> None:
+        self._note(peer, exclusion)
 
     def _note(self, peer: str, what: object) -> None:
         self.events.append((peer, what))
@@ -180,13 +184,14 @@ MESSAGES: list[Message] = [
     Vote(4, 12, 3, pre=True),
     Vote(4, 12, 3, transfer=True),
     VoteReply(4, 5, True, pre=True),
-    VoteReply(4, 4, False),
+    VoteReply(4, 4, False, incarnation=2**63 - 1),
     Transfer(4),
 ]
 
 
 async def test_every_message_arrives_as_it_was_sent_in_order_both_ways(mesh: Mesh) -> None:
     a, b = await mesh.pair()
+    assert (a.heard.greetings, b.heard.greetings) == ({"b": Heard.greeting}, {"a": Heard.greeting})
     for message in MESSAGES:
         a.transport.send("b", message)
         b.transport.send("a", message)
@@ -341,18 +346,18 @@ async def test_whoever_has_the_certificate_and_means_this_group_is_listened_to(m
 
 async def test_who_was_removed_is_told_so_and_not_listened_to(mesh: Mesh) -> None:
     b = await mesh.end("b")
-    b.heard.excluded["a"] = 7
+    b.heard.excluded["a"] = Exclusion(7)
     a = await mesh.end("a")
-    await a.heard.until(lambda: a.heard.count("excluded by 7") >= 2)
+    await a.heard.until(lambda: a.heard.count(Exclusion(7)) >= 2)
     assert a.heard.count("connected") == 0
     assert b.heard.events == []
 
 
 async def test_who_is_no_peer_any_more_is_disconnected(mesh: Mesh) -> None:
     a, b = await mesh.pair()
-    b.heard.excluded["a"] = 3
+    b.heard.excluded["a"] = Exclusion(3, removed=True)
     b.transport.set_peers({})
-    await a.heard.until(lambda: a.heard.count("excluded by 3") >= 1)
+    await a.heard.until(lambda: a.heard.count(Exclusion(3, removed=True)) >= 1)
     assert [what for _, what in b.heard.events] == ["connected", "disconnected"]
     b.heard.excluded.clear()
     await b.heard.until(lambda: b.heard.count("connected") == 2)

@@ -46,9 +46,11 @@ class ClusterServiceStub:
     of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
     counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
     has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
-    learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
-    nothing is changed: no replica answers there, it belongs to another shard or has data, another
-    change is under way, the shard has 7 replicas, or runs a program that is too old.
+    learners alone. Asked again, it answers the list as it is: so after OUTCOME_UNKNOWN ask again.
+    ALREADY_EXISTS for an id that is in the list at another address. FAILED_PRECONDITION, and nothing
+    is changed: no replica answers there, it belongs to another shard, has a voter's data or such as
+    was removed, another change is under way, the shard has 7 replicas, or runs a program that is
+    too old.
     """
     RemoveReplica: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveReplicaRequest, _cluster_pb2.Shard]
     """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
@@ -87,9 +89,11 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
     counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
     has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
-    learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
-    nothing is changed: no replica answers there, it belongs to another shard or has data, another
-    change is under way, the shard has 7 replicas, or runs a program that is too old.
+    learners alone. Asked again, it answers the list as it is: so after OUTCOME_UNKNOWN ask again.
+    ALREADY_EXISTS for an id that is in the list at another address. FAILED_PRECONDITION, and nothing
+    is changed: no replica answers there, it belongs to another shard, has a voter's data or such as
+    was removed, another change is under way, the shard has 7 replicas, or runs a program that is
+    too old.
     """
     RemoveReplica: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveReplicaRequest, _cluster_pb2.Shard]  # type: ignore[assignment]
     """Removes a replica from a shard, for good: from then on it counts for nothing, and its process
@@ -143,9 +147,11 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         of that shard, and without bootstrap. Answers as soon as it is in the shard's list, where it
         counts for nothing yet: the leader sends it the state and the log, and makes it a voter when it
         has caught up. GetCluster tells when; RemoveReplica gives it up. Answers ids, addresses and
-        learners alone. ALREADY_EXISTS for an id or address that is in the list. FAILED_PRECONDITION, and
-        nothing is changed: no replica answers there, it belongs to another shard or has data, another
-        change is under way, the shard has 7 replicas, or runs a program that is too old.
+        learners alone. Asked again, it answers the list as it is: so after OUTCOME_UNKNOWN ask again.
+        ALREADY_EXISTS for an id that is in the list at another address. FAILED_PRECONDITION, and nothing
+        is changed: no replica answers there, it belongs to another shard, has a voter's data or such as
+        was removed, another change is under way, the shard has 7 replicas, or runs a program that is
+        too old.
         """
 
     @_abc_1.abstractmethod

@@ -44,6 +44,7 @@ class IntroduceResponse(_message.Message):
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     VOTER_FIELD_NUMBER: _builtins.int
     ENTRY_VERSION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     replica_id: _builtins.str
     last_index: _builtins.int
@@ -52,6 +53,8 @@ class IntroduceResponse(_message.Message):
     """Its journal says that it may vote: it has been a replica of a group, or was told to begin one."""
     entry_version: _builtins.int
     """The highest version of entries that it can apply."""
+    incarnation: _builtins.int
+    """Of its journal, as in RaftAppendReply."""
     def __init__(
         self,
         *,
@@ -60,10 +63,11 @@ class IntroduceResponse(_message.Message):
         last_index: _builtins.int = ...,
         voter: _builtins.bool = ...,
         entry_version: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_version", b"entry_version", "group_id", b"group_id", "last_index", b"last_index", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_version", b"entry_version", "group_id", b"group_id", "incarnation", b"incarnation", "last_index", b"last_index", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,6 +132,9 @@ class RaftHello(_message.Message):
     RECIPIENT_ID_FIELD_NUMBER: _builtins.int
     MEMBERS_NUMBER_FIELD_NUMBER: _builtins.int
     EXCLUDED_BY_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     sender_id: _builtins.str
     recipient_id: _builtins.str
@@ -137,6 +144,12 @@ class RaftHello(_message.Message):
     """In an answer: the recipient is missing in the committed list of this number, and the sender
     takes nothing from it. 0: it does.
     """
+    removed: _builtins.bool
+    """In such an answer: the list says that the recipient's very disk was removed."""
+    incarnation: _builtins.int
+    """Of the sender's journal, as in RaftAppendReply. 0: not told."""
+    learner: _builtins.bool
+    """The sender's disk is not complete: it neither votes nor counts."""
     def __init__(
         self,
         *,
@@ -145,10 +158,13 @@ class RaftHello(_message.Message):
         recipient_id: _builtins.str = ...,
         members_number: _builtins.int = ...,
         excluded_by: _builtins.int = ...,
+        removed: _builtins.bool = ...,
+        incarnation: _builtins.int = ...,
+        learner: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_by", b"excluded_by", "group_id", b"group_id", "members_number", b"members_number", "recipient_id", b"recipient_id", "sender_id", b"sender_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded_by", b"excluded_by", "group_id", b"group_id", "incarnation", b"incarnation", "learner", b"learner", "members_number", b"members_number", "recipient_id", b"recipient_id", "removed", b"removed", "sender_id", b"sender_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,11 +369,14 @@ class RaftVoteReply(_message.Message):
     REQUEST_TERM_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
     PRE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     request_term: _builtins.int
     """The term that the candidate asked about."""
     granted: _builtins.bool
     pre: _builtins.bool
+    incarnation: _builtins.int
+    """Of the voter's journal, as in RaftAppendReply: a vote counts if the list has that disk."""
     def __init__(
         self,
         *,
@@ -365,10 +384,11 @@ class RaftVoteReply(_message.Message):
         request_term: _builtins.int = ...,
         granted: _builtins.bool = ...,
         pre: _builtins.bool = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "pre", b"pre", "request_term", b"request_term", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "incarnation", b"incarnation", "pre", b"pre", "request_term", b"request_term", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
+from tickmesh.scheduler.raft.limits import PROBE_S
 from tickmesh.scheduler.raft.memory_transport import Faults, MemoryNetwork, MemoryTransport
 from tickmesh.scheduler.raft.messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
 from tickmesh.scheduler.raft.transport import TransportError
@@ -112,6 +113,16 @@ class Transport(MemoryTransport):
         self._machine.point("a message's sending")
         self.sent(self.replica_id, peer, message)
         outside(super().send, peer, message)
+
+    async def answers(self, peer: str) -> bool:
+        await asyncio.sleep(self._links.delay_s())
+        there = all(
+            self._links.carries(*ends)
+            for ends in ((self.replica_id, peer), (peer, self.replica_id))
+        )
+        if not there:
+            await asyncio.sleep(PROBE_S * self._links.stretch)
+        return there
 
     async def ship(
         self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]

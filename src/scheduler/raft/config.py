@@ -29,9 +29,9 @@ class ReplicaConfig:
     election_timeout_min_s: float = 0.3
     election_timeout_max_s: float = 0.6
     heartbeat_interval_s: float = 0.05
-    # A leader to which the connection stands is given so many times longer. One that is killed
-    # loses its connections; one that is silent on them is late, on a machine that has too much to
-    # do, and electing another there makes it later still.
+    # A leader to which the connection stands is given so many times longer, while its host answers:
+    # it is late, on a machine that has too much to do, and electing another there makes it later
+    # still. One that is killed loses its connections.
     patience: float = 2.5
     # A leader whose wall clock is further than this from those of a majority does not go on.
     clock_skew_max_s: float = 0.25
@@ -43,6 +43,11 @@ class ReplicaConfig:
     retain_bytes: int = 8 << 20
     # A follower that is being sent a snapshot pins the journal up to this size.
     pinned_bytes_max: int = 512 << 20
+
+    @property
+    def silence_s(self) -> float:
+        """A leader that is connected should be heard within so long: several heartbeats."""
+        return 3 * self.heartbeat_interval_s
 
     @property
     def members(self) -> Members:

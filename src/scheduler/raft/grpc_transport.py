@@ -39,6 +39,8 @@ from .limits import (
     FRAME_MESSAGES_BYTES_MAX,
     LATE_DIAL_S,
     PEER_QUEUE_MESSAGES_MAX,
+    PROBE_PULSES,
+    PROBE_S,
     REDIAL_S,
     SNAPSHOT_DEADLINE_S,
     SNAPSHOT_SILENCE_S,
@@ -246,6 +248,32 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             # The same append often goes to every peer.
             self._last = (message, message_out(message))
         link.offer(self._last[1])
+
+    async def answers(self, peer: str) -> bool:
+        """See RaftTransport. By the kernel, which takes connections for a process that is late."""
+        address = self._peers.get(peer)
+        if address is None:
+            return False
+        host, _, port = address.rpartition(":")
+        connecting = asyncio.ensure_future(asyncio.open_connection(host.strip("[]"), int(port)))
+        try:
+            # Pulses are counted: this process may itself be late, and then all is due at once.
+            for _ in range(PROBE_PULSES):
+                await asyncio.wait((connecting,), timeout=PROBE_S / PROBE_PULSES)
+                if connecting.done():
+                    break
+            await asyncio.sleep(0)
+            if not connecting.done():
+                return False
+            _, writer = connecting.result()
+            writer.close()
+            return True
+        except ConnectionRefusedError:
+            return True  # its connection is closed then, which says more
+        except OSError:
+            return False
+        finally:
+            connecting.cancel()
 
     # -- connections ---------------------------------------------------------------------------
 

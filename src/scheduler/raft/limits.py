@@ -45,6 +45,10 @@ COMPACTION_INTERVAL_S: Final = 1.0
 # A silent stream between replicas is sent an empty frame, and is given up without any.
 STREAM_PING_S: Final = 0.5
 STREAM_SILENCE_S: Final = 2.0
+# A kernel takes a connection at once, however busy the machine is; the probe looks so often
+# meanwhile.
+PROBE_S: Final = 0.2
+PROBE_PULSES: Final = 4
 # Between two dials of a peer that does not answer.
 REDIAL_S: Final = 0.1
 # Opening a stream to a peer, until its hello.

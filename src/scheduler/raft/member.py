@@ -103,6 +103,7 @@ class Member(RaftLibrary):
         self._campaign_not_before_s = -math.inf
         self._heard_leader_s = -math.inf
         self._patience = 1.0  # with the leader that was heard: see ReplicaConfig
+        self._suspect_at_s = math.inf
         self._backers: set[str] | None = None  # pre-votes for the election being considered
         self._elected = False
         self._transfer_requested = False
@@ -250,7 +251,29 @@ class Member(RaftLibrary):
         """When `tick` has something to do, by this member's clock."""
         if self.is_leader:
             return self.heartbeat_deadline
-        return self.election_deadline if self.may_lead else math.inf
+        return min(self.election_deadline, self._suspect_at_s) if self.may_lead else math.inf
+
+    def suspect(self) -> str | None:
+        """A leader that is connected and silent: is its host there? `judge` must follow."""
+        if self.clock() <= self._suspect_at_s:
+            return None
+        self._suspect_at_s = math.inf
+        leader = None if self.is_leader or not self.may_lead else self.leader_id
+        return leader if leader in self.connected else None
+
+    def judge(self, leader: str, there: bool) -> None:
+        """Whether the host of a suspected leader answered: then the leader is late, and waited for;
+        otherwise it is lost, as if its connection was."""
+        silent_s = self.clock() - self._heard_leader_s
+        if leader != self.leader_id or silent_s <= self._config.silence_s:
+            return
+        if there:
+            self._suspect_at_s = self.clock() + self._config.silence_s
+        else:
+            self._patience = 1.0
+            self.election_deadline = min(
+                self.election_deadline, self._heard_leader_s + self.election_timeout()
+            )
 
     def _consider_election(self) -> None:
         now = self.clock()
@@ -375,6 +398,7 @@ class Member(RaftLibrary):
         )
         self.journal.settle()
         self._patience = self._config.patience if peer in self.connected else 1.0
+        self._suspect_at_s = self.clock() + self._config.silence_s
         now = self.clock()
         self.election_deadline = now + (self.election_deadline - now) * self._patience
         self.follow_list()

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
+from .limits import PROBE_S
 from .messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
 from .transport import TransportError, TransportHandler
 
@@ -158,6 +159,14 @@ class MemoryTransport:
     def send(self, peer: str, message: Message) -> None:
         if self._handler is not None:
             self._network.deliver(self.replica_id, peer, message)
+
+    async def answers(self, peer: str) -> bool:
+        there = all(
+            self._network.carries(*ends)
+            for ends in ((self.replica_id, peer), (peer, self.replica_id))
+        )
+        await asyncio.sleep(0 if there else PROBE_S)
+        return there
 
     async def ship(
         self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]

@@ -563,6 +563,8 @@ class Replica:
         self._take_proposals()
         self._change_members()
         member.tick()
+        if (leader := member.suspect()) is not None:
+            self._spawn(self._look_for(leader))
         self._notice_stand_down()
         self._watch_clocks()
         self._advance_hand_over()
@@ -583,6 +585,10 @@ class Replica:
         if self._reads.answer() or self._inbox or member.commit_index > member.applied_index:
             self._work.set()
         self._keep_house()
+
+    async def _look_for(self, leader: str) -> None:
+        self._member.judge(leader, await self._transport.answers(leader))
+        self._work.set()
 
     def _receive(self) -> None:
         for _ in range(min(len(self._inbox), ROUND_MESSAGES_MAX)):

@@ -70,6 +70,10 @@ class RaftTransport(Protocol):
         """Queues a message; drops it when there is no connection or too much waits."""
         ...
 
+    async def answers(self, peer: str) -> bool:
+        """Whether the peer's host is there and can be reached, however late its process is."""
+        ...
+
     async def ship(
         self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
     ) -> SnapshotReply:

@@ -199,7 +199,7 @@ class Writer:
 
     def outage_s(self, since_s: float) -> float:
         """The longest time without a finished write."""
-        later = [at for at in self.finished_s if at >= since_s]
+        later = [since_s, *(at for at in self.finished_s if at >= since_s)]
         return max((after - before for before, after in pairwise(later)), default=0.0)
 
 

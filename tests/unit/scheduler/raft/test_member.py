@@ -618,3 +618,42 @@ def test_who_is_asked_for_a_list_of_the_replicas_knows_it_before_its_first_vote(
     member = Member(config, found, lambda: bench.now_s, lambda: 0.5, bench.wall_ns)
     assert member.voting == {"a", "c", "d"}
     assert member.majority == 3
+
+
+# -- a leader that is silent -------------------------------------------------------------------
+
+
+def elects_after(bench: Bench) -> float:
+    """How long it is until this member asks the others."""
+    began_s = bench.now_s
+    while not any(isinstance(message, Vote) for _, message in bench.tick(0.01)):
+        assert bench.now_s < began_s + 5.0
+    return bench.now_s - began_s
+
+
+@pytest.mark.parametrize(("there", "longest_s"), [(False, 0.61), (True, 1.51)])
+def test_a_silent_leader_is_waited_for_while_its_host_answers(
+    there: bool, longest_s: float
+) -> None:
+    bench = Bench()
+    bench.hear("a", append(1, (1, 0), 1))
+    assert bench.member.suspect() is None
+    bench.now_s += 0.16
+    assert bench.member.next_deadline() < bench.now_s
+    assert bench.member.suspect() == "a"
+    assert bench.member.suspect() is None, "asked once"
+    bench.now_s += 0.2
+    bench.member.judge("a", there)
+    waited_s = 0.36 + elects_after(bench)
+    assert waited_s <= longest_s
+    assert (waited_s > 0.76) is there
+
+
+def test_a_leader_that_was_heard_meanwhile_is_not_judged() -> None:
+    bench = Bench()
+    bench.hear("a", append(1, (1, 0), 1))
+    bench.now_s += 0.16
+    assert bench.member.suspect() == "a"
+    bench.hear("a", append(1, (1, 0), 1))
+    bench.member.judge("a", False)
+    assert elects_after(bench) > 0.76

@@ -87,6 +87,11 @@ def written(directory: Path) -> Written:
     return Written(total, total - kept, end.status)
 
 
+def ended_ns(directory: Path) -> int:
+    """When an output became whole, ns since 1970. Raises FileNotFoundError."""
+    return (directory / END).stat().st_mtime_ns
+
+
 def archived(directory: Path, name: str) -> output.Archived:
     """An output that is whole, as it is archived under a name. Raises FileNotFoundError."""
     end = _end(directory)

@@ -87,7 +87,7 @@ class Exit:
     oom: bool
     """The kernel killed something in the sandbox for want of memory, and the command failed."""
     finished_ns: int
-    """Nanoseconds since 1970, by containerd."""
+    """Nanoseconds since 1970, by containerd, or by the output's end where that has dropped it."""
     peak_memory_bytes: int
     """0 when the kernel does not tell."""
     cpu_ns: int

@@ -23,7 +23,7 @@ import structlog
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
-from .. import accounting, archive, gate, limits, users
+from .. import accounting, archive, gate, limits, logs, users
 from ..credentials import Credentials
 from ..errors import (
     ContainerdError,
@@ -594,12 +594,18 @@ class ContainerdRuntime:
             # Empty: never opened, so its gate has exited by itself.
             started_ns = int(await asyncio.to_thread(paths.opened.read_text))
             task = await self._client.get_task(record.container_id)
-        except (OSError, ValueError, msgspec.DecodeError, ContainerdNotFound):
+        except ContainerdNotFound:
+            written = await asyncio.to_thread(logs.written, paths.output)
+            if written.status is None:
+                return None
+            # It has ended, and containerd has dropped it since: see ContainerdSandbox.wait.
+        except (OSError, ValueError, msgspec.DecodeError):
             return None
         except ContainerdError as error:
             raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
-        if task.status == task_types_pb2.CREATED:
-            return None  # we ended between saying that it starts, and starting it
+        else:
+            if task.status == task_types_pb2.CREATED:
+                return None  # we ended between saying that it starts, and starting it
         return ContainerdSandbox(
             self._client,
             self._watcher,

@@ -150,10 +150,15 @@ class ContainerdSandbox:
         """See sandbox.Sandbox."""
         if self._exit is not None:
             return self._exit
-        status, exited_ns = await self._ended()
+        ended = await self._ended()
         usage = await asyncio.to_thread(accounting.read, self._record.cgroup_path)
         await self._output_whole()
         written = await asyncio.to_thread(logs.written, self._paths.output)
+        if ended is None:
+            if written.status is None:
+                raise SandboxError(f"sandbox {self.attempt_id} has vanished")
+            ended = 0, await asyncio.to_thread(logs.ended_ns, self._paths.output)
+        status, exited_ns = ended
         exit_code, signal = _ending(status, written.status)
         self._exit = Exit(
             exit_code=exit_code,
@@ -256,14 +261,18 @@ class ContainerdSandbox:
             shims.end, client.socket, client.namespace, self._record.container_id
         )
 
-    async def _ended(self) -> tuple[int, int]:
-        """Waits for the first process's end, through restarts of containerd."""
+    async def _ended(self) -> tuple[int, int] | None:
+        """Waits for the first process's end, through restarts of containerd: its status, and when.
+
+        None: containerd knows nothing of it. From 1.7 on it drops, when it starts, a task that has
+        ended while it was away; how the command ended is then what its gate told the recorder.
+        """
         while True:
             try:
                 answer = await self._client.wait_task(self._record.container_id)
                 return answer.exit_status, answer.exited_at.ToNanoseconds()
-            except ContainerdNotFound as error:
-                raise SandboxError(f"sandbox {self.attempt_id} has vanished: {error}") from error
+            except ContainerdNotFound:
+                return None
             except ContainerdUnavailable:
                 try:
                     await self._client.connected(limits.DAEMON_AWAY_DEADLINE_S)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,7 +29,8 @@ BUNDLES = "state/io.containerd.runtime.v2.task/tickmesh"
 
 
 def entries(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
+    """Of a state directory; crun keeps the filters that it has compiled in `.cache`, too."""
+    return [path.name for path in directory.iterdir() if path.name != ".cache"]
 
 
 def kill_daemon(runtime: ContainerdRuntime) -> int:
@@ -72,6 +74,43 @@ async def test_an_end_while_containerd_is_dead_is_not_lost(
     await begun(python, "meanwhile")
     kill_daemon(python)
     assert (await sandbox.wait()).exit_code == 9
+    await sandbox.delete()
+
+
+async def test_how_a_command_ended_is_known_when_containerd_has_dropped_its_task(
+    python: ContainerdRuntime,
+) -> None:
+    """As containerd does from 1.7 on with what ended while it was away; here with any."""
+    begun_ns = time.time_ns()
+    for number, (program, ending) in enumerate(
+        {"exit(9)": (9, 0), "import os; os.kill(os.getpid(), 15)": (143, 15)}.items()
+    ):
+        name = f"dropped-{number}"
+        sandbox = await python.prepare(
+            Work(name, "tests", PYTHON_IMAGE, command=("python3", "-c", program))
+        )
+        await sandbox.start()
+        await python._client.wait_task(name)
+        await python._client.delete_task(name)
+        adopted = await python.adopt(name)
+        assert adopted is not None
+        for each in (sandbox, adopted):
+            ended = await each.wait()
+            assert (ended.exit_code, ended.signal) == ending
+            assert begun_ns < ended.finished_ns < time.time_ns()
+        await sandbox.delete()
+
+
+async def test_of_a_gate_that_was_killed_nothing_is_known_when_containerd_has_dropped_its_task(
+    stamp: ContainerdRuntime,
+) -> None:
+    sandbox = await stamp.prepare(Work("untold", "tests", STAMP_IMAGE))
+    await sandbox.kill(signal.SIGKILL)
+    await stamp._client.wait_task("untold")
+    await stamp._client.delete_task("untold")
+    with pytest.raises(SandboxError, match="untold has vanished"):
+        await sandbox.wait()
+    assert await stamp.adopt("untold") is None
     await sandbox.delete()
 
 
@@ -165,7 +204,8 @@ async def test_a_sandbox_that_containerd_has_forgotten_is_removed(
     shim_socket = shims.socket_of(stamp.daemon.socket, "tickmesh", "lost")
     assert shim_socket.is_socket()
     bundle = Path(stamp.daemon.socket).parent / BUNDLES / "lost"
-    (bundle / "address").unlink()  # a new containerd cannot find its shim
+    for name in ("address", "bootstrap.json"):  # the second from 1.7 on, the first up to it
+        (bundle / name).unlink(missing_ok=True)  # a new containerd cannot find its shim
     kill_daemon(stamp)
     await stamp._client.connected(10)
     await sandbox.delete()

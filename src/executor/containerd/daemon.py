@@ -26,6 +26,7 @@ from .client import ContainerdClient
 log = structlog.get_logger(__name__)
 
 RUN_DIRECTORY = Path("/run/tickmesh")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SOCKET_PATH_BYTES_MAX = 107  # what the kernel takes for a unix socket's path
 HEALTHY_AFTER_S = 60.0
 NEEDED_PLUGINS = (
@@ -35,7 +36,8 @@ NEEDED_PLUGINS = (
 )
 
 # Only what the executor calls: no CRI (it would wait for CNI configuration), no other snapshotters,
-# no metrics of its own.
+# no metrics of its own. Some have another name in containerd 2; a name that it does not know is
+# none to it. Version 2 of the configuration is what 1.6 reads, and 2.x still does.
 _CONFIGURATION = """\
 version = 2
 root = {root}
@@ -52,6 +54,13 @@ disabled_plugins = [
   "io.containerd.internal.v1.tracing",
   "io.containerd.internal.v1.restart",
   "io.containerd.monitor.v1.cgroups",
+  "io.containerd.monitor.container.v1.restart",
+  "io.containerd.monitor.task.v1.cgroups",
+  "io.containerd.nri.v1.nri",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.snapshotter.v1.blockfile",
+  "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.differ.v1.erofs",
 ]
 
 [grpc]
@@ -88,9 +97,13 @@ def missing() -> list[str]:
 
 
 def which(binary: str) -> str | None:
-    """Looks in the system's own directories too: a service's PATH often lacks sbin."""
-    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
-    return shutil.which(binary, path=path)
+    """Where a program is."""
+    return shutil.which(binary, path=search_path())
+
+
+def search_path() -> str:
+    """Ours, and the system's own directories: a service's PATH often lacks sbin."""
+    return f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}".lstrip(":")
 
 
 def _loadable(module: str) -> bool:
@@ -206,7 +219,9 @@ class Daemon:
         text = _CONFIGURATION.format(**{key: json.dumps(str(path)) for key, path in values.items()})
         configuration.write_text(text)
         environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            # So that its shims and their runtimes are those that we have looked for, and not those
+            # of another release that the system has too.
+            "PATH": search_path(),
             "GOMAXPROCS": str(os.cpu_count() or 1),
         }
         with (self._directory / "containerd.log").open("ab") as output:

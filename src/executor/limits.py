@@ -79,4 +79,5 @@ OWN_TAG_FRESH_S = 60.0
 # Retries of a call that containerd did not answer.
 RECONNECT_BACKOFF_MS_MIN = 20
 RECONNECT_BACKOFF_MS_MAX = 500
+CONNECT_DEADLINE_MS = 2000  # of one attempt: a daemon on a busy host is slow, not away
 DAEMON_RESTARTS_MAX = 20  # in a row without living for a minute: then it is broken, not unlucky

@@ -110,7 +110,8 @@ class ContainerdClient:
                 ("grpc.default_authority", "localhost"),
                 ("grpc.max_receive_message_length", 16 * limits.MIB),
                 ("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
-                ("grpc.min_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
+                # By its name a pause, but gRPC gives each attempt that long to become a connection.
+                ("grpc.min_reconnect_backoff_ms", limits.CONNECT_DEADLINE_MS),
                 ("grpc.max_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
                 ("grpc.use_local_subchannel_pool", 1),
             ],

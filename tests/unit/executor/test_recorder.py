@@ -1,19 +1,22 @@
 """The recorder: both streams to their end, whatever is written to them, within its limit."""
 
 import fcntl
+import functools
 import os
 import random
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tickmesh.executor import gate, logs
+from tickmesh.executor import logs
 from tickmesh.executor.watch import Watcher
 from tickmesh.mesh import output
+
+from . import machines
 
 DEADLINE_S = 20.0
 MIB = 1024 * 1024
@@ -38,17 +41,24 @@ class Recording:
         assert self.process.wait(DEADLINE_S) == 0
 
 
+Record = Callable[[Path, int], Recording]
+
 # The shell moves the descriptors to where the recorder expects them, then becomes it.
 _START = 'exec 3<&"$1" 4<&"$2" 5>&"$3"; eval "exec $1<&- $2<&- $3>&-"; shift 3; exec "$@"'
 
 
-def record(directory: Path, bytes_max: int) -> Recording:
+@pytest.fixture(params=machines.MACHINES)
+def record(request: pytest.FixtureRequest) -> Record:
+    return functools.partial(_record, machines.command("recorder", request.param))
+
+
+def _record(program: list[str], directory: Path, bytes_max: int) -> Recording:
     pipes = [os.pipe() for _ in range(3)]
     # Away from 3, 4 and 5 themselves, which the shell is about to make of them.
     ours = (pipes[0][0], pipes[1][0], pipes[2][1])
     passed = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in ours]
     command = ["bash", "-c", _START, "-", *map(str, passed)]
-    command += [str(gate.program("recorder")), str(directory), str(bytes_max)]
+    command += [*program, str(directory), str(bytes_max)]
     process = subprocess.Popen(command, pass_fds=passed)
     for descriptor in (*passed, *ours):
         os.close(descriptor)
@@ -100,7 +110,7 @@ def numbered(bytes_min: int) -> Iterator[bytes]:
         count += 1
 
 
-async def test_what_fits_is_kept_whole(tmp_path: Path, watcher: Watcher) -> None:
+async def test_what_fits_is_kept_whole(record: Record, tmp_path: Path, watcher: Watcher) -> None:
     recording = record(tmp_path, 1000)
     data = random.Random(1).randbytes(1000)
     write(recording.stdout, data)
@@ -116,7 +126,7 @@ async def test_what_fits_is_kept_whole(tmp_path: Path, watcher: Watcher) -> None
 
 @pytest.mark.parametrize("bytes_max", [0, 1, 5, 1000, 200_001, MIB])
 async def test_of_a_flood_the_first_and_the_last_half_are_kept(
-    tmp_path: Path, watcher: Watcher, bytes_max: int
+    record: Record, tmp_path: Path, watcher: Watcher, bytes_max: int
 ) -> None:
     recording = record(tmp_path, bytes_max)
     data = b"".join(numbered(4 * MIB))
@@ -134,7 +144,7 @@ async def test_of_a_flood_the_first_and_the_last_half_are_kept(
 
 
 async def test_each_byte_has_the_time_at_which_it_was_read(
-    tmp_path: Path, watcher: Watcher
+    record: Record, tmp_path: Path, watcher: Watcher
 ) -> None:
     began_ns = time.time_ns()
     recording = record(tmp_path, 1000)
@@ -163,7 +173,7 @@ async def test_each_byte_has_the_time_at_which_it_was_read(
 
 
 async def test_byte_by_byte_the_times_are_fewer_than_the_bytes(
-    tmp_path: Path, watcher: Watcher
+    record: Record, tmp_path: Path, watcher: Watcher
 ) -> None:
     recording = record(tmp_path, MIB)
     began_ns = time.time_ns()
@@ -176,7 +186,7 @@ async def test_byte_by_byte_the_times_are_fewer_than_the_bytes(
 
 
 async def test_a_cursor_is_good_before_and_after_what_it_points_at_was_dropped(
-    tmp_path: Path, watcher: Watcher
+    record: Record, tmp_path: Path, watcher: Watcher
 ) -> None:
     recording = record(tmp_path, 200_000)
     data = b"".join(numbered(2 * MIB))
@@ -200,7 +210,7 @@ async def test_a_cursor_is_good_before_and_after_what_it_points_at_was_dropped(
 
 
 async def test_a_recorder_that_is_killed_leaves_what_it_wrote(
-    tmp_path: Path, watcher: Watcher
+    record: Record, tmp_path: Path, watcher: Watcher
 ) -> None:
     recording = record(tmp_path, 1000)
     with watcher.changes(tmp_path) as changed:
@@ -222,7 +232,7 @@ async def test_a_recorder_that_is_killed_leaves_what_it_wrote(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 async def test_a_full_disk_costs_the_output_and_blocks_nobody(
-    tmp_path: Path, watcher: Watcher
+    record: Record, tmp_path: Path, watcher: Watcher
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -243,7 +253,9 @@ async def test_a_full_disk_costs_the_output_and_blocks_nobody(
 
 
 @pytest.mark.parametrize("status", [None, 0, 137 << 8, 9])
-def test_the_status_that_the_gate_told_is_kept(tmp_path: Path, status: int | None) -> None:
+def test_the_status_that_the_gate_told_is_kept(
+    record: Record, tmp_path: Path, status: int | None
+) -> None:
     output = tmp_path / "output"
     output.mkdir()
     os.mkfifo(tmp_path / "fifo")

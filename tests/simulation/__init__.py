@@ -8,6 +8,8 @@
     executors   worker hosts that speak the Attach protocol
     clients     callers of the public methods, and what they may be told
     watches     readers of WatchExecutions, and what they must have been told
+    keepers     a caller that changes how much history is kept
+    almanacs    a caller that changes what schedules follow: calendars, and zones' files
     pace        how fast things happen
     limits      limits that are small, and history that is short, in some simulations
     faults      what goes wrong, and when

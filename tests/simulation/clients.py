@@ -40,6 +40,10 @@ PATIENCE_S = 12.0
 """How long a client repeats one thing before it gives up and does not know."""
 
 CUSTOMER = "customers/acme"
+CALENDARS = (f"{CUSTOMER}/calendars/quiet", f"{CUSTOMER}/calendars/holidays")
+ZONES = ("Europe/Berlin", "Asia/Tokyo")
+"""What schedules follow, where they do: see almanacs."""
+
 SCHEDULES_MAX = 6
 FINAL = frozenset(
     {
@@ -127,6 +131,8 @@ class Client:
         self.done = 0
         self.unknown = 0
         self.stopping = False
+        self.follows = False
+        """Whether its schedules follow calendars and zones."""
         self._pace = pace
         self._network = network
         self._replicas = replicas
@@ -365,6 +371,16 @@ class Client:
         return START_MS + int((asyncio.get_running_loop().time() - 1000.0) * 1000)
 
     def _recurrence(self) -> schedule_pb2.Recurrence:
+        recurrence = self._instants()
+        if self.follows:
+            if self.chance.random() < 0.6:
+                count = self.chance.choice((1, 1, 2))
+                recurrence.excluded_calendars.extend(self.chance.sample(CALENDARS, count))
+            if self.chance.random() < 0.4:
+                recurrence.time_zone = self.chance.choice(ZONES)
+        return recurrence
+
+    def _instants(self) -> schedule_pb2.Recurrence:
         recurrence = schedule_pb2.Recurrence()
         match self.chance.randrange(4):
             case 0:
@@ -456,8 +472,9 @@ class Client:
             made, _ = await self.ask(
                 f"tickmesh.v1.ScheduleService/{method}", request, schedule_pb2.Schedule
             )
-        except NotFound:
-            register.absent(seen)
+        except NotFound as error:
+            if not any(calendar in str(error) for calendar in CALENDARS):
+                register.absent(seen)
         except TickmeshError:
             return
         else:

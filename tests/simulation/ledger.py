@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 
-from tickmesh.scheduler.core import audit, history
+from tickmesh.scheduler.core import audit, history, pins
 from tickmesh.scheduler.core import ledger as rows
 from tickmesh.scheduler.core.commands import (
     DeleteSchedules,
@@ -288,6 +289,7 @@ class Ledger:
             from_ms=0,
             until_ms=meta.time_ms + 1,
             kept_ms=meta.history_from * history.PERIOD_MS,
+            ready=lambda spec: pins.ready(queries.view(), schedule.customer, spec),
         )
         self.audited += report.instants
         if report.problems:
@@ -301,6 +303,23 @@ class Ledger:
             nominal_ms = int.from_bytes(identity[:6], "big")
             if nominal_ms not in fired and report.complete:
                 self._violate(f"{self.executions[identity]} has no row of its own")
+
+    @property
+    def is_pinning(self) -> bool:
+        """Whether schedules have still to follow a calendar or a zone that has changed."""
+        view = self.queries.view()
+        return view.zones_pending() is not None or bool(view.calendars_pending(1))
+
+    def check_pins(self) -> None:
+        """When nothing is pending, every schedule follows what its calendars and zones are now."""
+        view = self.queries.view()
+        for schedule in view.schedules_after(b"", 1_000_000):
+            now = pins.pinned(view, schedule.customer, schedule.spec)
+            if not schedule.spec.zone_digest:
+                # Made while a replica was not known to know pins: it follows the package.
+                now = replace(now, zone_digest=b"")
+            if now != schedule.spec:
+                self._violate(f"{schedule} does not follow {now}")
 
     def _check_durable(self, index: int, term: int) -> None:
         """Whoever applies first knows that it is committed: a majority must hold it on disk."""

@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
-from tickmesh.scheduler import dispatch, proposals, retention, shard, timers
+from tickmesh.scheduler import ahead, dispatch, proposals, retention, shard, timers
 from tickmesh.scheduler.calls import ledgers
-from tickmesh.scheduler.core import audit, history
+from tickmesh.scheduler.core import audit, calendars, history, zones
 from tickmesh.scheduler.raft import member, replica
 
 from .keepers import KEPT_S, WALK_S, is_forgetful
@@ -30,12 +30,17 @@ SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (member, "APPENDS_IN_FLIGHT_MAX", (1, 2)),
     (dispatch, "TAKE_UP_SLICE", (1, 2)),
     (dispatch, "ENDS_MAX", (1, 2)),
+    (calendars, "PINNED_MAX", (1, 2)),
+    (zones, "PINNED_MAX", (1, 2)),
+    (zones, "SCANNED_MAX", (2, 5)),
 )
 """Where each stands, and what it may be instead."""
 
 CADENCES: tuple[tuple[ModuleType, str], ...] = (
     (dispatch, "LEASE_CHECK_S"),
     (dispatch, "TIMEOUT_CHECK_S"),
+    (ahead, "EXECUTORS_LOOK_S"),
+    (shard, "PIN_INTERVAL_S"),
 )
 """What a slower pace stretches."""
 

@@ -14,7 +14,15 @@ from msgspec.structs import replace
 
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler import retention, shard
-from tickmesh.scheduler.core import executions, fires, history, machine
+from tickmesh.scheduler.core import (
+    calendars,
+    executions,
+    fires,
+    history,
+    machine,
+    recurrence,
+    zones,
+)
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Dispatcher
@@ -303,6 +311,37 @@ def list_forgotten_in_a_snapshot() -> list[Patch]:
     return [(Journal, "begin_install", lambda self, position, members=None: begin(self, position))]
 
 
+def timer_not_moved_by_a_calendar() -> list[Patch]:
+    """A schedule that follows a changed calendar keeps the timer that it had."""
+    follow_pins, resume = calendars.follow_pins, fires.Turn.resume
+
+    def followed(view: Any, schedule: Any, now_ms: int) -> bool:
+        def kept(self: Any, *, paused: bool) -> Any:
+            stood = {"state": schedule.state, "due_ms": schedule.due_ms}
+            return self.finish(redefined=True, next_ms=schedule.next_ms, **stood)
+
+        fires.Turn.resume = kept  # type: ignore[method-assign]
+        try:
+            return follow_pins(view, schedule, now_ms)
+        finally:
+            fires.Turn.resume = resume  # type: ignore[method-assign]
+
+    return [(calendars, "follow_pins", followed)]
+
+
+def zones_from_each_replicas_package() -> list[Patch]:
+    """An upgrade of zones brings what each replica's own package has."""
+    learn = zones.learn
+
+    def learned(view: Any, command: Any) -> Any:
+        if command.upgrade:
+            files = tuple((name, recurrence.read_zone_file(name)) for name, _ in command.zones)
+            command = replace(command, zones=files)
+        return learn(view, command)
+
+    return [(zones, "learn", learned)]
+
+
 MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     mutation.__name__: mutation
     for mutation in (
@@ -328,6 +367,8 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         list_before_an_own_entry,
         removed_replica_counted,
         list_forgotten_in_a_snapshot,
+        timer_not_moved_by_a_calendar,
+        zones_from_each_replicas_package,
     )
 }
 

@@ -33,6 +33,7 @@ from tickmesh.scheduler.steady import SteadyClock
 from tickmesh.scheduler.store.state import State
 from tickmesh.scheduler.timers import HERD_MS_MAX
 
+from .almanacs import Almanac, is_pinned, packaged
 from .clients import Client, Register
 from .executors import Held, Host
 from .faults import Faults
@@ -358,12 +359,30 @@ class World:
             )
             for _ in range(is_forgetful(seed))
         ]
+        self.almanacs = [
+            Almanac(
+                CLIENTS + 1,
+                text,
+                pace,
+                self.network,
+                names,
+                find,
+                self.violate,
+                self.note,
+                registers,
+                forgotten,
+            )
+            for _ in range(is_pinned(seed))
+        ]
+        for client in self.clients:
+            client.follows = is_pinned(seed)
         self.watches = [
             Watch(n, text, pace, self.network, names, find, self.ledger, self.violate)
             for n in range(CLIENTS)
         ]
         self.outsiders = [host.machine.name for host in self.hosts]
-        self.outsiders += [reader.name for reader in (*self.clients, *self.keepers, *self.watches)]
+        self.callers = (*self.clients, *self.keepers, *self.almanacs)
+        self.outsiders += [each.name for each in (*self.callers, *self.watches)]
         self.faults = Faults(self, text)
         self._starts: dict[str, str] = {}
         self._started_ns: dict[str, int] = {}
@@ -512,8 +531,7 @@ class World:
             node.boot()
         for host in self.hosts:
             host.boot()
-        callers = (*self.clients, *self.keepers)
-        working = [caller.process.spawn(caller.run()) for caller in callers]
+        working = [caller.process.spawn(caller.run()) for caller in self.callers]
         for watch in self.watches:
             watch.process.spawn(watch.run())
         course = asyncio.create_task(self._course(fault_s, working))
@@ -530,8 +548,8 @@ class World:
         faulting.cancel()
         await asyncio.gather(faulting, return_exceptions=True)
         self.heal()
-        for client in (*self.clients, *self.keepers):
-            client.stopping = True
+        for caller in self.callers:
+            caller.stopping = True
         settle_s = SETTLE_S * self.pace.stretch
         until_s = self._loop.time() + settle_s
         entries = 0
@@ -549,6 +567,7 @@ class World:
         now_ms = self._now_ms()
         self.ledger.fires.check_settled(now_ms - SETTLED_LAG_MS)
         self.ledger.audit()
+        self.ledger.check_pins()
         committed = self.ledger.lists[max(self.ledger.lists)]
         for name in self.retired:
             if committed.find(name) is not None:
@@ -589,6 +608,7 @@ class World:
             and not self._old()
             and not any(watch.is_behind(entries) for watch in self.watches)
             and len(applied) == 1
+            and not self.ledger.is_pinning
             and self._is_whole()
             and any(node.leads for node in self.nodes)
             and not any(self._pending_fires(now_ms - SETTLED_LAG_MS))
@@ -656,6 +676,7 @@ class World:
             "dropped": fires.dropped,
             "again": fires.again,
             "braked": fires.braked,
+            "pinned": sum(almanac.changed for almanac in self.almanacs),
             "audited": self.ledger.audited,
             "faults": self.faults.made,
             "executions": len(self.ledger.executions),
@@ -693,7 +714,7 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     # Collection would end forgotten generators at moments that no seed decides.
     gc.disable()
     try:
-        with drawn(seed, of(seed)) as limits:
+        with drawn(seed, of(seed)) as limits, packaged(of(seed)):
             simulate(seed, main)
     finally:
         gc.enable()

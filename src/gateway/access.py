@@ -100,6 +100,7 @@ ACCESS: dict[str, Scope] = {
 """By the methods' full names."""
 
 _NOBODY = Scope(0)
+_UPDATE_CUSTOMER = f"{descriptors.PUBLIC_PACKAGE}.CustomerService/UpdateCustomer"
 
 
 def authorize(principal: Principal, method: Method, request: Any) -> None:
@@ -116,6 +117,17 @@ def authorize(principal: Principal, method: Method, request: Any) -> None:
             f"{method.name.rpartition('/')[2]} needs scope {needed}; the API key has: {has}",
             metadata={"method": method.name, "scope": needed},
         )
+    if method.name == _UPDATE_CUSTOMER and principal.customer and _changes_plan(request):
+        raise ScopeMissing(
+            "a customer's plan is changed with an operator's key only: leave plan out of the "
+            "update_mask and of the customer",
+            metadata={"method": method.name, "scope": "operator"},
+        )
+
+
+def _changes_plan(request: Any) -> bool:
+    paths = [path.split(".")[0] for path in request.update_mask.paths]
+    return "plan" in paths or ("*" in paths and bool(request.customer.plan))
 
 
 assert set(ACCESS) <= set(METHODS), "ACCESS names a method that is none"

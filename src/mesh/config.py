@@ -163,8 +163,6 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     executor_lease_ms: int = 10_000
     """An executor that has not heard of the leader for so long starts nothing more; not heard of
     for twice as long it is lost, and what it ran with it. Executors are told."""
-    customer_weights: dict[str, int] = {}
-    """Turns that a customer gets where others get one, while executions wait: 1 to 100."""
     ready_file: str = ""
 
 

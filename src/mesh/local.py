@@ -52,6 +52,7 @@ from .config import (
     SecretKey,
     ShardMembers,
 )
+from .plans import Plan
 from .registries import PROGRAM, Distribution
 from .tls import DevelopmentAuthority
 
@@ -110,6 +111,8 @@ class LocalOptions:
     runtime: str = "containerd"
     scheduler: tuple[tuple[str, Any], ...] = ()
     """Further SchedulerConfig fields."""
+    plans: tuple[tuple[str, Plan], ...] = ()
+    """As in Config."""
     executor: tuple[tuple[str, Any], ...] = ()
     """Further ExecutorConfig fields."""
     authentication: Literal["none", "api_keys"] = "none"
@@ -353,7 +356,8 @@ class LocalMesh:
                     tls=self._authority.issue("scheduler", name),
                     bootstrap=False,
                     ready_file=str(self.directory / "run" / f"{name}.ready"),
-                )
+                ),
+                plans=self.replicas[0].settings.plans,
             ),
         )
         self.replicas.append(child)
@@ -484,7 +488,7 @@ class LocalMesh:
         for child in self.replicas:
             assert child.settings.scheduler is not None
             settled = msgspec.structs.replace(child.settings.scheduler, bootstrap=False)
-            child.configure(Config(scheduler=settled))
+            child.configure(msgspec.structs.replace(child.settings, scheduler=settled))
         self._keep_shape(settled.shard.replicas)
 
     def _peers(self) -> tuple[Peer, ...]:
@@ -546,7 +550,7 @@ class LocalMesh:
                 ready_file=child_ready,
                 **dict(options.scheduler),
             )
-            settings = Config(scheduler=scheduler)
+            settings = Config(scheduler=scheduler, plans=dict(options.plans))
             self.replicas.append(Child(peer.replica_id, "scheduler", self.directory, settings))
         operators: tuple[str, ...] = ()
         if options.authentication == "api_keys":

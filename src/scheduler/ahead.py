@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from ..mesh.plans import Plan
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .convert import image_reference
 from .core.model import Timer, TimerKind
@@ -56,8 +57,10 @@ class Ahead:
         now_ms: Callable[[], int],
         coming: Callable[[int], Iterable[Timer]],
         login: Callable[[str, str], shard_pb2.Login | None] = lambda _customer, _image: None,
+        plan: Callable[[str], Plan] = lambda _: Plan(),
     ) -> None:
-        """coming: the first so many timers of the next minute. login: see Dispatcher."""
+        """coming: the first so many timers of the next minute. login, plan: see Dispatcher."""
+        self._plan = plan
         self._login = login
         self._queries = queries
         self._hosts = hosts
@@ -113,7 +116,8 @@ class Ahead:
         _remember(self._recent, job_uid, now_ms + LOOK_AGAIN_MS, RECENT_MAX)
         reference = image_reference(job.spec.image, job.customer, "image")
         image = hashed(reference)
-        for executor_id in self._hosts.lacking(image, need_of(job.spec), HOLDERS):
+        need = need_of(job.spec, self._plan(job.customer))
+        for executor_id in self._hosts.lacking(image, need, HOLDERS):
             link = self._links.get(executor_id)
             if link is None or self._asked.get((executor_id, image), 0) > now_ms:
                 continue

@@ -10,12 +10,14 @@ import contextlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..mesh import names
 from ..mesh.errors import EtagMismatch, InvalidRequest, invalid
+from ..mesh.plans import Plan
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
 from .core import recurrence
@@ -117,8 +119,13 @@ def image_reference(image: str, customer: str, field: str) -> str:
     )
 
 
-def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
-    """What a job runs, defaults applied. Raises InvalidRequest."""
+def job_spec(
+    job: job_pb2.Job, customer: str, field: str, plan: Plan, earlier: JobSpec | None = None
+) -> JobSpec:
+    """What a job runs, defaults applied. Raises InvalidRequest.
+
+    plan: its customer's. earlier: what the job ran before, which it may go on with.
+    """
     container, resources = job.container, job.resources
     image_reference(container.image, customer, f"{field}.container.image")
     for name in container.env:
@@ -134,19 +141,34 @@ def job_spec(job: job_pb2.Job, customer: str, field: str) -> JobSpec:
         if "\0" in value:
             raise invalid(f"{field}.container.env[{name!r}]", "must not contain a NUL")
     total_timeout_ms = job.total_timeout.ToMilliseconds()
-    timeout_ms = min(TIMEOUT_MS_DEFAULT, total_timeout_ms or TIMEOUT_MS_DEFAULT)
+    timeout_max_ms = plan.timeout_s_max * 1_000
+    timeout_ms = min(TIMEOUT_MS_DEFAULT, timeout_max_ms, total_timeout_ms or TIMEOUT_MS_DEFAULT)
     if job.HasField("timeout"):
         timeout_ms = job.timeout.ToMilliseconds()
         if total_timeout_ms and total_timeout_ms < timeout_ms:
             raise invalid(f"{field}.total_timeout", "is shorter than timeout, that of one attempt")
+    memory_bytes = resources.memory_bytes or min(MEMORY_BYTES_DEFAULT, plan.memory_bytes_max)
+    cpu_millis = resources.cpu_millis or min(CPU_MILLIS_DEFAULT, plan.cpu_millis_max)
+    for path, wanted, value_max, before in (
+        ("resources.memory_bytes", memory_bytes, plan.memory_bytes_max, "memory_bytes"),
+        ("resources.cpu_millis", cpu_millis, plan.cpu_millis_max, "cpu_millis"),
+        ("timeout", timeout_ms, timeout_max_ms, "timeout_ms"),
+    ):
+        if wanted > value_max and (earlier is None or getattr(earlier, before) != wanted):
+            unit = " ms" if path == "timeout" else ""
+            raise invalid(
+                f"{field}.{path}",
+                f"{wanted}{unit} is more than the plan of customers/{customer} allows: at most "
+                f"{value_max}{unit}",
+            )
     return JobSpec(
         image=container.image,
         command=tuple(container.command),
         args=tuple(container.args),
         env=tuple(sorted(container.env.items())),
         working_dir=container.working_dir,
-        memory_bytes=resources.memory_bytes or MEMORY_BYTES_DEFAULT,
-        cpu_millis=resources.cpu_millis or CPU_MILLIS_DEFAULT,
+        memory_bytes=memory_bytes,
+        cpu_millis=cpu_millis,
         scratch_bytes=resources.scratch_bytes or SCRATCH_BYTES_DEFAULT,
         pids=resources.pids or PIDS_DEFAULT,
         timeout_ms=timeout_ms,
@@ -319,28 +341,43 @@ def _asked_at(spec: recurrence.Spec, now_ms: int) -> int:
     return 0 if timeless else now_ms
 
 
-def check_rate(spec: recurrence.Spec, now_ms: int, field: str) -> None:
-    """Raises InvalidRequest for what fires more often than a schedule may."""
-    count = _fires_in_a_minute(spec, _asked_at(spec, now_ms))
-    if count > FIRES_PER_MINUTE_MAX:
-        raise invalid(field, f"fires {count} times a minute; at most {FIRES_PER_MINUTE_MAX}")
+def check_rate(spec: recurrence.Spec, now_ms: int, field: str, interval_s: int = 1) -> None:
+    """Raises InvalidRequest for what fires more often than a schedule may: once in so many seconds,
+    counted by the minute, or by that interval if it is longer."""
+    window_ms = max(MINUTE_MS, interval_s * 1_000)
+    most = -(-window_ms // (interval_s * 1_000))
+    count = _fires_within(spec, _asked_at(spec, now_ms), window_ms, most)
+    if count <= most:
+        return
+    if interval_s == 1:
+        raise invalid(field, f"fires {count} times a minute; at most {most}")
+    raise invalid(
+        field,
+        f"fires {count} times within {window_ms // 1_000} s; by its customer's plan it may at most "
+        f"{most} {'times' if most > 1 else 'time'}, as one fire in {interval_s} s",
+    )
 
 
 @lru_cache(maxsize=SPECS_CACHED_MAX)
-def _fires_in_a_minute(spec: recurrence.Spec, after_ms: int) -> int:
-    """The most in any minute that was looked at; COUNT_MAX for more than can be counted.
+def _fires_within(spec: recurrence.Spec, after_ms: int, window_ms: int, most_allowed: int) -> int:
+    """The most in any such window that was looked at; COUNT_MAX for more than can be counted.
 
-    Crons and whole seconds alone have at most 60. More need times between seconds, and then a
-    minute is crowded where one of the crons or single times is: so the minutes are looked at that
-    begin with the first fire, with each single time, and with the first RATE_BURSTS_MAX fires of
-    each cron that are at least an hour apart.
+    Crons and whole seconds alone have at most 60 in a minute. More need times between seconds, and
+    then a minute is crowded where one of the crons or single times is; where fewer are allowed, any
+    two of them may be what is too near. So the windows are looked at that begin with the first
+    fire, with each single time, and with the first RATE_BURSTS_MAX fires of each cron, and of each
+    interval, that are at least an hour apart.
     """
     grid = spec.at_ms + tuple(part for period in spec.every for part in period)
     starts = [recurrence.next_fire(spec, after_ms)]
-    if any(part % 1_000 for part in grid):
+    if any(part % 1_000 for part in grid) or most_allowed < FIRES_PER_MINUTE_MAX:
         starts += [at_ms for at_ms in spec.at_ms if at_ms > after_ms]
-        for cron in spec.crons:
-            alone = msgspec.structs.replace(spec, crons=(cron,), every=(), at_ms=())
+        parts: list[dict[str, Any]] = [{"crons": (cron,)} for cron in spec.crons]
+        if most_allowed < FIRES_PER_MINUTE_MAX and len(spec.every) > 1:
+            parts += [{"every": (period,)} for period in spec.every]
+        for part in parts:
+            none: dict[str, Any] = {"crons": (), "every": (), "at_ms": ()}
+            alone = msgspec.structs.replace(spec, **(none | part))
             instant_ms = recurrence.next_fire(alone, after_ms)
             for _ in range(RATE_BURSTS_MAX):
                 if instant_ms is None:
@@ -350,9 +387,9 @@ def _fires_in_a_minute(spec: recurrence.Spec, after_ms: int) -> int:
     most = 0
     for start_ms in starts:
         if start_ms is not None:
-            until_ms = min(start_ms + MINUTE_MS, HORIZON_MS) - 1
+            until_ms = min(start_ms + window_ms, HORIZON_MS) - 1
             most = max(most, recurrence.latest_fire(spec, start_ms - 1, until_ms)[1])
-            if most > FIRES_PER_MINUTE_MAX:
+            if most > most_allowed:
                 break
     return most
 
@@ -673,8 +710,8 @@ def is_silent(attempt: Attempt) -> bool:
     return attempt.output_bytes == 0 or not attempt.started_ns
 
 
-def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
-    """What an executor is told of an execution's last attempt."""
+def work_message(execution: Execution, spec: JobSpec, plan: Plan) -> shard_pb2.Work:
+    """What an executor is told of an execution's last attempt. plan: its customer's."""
     attempt = execution.attempts[-1]
     return shard_pb2.Work(
         attempt_id=f"{spell(execution.id)}-{attempt.number}",
@@ -698,4 +735,6 @@ def work_message(execution: Execution, spec: JobSpec) -> shard_pb2.Work:
         job_revision=execution.revision,
         network=spec.network,
         assign_ms=attempt.assign_ms,
+        runtime=plan.runtime,
+        capabilities=sorted(plan.capabilities),
     )

@@ -16,6 +16,7 @@ from ..mesh import names, telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
 from ..mesh.limits import STATUS_MESSAGE_CHARACTERS_MAX
+from ..mesh.plans import Plan
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .convert import image_reference, work_message
 from .core.commands import (
@@ -119,13 +120,14 @@ class Dispatcher:
         lease_ms: int,
         tell: Callable[[Execution], None],
         ahead_ms: int = 0,
-        weight: Callable[[str], int] = lambda _: 1,
+        plan: Callable[[str], Plan] = lambda _: Plan(),
         login: Callable[[str, str], shard_pb2.Login | None] = lambda _customer, _image: None,
     ) -> None:
         """tell: called when a soft fact of an execution changed. ahead_ms: how long before it is
-        due an attempt is given out. weight: a customer's, 1 as a rule. login: a
+        due an attempt is given out. plan: a customer's. login: a
         customer's, for the registry of an image."""
         self._login = login
+        self._plan = plan
         self._ahead_ms = ahead_ms
         self.term = term
         self._queries = queries
@@ -144,12 +146,12 @@ class Dispatcher:
         """The other way."""
         self._forgotten: dict[str, list[str]] = {}
         """By executor: attempts to acknowledge, once the whole entry that ended them is seen."""
-        self.hosts = Hosts(weight)
+        self.hosts = Hosts(self._weight)
         self._taken: dict[bytes, Asked] = {}
         """What each assigned execution was counted with."""
         self._reserved: dict[int, tuple[Placement, Asked]] = {}
         """What is counted of placements that are being proposed, by the identity of the object."""
-        self._waiting = Waiting(weight)
+        self._waiting = Waiting(self._weight)
         self._asked: dict[tuple[bytes, int], Asked] = {}
         """By job uid and revision."""
         self._revisions: dict[bytes, tuple[int, Asked]] = {}
@@ -161,6 +163,9 @@ class Dispatcher:
         self._ending: set[str] = set()
         self.soft: dict[str, shard_pb2.AttemptReport] = {}
         self._pump_wake = asyncio.Event()
+
+    def _weight(self, customer: str) -> int:
+        return self._plan(customer).weight
 
     async def take_up(self) -> None:
         """Follow what is active already. Others have turns meanwhile, and what they commit is
@@ -183,6 +188,7 @@ class Dispatcher:
         host.slot_count, host.memory_bytes = hello.slot_count, hello.memory_bytes
         host.cpu_millis, host.egress = hello.cpu_millis, hello.egress
         host.labels = frozenset(hello.labels.items())
+        host.runtimes, host.capabilities = frozenset(hello.runtimes), hello.capabilities
         self.hosts.offers(host, hello.offer.draining, hello.offer.images, hello.offer.jobs)
         self.hosts.attach(host)
         self.heard(link)
@@ -260,7 +266,7 @@ class Dispatcher:
         key = job_uid, revision
         asked = self._asked.get(key)
         if asked is None:
-            need = need_of(spec)
+            need = need_of(spec, self._plan(customer))
             image = image_reference(spec.image, customer, "image")
             asked = Asked(customer, need, hashed(image), hashed(names.job_name(customer, job_id)))
             if len(self._asked) >= ASKED_REMEMBERED_MAX:
@@ -281,6 +287,17 @@ class Dispatcher:
         if len(self._revisions) >= ASKED_REMEMBERED_MAX:
             self._revisions.clear()
         self._revisions[job_uid] = revision, asked
+
+    def replan(self, customer: str) -> None:
+        """A customer has another plan: what waits needs what that says. What was given out stays
+        where it is; an executor gives back what it has no runtime for."""
+        self._asked.clear()
+        self._revisions.clear()
+        self._waiting.forget(customer)
+        for execution in self.active.values():
+            if execution.customer == customer and execution.state is ExecutionState.PENDING:
+                self._wait(execution)
+        self._room()
 
     def _room(self) -> None:
         """There may be room where there was none."""
@@ -412,7 +429,7 @@ class Dispatcher:
         self._room()
 
     def _work(self, execution: Execution) -> shard_pb2.Work:
-        return work_message(execution, self._spec(execution))
+        return work_message(execution, self._spec(execution), self._plan(execution.customer))
 
     def _send_work(self, link: Link, batch: list[shard_pb2.Work]) -> None:
         logins = {

@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from ..mesh.plans import Plan
 from .core.model import JobSpec, Network
 
 HEADROOM = 16
@@ -45,12 +46,22 @@ class Need(NamedTuple):
     cpu_millis: int
     egress: bool = False
     labels: tuple[tuple[str, str], ...] = ()
+    runtime: str = ""
+    """As containerd names it; "": any."""
+    capabilities: bool = False
+    """Of the executor: whether it grants some."""
 
 
-def need_of(spec: JobSpec) -> Need:
-    """What executions of a job need."""
-    egress = spec.network is Network.EGRESS
-    return Need(spec.memory_bytes, spec.cpu_millis, egress, spec.executor_labels)
+def need_of(spec: JobSpec, plan: Plan) -> Need:
+    """What executions of a job need, by its customer's plan."""
+    return Need(
+        spec.memory_bytes,
+        spec.cpu_millis,
+        spec.network is Network.EGRESS,
+        spec.executor_labels,
+        plan.runtime,
+        bool(plan.capabilities),
+    )
 
 
 class Asked(NamedTuple):
@@ -86,9 +97,9 @@ class Host:
     """An executor's room, as a leader counts it."""
 
     __slots__ = (
-        *("attached", "cpu_millis", "cpu_used", "draining", "egress", "executor_id"),
-        *("images", "incarnation", "jobs", "labels", "memory_bytes", "memory_used"),
-        *("slot_count", "slots_used"),
+        *("attached", "capabilities", "cpu_millis", "cpu_used", "draining", "egress"),
+        *("executor_id", "images", "incarnation", "jobs", "labels", "memory_bytes"),
+        *("memory_used", "runtimes", "slot_count", "slots_used"),
     )
 
     def __init__(self, executor_id: str) -> None:
@@ -102,6 +113,10 @@ class Host:
         self.cpu_millis = 0
         """0: not counted."""
         self.egress = False
+        self.runtimes: frozenset[str] = frozenset()
+        """Those that plans may name."""
+        self.capabilities = False
+        """Whether it grants those that plans have."""
         self.labels: frozenset[tuple[str, str]] = frozenset()
         self.images: frozenset[int] = frozenset()
         self.jobs: frozenset[int] = frozenset()
@@ -114,11 +129,19 @@ class Host:
         """Whether it is given work."""
         return self.attached and not self.draining
 
-    def suits(self, need: Need) -> bool:
-        """Whether it could take it if it were empty."""
+    def has(self, need: Need) -> bool:
+        """Whether it is of the kind that it takes, however large it is."""
         return (
             self.labels.issuperset(need.labels)
             and (self.egress or not need.egress)
+            and (not need.runtime or need.runtime in self.runtimes)
+            and (self.capabilities or not need.capabilities)
+        )
+
+    def suits(self, need: Need) -> bool:
+        """Whether it could take it if it were empty."""
+        return (
+            self.has(need)
             and (not self.memory_bytes or need.memory_bytes <= self.memory_bytes)
             and (not self.cpu_millis or need.cpu_millis <= self.cpu_millis)
         )
@@ -156,7 +179,8 @@ class Hosts:
         """weight: of a customer, 1 as a rule."""
         self._weight = weight
         self._hosts: dict[str, Host] = {}
-        self._fitting: dict[tuple[bool, tuple[tuple[str, str], ...]], list[Host]] = {}
+        self._fitting: dict[Need, list[Host]] = {}
+        """By need, without its size."""
         self._images: dict[int, set[str]] = {}
         self._jobs: dict[int, set[str]] = {}
         self._next = 0
@@ -289,13 +313,13 @@ class Hosts:
         return (self._hosts[name] for name, _ in zip(names, range(HOLDERS_MAX), strict=False))
 
     def _fits(self, need: Need) -> list[Host]:
-        """The executors with the labels and the network; how large they are is seen each time."""
-        kind = need.egress, need.labels
+        """The executors that have what it needs; how large they are is seen each time."""
+        kind = need._replace(memory_bytes=0, cpu_millis=0)
         fitting = self._fitting.get(kind)
         if fitting is None:
             if len(self._fitting) >= FITTING_MAX:
                 self._fitting.clear()
-            fitting = [host for host in self._hosts.values() if host.open and _has(host, need)]
+            fitting = [host for host in self._hosts.values() if host.open and host.has(need)]
             self._fitting[kind] = fitting
         return fitting
 
@@ -323,6 +347,12 @@ class Hosts:
         connected = [host for host in labelled if host.egress or not need.egress]
         if not connected:
             return f"no {those} gives egress"
+        running = [host for host in connected if not need.runtime or need.runtime in host.runtimes]
+        if not running:
+            return f"no {those} has the runtime {need.runtime}, which the customer's plan asks for"
+        connected = [host for host in running if host.capabilities or not need.capabilities]
+        if not connected:
+            return f"no {those} grants capabilities, which the customer's plan has"
         suiting = [host for host in connected if host.suits(need)]
         if not suiting:
             return (
@@ -343,7 +373,3 @@ class Hosts:
                 "mesh; the little that is left is for others"
             )
         return ""
-
-
-def _has(host: Host, need: Need) -> bool:
-    return host.labels.issuperset(need.labels) and (host.egress or not need.egress)

@@ -35,9 +35,6 @@ VOTER = "voter"
 """A name for grpc.health.v1: serving while this replica votes and is counted. One that is new, or
 whose disk was lost, is not: it waits to be added, or catches up, as its log says."""
 
-WEIGHT_MAX = 100
-"""Of a customer: see waiting.STRIDE."""
-
 log = telemetry.logger(__name__)
 
 
@@ -59,11 +56,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     members = {peer.replica_id: peer.address for peer in settings.shard.replicas}
     if settings.replica_id not in members:
         raise ConfigError(f"scheduler.replica_id {settings.replica_id!r} is not in its shard")
-    for customer, weight in settings.customer_weights.items():
-        if not 1 <= weight <= WEIGHT_MAX:
-            raise ConfigError(
-                f"scheduler.customer_weights.{customer} is {weight}, not 1 to {WEIGHT_MAX}"
-            )
     await asyncio.to_thread(backup.backups, settings)  # what is wrong with it is said at the start
     clock = SteadyClock(SystemClock())
     directory = Path(settings.data_directory)
@@ -80,7 +72,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         arm_ahead_ms=settings.arm_ahead_ms,
         executor_lease_ms=settings.executor_lease_ms,
         retention_ms=settings.execution_retention_s * 1_000,
-        weights=settings.customer_weights,
+        plans=config.plans,
         secrets=Secrets(settings.secret_keys),
     )
     state.observe(shard.observe)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ..mesh import telemetry
 from ..mesh.clock import Clock
 from ..mesh.errors import Overloaded
+from ..mesh.plans import Plan
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from .ahead import Ahead
 from .core.calendars import PINNED_MAX
@@ -24,9 +25,10 @@ from .core.commands import (
 )
 from .core.history import period
 from .core.ids import attempt_id
-from .core.model import Execution, Job, Timer, TimerKind
+from .core.model import Customer, Execution, Job, Timer, TimerKind
 from .dispatch import OVERLOADED_PAUSE_S, Dispatcher
 from .logins import Logins
+from .plans import Plans
 from .proposals import Proposals
 from .raft.errors import RaftError
 from .raft.replica import Replica
@@ -71,16 +73,17 @@ class Shard:
         arm_ahead_ms: int,
         executor_lease_ms: int,
         retention_ms: int,
-        weights: Mapping[str, int] | None = None,
+        plans: Mapping[str, Plan] | None = None,
         secrets: Secrets | None = None,
     ) -> None:
-        """Call `bind` with the replica before anything else. weights: of customers, if not 1.
+        """Call `bind` with the replica before anything else. plans: those that are configured.
         secrets: with the keys of customers' secrets."""
-        self._weights = weights or {}
         self.retention_ms = retention_ms
         """How long all history is kept."""
         self.state = state
         self.queries = Queries(state.backend)
+        self.plans = Plans(self.queries, plans or {})
+        """Of the customers, as this replica sees them when it leads."""
         self.secrets = secrets or Secrets(())
         self._logins = Logins(self.queries, self.secrets).of
         self.changes = Changes()
@@ -119,9 +122,16 @@ class Shard:
             self._timer_wake.set()
         if self._ahead is not None:
             self._ahead.note(applied.timers)
+        for outcome in applied.outcomes:
+            if isinstance(outcome, list) and outcome and isinstance(outcome[0], Customer):
+                self._follow_plan(outcome[0])
         if self._following is not None:
             self._following.committed(applied.executions)
         self.changes.note(applied.index, applied.executions)
+
+    def _follow_plan(self, customer: Customer) -> None:
+        if self.plans.changed(customer) and self._following is not None:
+            self._following.replan(customer.customer)
 
     def soft(self, execution: Execution) -> shard_pb2.AttemptReport | None:
         """What the executor says of an execution's last attempt."""
@@ -202,6 +212,7 @@ class Shard:
             watcher()
 
     async def _lead(self, term: int) -> None:
+        self.plans.clear()  # a snapshot may have replaced the state since
         dispatcher = self._following = Dispatcher(
             term,
             self.queries,
@@ -210,7 +221,7 @@ class Shard:
             self._lease_ms,
             self._tell,
             self._arm_ahead_ms,
-            lambda customer: self._weights.get(customer, 1),
+            self.plans.of,
             self._logins,
         )
         await dispatcher.take_up()
@@ -223,6 +234,7 @@ class Shard:
             self.now_ms,
             self._first,
             self._logins,
+            self.plans.of,
         )
         self._window = Window(
             self.queries,

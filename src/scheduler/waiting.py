@@ -99,6 +99,15 @@ class Waiting:
         """An execution waits, from an instant on."""
         heapq.heappush(self._later, (ready_ms, customer, need, identity))
 
+    def forget(self, customer: str) -> None:
+        """None of a customer's executions waits: they are to be added again."""
+        self._later = [each for each in self._later if each[1] != customer]
+        heapq.heapify(self._later)
+        queue = self._queues.pop(customer, None)
+        if queue is not None:
+            self._turns = [each for each in self._turns if each[2] is not queue]
+            heapq.heapify(self._turns)
+
     def wake_ms(self) -> int | None:
         """When the first that is not ready yet will be; None if all are."""
         return self._later[0][0] if self._later else None

@@ -200,7 +200,7 @@ class AsyncClient:
         ]
 
     async def get_customer(self, *, deadline_s: float | None = None) -> Customer:
-        """The customer itself: what is kept of its history."""
+        """The customer itself: what is kept of its history, and its plan."""
         request = customer_pb2.GetCustomerRequest(name=names.customer(self.customer))
         answer = await self._transport.unary(self._customers.GetCustomer, request, deadline_s)
         return convert.from_customer(answer)
@@ -219,6 +219,22 @@ class AsyncClient:
                 retention=convert.to_retention(retention),
             ),
             update_mask=FieldMask(paths=["retention"]),
+        )
+        answer = await self._transport.unary(self._customers.UpdateCustomer, request, deadline_s)
+        return convert.from_customer(answer)
+
+    async def set_plan(
+        self, plan: str, *, etag: str = "", deadline_s: float | None = None
+    ) -> Customer:
+        """Put the customer on another plan; needs an operator's key.
+
+        plan: a name in the mesh's configuration. etag: as in set_retention.
+        """
+        request = customer_pb2.UpdateCustomerRequest(
+            customer=customer_pb2.Customer(
+                name=names.customer(self.customer), etag=etag, plan=plan
+            ),
+            update_mask=FieldMask(paths=["plan"]),
         )
         answer = await self._transport.unary(self._customers.UpdateCustomer, request, deadline_s)
         return convert.from_customer(answer)

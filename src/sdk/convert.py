@@ -600,7 +600,23 @@ def from_customer(message: customer_pb2.Customer) -> types.Customer:
             executions_per_job_max=message.retention.executions_per_job_max,
         ),
         history_max_age=message.history_max_age.ToTimedelta(),
+        plan=message.plan,
+        effective_plan=from_plan(message.effective_plan),
         etag=message.etag,
+    )
+
+
+def from_plan(message: customer_pb2.Plan) -> types.Plan:
+    """From the API's message."""
+    return types.Plan(
+        name=message.name,
+        weight=message.weight,
+        runtime=message.runtime,
+        capabilities=tuple(message.capabilities),
+        memory_bytes_max=message.memory_bytes_max,
+        cpu_millis_max=message.cpu_millis_max,
+        timeout_max=message.timeout_max.ToTimedelta(),
+        interval_min=message.interval_min.ToTimedelta(),
     )
 
 
@@ -677,6 +693,8 @@ def from_executor(message: cluster_pb2.Executor) -> types.Executor:
         used_cpu_millis=message.used_cpu_millis,
         labels=dict(sorted(message.labels.items())),
         egress=message.egress,
+        runtimes=tuple(message.runtimes),
+        capabilities=message.capabilities,
     )
 
 

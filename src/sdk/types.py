@@ -685,6 +685,10 @@ class Executor:
     labels: Mapping[str, str] = field(default_factory=dict)
     """For jobs that select executors by them."""
     egress: bool = False
+    runtimes: tuple[str, ...] = ()
+    """Those that plans may name."""
+    capabilities: bool = False
+    """It grants those that plans have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -707,6 +711,27 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What customers on it may use."""
+
+    name: str
+    weight: int
+    """Turns that each of them gets where others get one, while executions wait."""
+    runtime: str
+    """containerd's name of what runs their executions; "": whatever executors have."""
+    capabilities: tuple[str, ...]
+    """What processes may do beside what any process may."""
+    memory_bytes_max: int
+    """Of one execution."""
+    cpu_millis_max: int
+    """Thousandths of a core, of one execution."""
+    timeout_max: timedelta
+    """Of one attempt."""
+    interval_min: timedelta
+    """A schedule fires once in so long at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Customer:
     """A customer."""
 
@@ -715,6 +740,10 @@ class Customer:
     retention: Retention
     history_max_age: timedelta
     """When the mesh forgets what is left, by the day."""
+    plan: str
+    """The name of its plan."""
+    effective_plan: Plan
+    """What holds: "standard" where the mesh has no plan of that name any more."""
     etag: str = ""
 
     @property

@@ -8,18 +8,19 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from ...mesh import api_keys, names
-from ...mesh.errors import invalid
+from ...mesh.errors import FailedPrecondition, invalid
+from ...mesh.plans import STANDARD, Plan
 from ...proto.tickmesh.internal.v1 import shard_pb2
 from ...proto.tickmesh.v1 import customer_pb2
 from .. import convert, pages
-from ..core.commands import CreateApiKey, RevokeApiKey, UpdateCustomer
+from ..core.commands import PLAN_SINCE, CreateApiKey, RevokeApiKey, UpdateCustomer
 from ..core.ids import UID_BYTES, spell, unspell
 from ..core.model import ApiKey, Customer
 from ..shard import Shard
 from .updates import merge, update
 from .writes import Methods, Write, Writes
 
-CUSTOMER_FIELDS = frozenset({"retention"})
+CUSTOMER_FIELDS = frozenset({"retention", "plan"})
 """What an update may name."""
 
 
@@ -61,6 +62,11 @@ class Customers:
         if stored.executions_per_job_max:
             message.retention.executions_per_job_max = stored.executions_per_job_max
         message.history_max_age.FromMilliseconds(self._shard.retention_ms)
+        message.plan = stored.plan or STANDARD
+        plans = self._shard.plans
+        message.effective_plan.CopyFrom(
+            plan_message(plans.name_of(stored.customer), plans.of(stored.customer))
+        )
         return message
 
     def get_customer(self, request: customer_pb2.GetCustomerRequest) -> Message:
@@ -86,10 +92,25 @@ class Customers:
                 given or stored.version,
                 max_age_ms,
                 message.retention.executions_per_job_max,
+                self._new_plan(message.plan, stored.plan),
             )
             return self._message((await self._writes.do(command))[0])
 
         return await update(self._shard.replica, request.customer.name, request.customer.etag, once)
+
+    def _new_plan(self, name: str, stored: str) -> str:
+        """The plan to store. Raises InvalidRequest for one that is not there."""
+        if name in ("", stored or STANDARD):
+            return stored
+        if name not in self._shard.plans.names:
+            there = ", ".join(self._shard.plans.names)
+            raise invalid("customer.plan", f"there is no plan {name!r}; there are: {there}")
+        if self._shard.proposals.version < PLAN_SINCE:
+            raise FailedPrecondition(
+                "customer.plan needs a newer version of the scheduler on every replica of the "
+                "shard: upgrade those that run an older one"
+            )
+        return "" if name == STANDARD else name
 
     def create_api_key(self, request: customer_pb2.CreateApiKeyRequest) -> Write:
         """See the proto. The text leaves in the answer and is kept nowhere."""
@@ -147,6 +168,21 @@ class Customers:
         if key is None:
             return shard_pb2.FindKeyResponse()
         return shard_pb2.FindKeyResponse(hash=key.hash, scopes=key.scopes, expire_ms=key.expire_ms)
+
+
+def plan_message(name: str, plan: Plan) -> customer_pb2.Plan:
+    """The public message of a plan."""
+    message = customer_pb2.Plan(
+        name=name,
+        weight=plan.weight,
+        runtime=plan.runtime,
+        capabilities=sorted(plan.capabilities),
+        memory_bytes_max=plan.memory_bytes_max,
+        cpu_millis_max=plan.cpu_millis_max,
+    )
+    message.timeout_max.FromSeconds(plan.timeout_s_max)
+    message.interval_min.FromSeconds(plan.interval_s_min)
+    return message
 
 
 def api_key_message(key: ApiKey) -> customer_pb2.ApiKey:

@@ -76,7 +76,7 @@ class Jobs:
         self, job: job_pb2.Job, job_id: str, customer: str, making: Making, index: int, field: str
     ) -> commands.NewJob:
         self._check_labels(job, field)
-        spec = convert.job_spec(job, customer, field)
+        spec = convert.job_spec(job, customer, field, self._shard.plans.of(customer))
         named, uid = making.item("job", job_id, index)
         return commands.NewJob(named, uid, job.display_name, labels(job), spec)
 
@@ -112,7 +112,8 @@ class Jobs:
             check_given(given, job.version, job_id)
             message = convert.job_message(job)
             merge(request.job, message, request.update_mask, JOB_FIELDS)
-            spec = convert.job_spec(message, customer, "job")
+            plan = self._shard.plans.of(customer)
+            spec = convert.job_spec(message, customer, "job", plan, job.spec)
             self._check_labels(message, "job")
             if request.validate_only:
                 return message

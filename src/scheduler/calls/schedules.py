@@ -147,7 +147,7 @@ class Schedules:
         """What a schedule may have as its recurrence."""
         now_ms = self._shard.now_ms()
         spec, ready = self._checked_spec(message, customer, now_ms, field)
-        convert.check_rate(ready, now_ms, field)
+        convert.check_rate(ready, now_ms, field, self._shard.plans.of(customer).interval_s_min)
         return spec
 
     def _checked_spec(

@@ -294,13 +294,15 @@ class PinSchedules(Command, frozen=True):
 
 
 class UpdateCustomer(Command, frozen=True):
-    """Change what is kept of a customer's history."""
+    """Change what is kept of a customer's history, and its plan."""
 
     customer: str
     version: int
     """The version that the change was made from; 0: any."""
     max_age_ms: int
     executions_per_job_max: int
+    plan: str = ""
+    """As in Customer. Older than PLAN_SINCE none is, and no customer has another plan yet."""
 
 
 class PurgeExecutions(Command, frozen=True):
@@ -391,7 +393,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     commands: list[AnyCommand]
 
 
-ENTRY_VERSION = 3
+ENTRY_VERSION = 4
 """What this program knows. Raise it with every command that is new, and with every change of what
 one means; an entry of an older version keeps its meaning for ever."""
 
@@ -400,6 +402,9 @@ OUTPUT_SINCE = 2
 
 UNCERTAINTY_SINCE = 3
 """The first version in which an attempt's end tells how certain its executor was of the time."""
+
+PLAN_SINCE = 4
+"""The first version in which customers have plans."""
 
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""

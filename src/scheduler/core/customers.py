@@ -30,13 +30,14 @@ def of(view: View, customer: str, now_ms: int) -> Customer:
 
 
 def update(view: View, command: UpdateCustomer, now_ms: int) -> list[Customer]:
-    """What is kept from now on; what was forgotten does not come back."""
+    """What is kept from now on, what was forgotten does not come back; and its plan."""
     stored = of(view, command.customer, now_ms)
     check_version(stored.version, command.version, f"customers/{command.customer}")
     changed = replace(
         stored,
         max_age_ms=command.max_age_ms,
         executions_per_job_max=command.executions_per_job_max,
+        plan=command.plan,
         version=stored.version + 1,
     )
     view.put_customer(changed)

@@ -321,9 +321,12 @@ class Customer(Record, frozen=True):
     executions_per_job_max: int = 0
     """Ended executions that are kept of each job, the latest; 0: all."""
     version: int = 1
-    """Of the two fields before: one more with every change."""
+    """Of the two fields before and the plan: one more with every change."""
     credential_count: int = 0
     """Logins to registries."""
+    plan: str = ""
+    """The name of its plan; empty: the standard one. What is in it, no replica can know from here:
+    see scheduler/plans.py."""
 
 
 class ApiKey(Record, frozen=True):

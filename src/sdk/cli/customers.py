@@ -1,4 +1,4 @@
-"""`tickmesh customer`: what is kept of a customer's history."""
+"""`tickmesh customer`: what is kept of a customer's history, and its plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .settings import Settings, pass_settings
 
 @click.group(cls=NounGroup)
 def group() -> None:
-    """The customer: how long its ended executions are kept."""
+    """The customer: its plan, and how long its ended executions are kept."""
 
 
 @group.command("get")
 @output_option
 @pass_settings
 def get(settings: Settings, /, output: str) -> None:
-    """Show what is kept."""
+    """Show the plan and what is kept; -o yaml shows all that the plan allows."""
     from . import tables
 
     print_one(output, tables.CUSTOMERS, settings.client.get_customer())
@@ -38,6 +38,7 @@ def get(settings: Settings, /, output: str) -> None:
     type=COUNT_OR_NONE,
     help="Keep so many ended executions of each job, the latest; none: all.",
 )
+@click.option("--plan", help="Put the customer on this plan: with an operator's key.")
 @output_option
 @pass_settings
 def update(
@@ -45,16 +46,22 @@ def update(
     /,
     max_age: timedelta | str | None,
     executions_per_job: int | str | None,
+    plan: str | None,
     output: str,
 ) -> None:
-    """Change what is kept. What is over a limit is forgotten soon, and does not come back."""
+    """Change the plan, or what is kept: what is over a limit of that is forgotten soon, and does
+    not come back."""
     from .. import types
     from . import tables
 
-    if max_age is None and executions_per_job is None:
-        raise click.UsageError("give --max-age, --executions-per-job, or both")
+    keeps = max_age is not None or executions_per_job is not None
+    if not keeps and not plan:
+        raise click.UsageError("give --max-age, --executions-per-job or --plan")
     client = settings.client
-    before = client.get_customer()
+    before = client.set_plan(plan) if plan else client.get_customer()
+    if not keeps:
+        print_one(output, tables.CUSTOMERS, before)
+        return
     age, count = before.retention.max_age, before.retention.executions_per_job_max
     if max_age is not None:
         age = max_age if isinstance(max_age, timedelta) else None

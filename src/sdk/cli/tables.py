@@ -169,8 +169,15 @@ def _listed(things: tuple[str, ...], name: str) -> str:
     return ", ".join(things) if len(things) <= EXCLUDED_SHOWN_MAX else f"{len(things)} {name}"
 
 
+def _plan(customer: types.Customer) -> str:
+    """Its plan; and what holds instead, if the mesh has no such plan any more."""
+    holds = customer.effective_plan.name
+    return customer.plan if holds == customer.plan else f"{customer.plan} (gone: {holds})"
+
+
 CUSTOMERS: tuple[Column[types.Customer], ...] = (
     Column("CUSTOMER", lambda customer: customer.id),
+    Column("PLAN", _plan),
     Column(
         "MAX AGE",
         lambda customer: show_duration(customer.retention.max_age or customer.history_max_age),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tickmesh.gateway.access import ACCESS, Principal, Scope, authorize
@@ -19,7 +21,7 @@ def holder(*scopes: Scope, customer: str = "acme") -> Principal:
     return Principal(customer, found, "k")
 
 
-def request_for(method: Method, name: str) -> object:
+def request_for(method: Method, name: str) -> Any:
     request = method.request_type()
     *outer, last = method.routing_field.split(".")
     target = request
@@ -67,6 +69,33 @@ def test_operators_have_the_mesh_and_the_keys_and_nothing_that_customers_own(
     else:
         with pytest.raises(ScopeMissing):
             authorize(OPERATOR, method, request)
+
+
+@pytest.mark.parametrize(
+    ("paths", "plan", "allowed"),
+    [
+        (["retention"], "", True),
+        (["retention"], "gold", True),  # what the mask leaves out is not looked at
+        (["*"], "", True),  # which leaves the plan as it is
+        (["*"], "gold", False),
+        (["plan"], "gold", False),
+        (["plan"], "", False),
+        (["retention", "plan"], "gold", False),
+    ],
+)
+def test_only_operators_change_a_plan(paths: list[str], plan: str, allowed: bool) -> None:
+    method = METHODS["tickmesh.v1.CustomerService/UpdateCustomer"]
+    request = request_for(method, "customers/acme")
+    request.customer.plan = plan
+    request.update_mask.paths.extend(paths)
+    authorize(OPERATOR, method, request)
+    if allowed:
+        authorize(holder(Scope.ADMIN), method, request)
+    else:
+        with pytest.raises(ScopeMissing, match="operator's key only"):
+            authorize(holder(Scope.ADMIN), method, request)
+    with pytest.raises(ScopeMissing, match="needs scope"):
+        authorize(holder(Scope.READ), method, request)
 
 
 @pytest.mark.parametrize("method", [m for m in ALL if not m.routing_field], ids=lambda m: m.name)

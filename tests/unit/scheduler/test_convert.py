@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tickmesh.mesh.errors import InvalidRequest
+from tickmesh.mesh.plans import Plan
 from tickmesh.proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler import convert
 from tickmesh.scheduler.calls.jobs import JOB_FIELDS
@@ -128,17 +129,17 @@ def test_retries_come_back_as_they_were_given() -> None:
     given = job(retry_policy=job_pb2.RetryPolicy(max_attempts=5, exit_codes=[75, 69, 75]))
     given.retry_policy.backoff.FromSeconds(1_200)
     given.total_timeout.FromSeconds(1_800)
-    spec = convert.job_spec(given, "acme", "job")
+    spec = convert.job_spec(given, "acme", "job", Plan())
     # What is shorter than another's default makes that the default.
     assert spec.retry == Retry(5, 1_200_000, 1_200_000, (69, 75))
     assert (spec.timeout_ms, spec.total_timeout_ms) == (1_800_000, 1_800_000)
     world = World()
     message = convert.job_message(world.job(spec=spec))
-    assert convert.job_spec(message, "acme", "job") == spec
+    assert convert.job_spec(message, "acme", "job", Plan()) == spec
 
 
 def test_retries_that_are_not_given_are_none() -> None:
-    spec = convert.job_spec(job(), "acme", "job")
+    spec = convert.job_spec(job(), "acme", "job", Plan())
     assert (spec.retry, spec.total_timeout_ms) == (Retry(), 0)
     world = World()
     assert not convert.job_message(world.job(spec=spec)).HasField("retry_policy")
@@ -156,23 +157,27 @@ def test_a_job_has_no_network_unless_it_asks(
     given: job_pb2.Network.ValueType, kept: job_pb2.Network.ValueType
 ) -> None:
     container = job_pb2.Container(image="report:1", network=given)
-    assert convert.job_spec(job_pb2.Job(container=container), "acme", "job").network == kept
+    assert convert.job_spec(job_pb2.Job(container=container), "acme", "job", Plan()).network == kept
 
 
 def test_lengths_of_time_that_contradict_one_another_are_refused() -> None:
     short = job()
     short.timeout.FromSeconds(60)
     short.total_timeout.FromSeconds(30)
-    assert list(told(convert.job_spec, short, "acme", "job")) == ["job.total_timeout"]
+    assert list(told(convert.job_spec, short, "acme", "job", Plan())) == ["job.total_timeout"]
     hasty = job()
     hasty.retry_policy.backoff.FromSeconds(2)
     hasty.retry_policy.backoff_max.FromSeconds(1)
-    assert list(told(convert.job_spec, hasty, "acme", "job")) == ["job.retry_policy.backoff_max"]
+    assert list(told(convert.job_spec, hasty, "acme", "job", Plan())) == [
+        "job.retry_policy.backoff_max"
+    ]
 
 
 def test_an_execution_that_waits_for_a_retry_says_until_when() -> None:
     world = World()
-    spec = convert.job_spec(job(retry_policy=job_pb2.RetryPolicy(max_attempts=2)), "acme", "job")
+    spec = convert.job_spec(
+        job(retry_policy=job_pb2.RetryPolicy(max_attempts=2)), "acme", "job", Plan()
+    )
     world.job(spec=spec)
     (execution,) = world.execute()
     world.now_ms += 5_000

@@ -45,6 +45,21 @@ def test_who_comes_later_waits_for_one_of_each_and_not_for_all() -> None:
     assert served(waiting, 1).index(b"one") <= 1
 
 
+def test_a_customer_that_is_forgotten_waits_no_more_until_it_is_added_again() -> None:
+    waiting = Waiting()
+    for number in range(3):
+        waiting.add(0, "moved", SMALL, b"moved-%d" % number)
+        waiting.add(number, "other", SMALL, b"other-%d" % number)
+    waiting.add(50, "moved", SMALL, b"moved-later")
+    assert served(waiting, 0, 2) == [b"moved-0", b"other-0"]
+    waiting.forget("moved")
+    waiting.forget("nobody")
+    assert waiting.wake_ms() == 1
+    waiting.add(0, "moved", LARGE, b"moved-2")
+    assert sorted(served(waiting, 60)) == [b"moved-2", b"other-1", b"other-2"]
+    assert len(waiting) == 0
+
+
 def test_what_is_not_ready_takes_no_turn() -> None:
     waiting = Waiting()
     waiting.add(50, "retries", SMALL, b"later")

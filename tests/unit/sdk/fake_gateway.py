@@ -693,19 +693,32 @@ class FakeGateway(
     def _customer(self, name: str) -> customer_pb2.Customer:
         stored = self.customers.setdefault(name, customer_pb2.Customer(name=name, etag="v1"))
         stored.history_max_age.FromSeconds(7 * 86_400)
+        stored.plan = stored.plan or "standard"
+        effective = stored.effective_plan
+        effective.name = "standard" if stored.plan == "gone" else stored.plan
+        effective.weight, effective.memory_bytes_max, effective.cpu_millis_max = 1, 1 << 30, 4_000
+        effective.timeout_max.FromSeconds(86_400)
+        effective.interval_min.FromSeconds(1)
         return stored
 
     def GetCustomer(self, request: Any, context: Any) -> Any:
         return self._customer(request.name)
 
     def UpdateCustomer(self, request: Any, context: Any) -> Any:
-        assert list(request.update_mask.paths) == ["retention"]
+        (path,) = request.update_mask.paths
+        assert path in ("retention", "plan")
         stored = self._customer(request.customer.name)
         if request.customer.etag not in ("", stored.etag):
             abort(context, errors.EtagMismatch(f"{stored.name} was changed by somebody else"))
-        stored.retention.CopyFrom(request.customer.retention)
+        if path == "plan" and request.customer.plan not in ("standard", "gold", "gone"):
+            there = f"there is no plan {request.customer.plan!r}; there are: gold, standard"
+            abort(context, errors.invalid("customer.plan", there))
+        if path == "plan":
+            stored.plan = request.customer.plan
+        else:
+            stored.retention.CopyFrom(request.customer.retention)
         stored.etag = f"v{int(stored.etag[1:]) + 1}"
-        return stored
+        return self._customer(stored.name)
 
     def _show(self, context: Any) -> None:
         shown = dict(context.invocation_metadata()).get("authorization", "")

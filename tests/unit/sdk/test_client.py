@@ -73,6 +73,19 @@ def test_what_is_kept_is_changed_as_it_was_read(client: Client) -> None:
     assert client.get_customer().retention == sdk.Retention()
 
 
+def test_a_plan_is_changed_by_its_name_and_seen_with_what_is_in_it(client: Client) -> None:
+    before = client.get_customer()
+    assert (before.plan, before.effective_plan.name) == ("standard", "standard")
+    assert before.effective_plan.memory_bytes_max == 1 << 30
+    assert before.effective_plan.timeout_max == timedelta(hours=24)
+    assert client.set_plan("gold", etag=before.etag).plan == "gold"
+    with pytest.raises(sdk.EtagMismatch):
+        client.set_plan("standard", etag=before.etag)
+    with pytest.raises(sdk.InvalidRequest, match="there are: gold, standard"):
+        client.set_plan("golden")
+    assert client.get_customer().plan == "gold"
+
+
 async def test_every_call_shows_the_key(address: str, gateway: FakeGateway) -> None:
     key = api_keys.make("acme", "0" * 16, bytes(32))
     with Client(address, api_key=key) as blocking:

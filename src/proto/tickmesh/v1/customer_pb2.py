@@ -28,35 +28,37 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atickmesh/v1/customer.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x01\n\x08\x43ustomer\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x00R\x04\x65tag\x12\x36\n\tretention\x18\x03 \x01(\x0b\x32\x16.tickmesh.v1.RetentionB\x00R\tretention\x12\x43\n\x0fhistory_max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\rhistoryMaxAge:\x00\"z\n\tRetention\x12\x34\n\x07max_age\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x06maxAge\x12\x35\n\x16\x65xecutions_per_job_max\x18\x02 \x01(\x05\x42\x00R\x13\x65xecutionsPerJobMax:\x00\"\xf4\x01\n\x06\x41piKey\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12#\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x00R\x0b\x64isplayName\x12/\n\x06scopes\x18\x03 \x03(\x0e\x32\x15.tickmesh.v1.ApiScopeB\x00R\x06scopes\x12=\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\nexpireTime\x12=\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ncreateTime:\x00\",\n\x12GetCustomerRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\x8d\x01\n\x15UpdateCustomerRequest\x12\x33\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x15.tickmesh.v1.CustomerB\x00R\x08\x63ustomer\x12=\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x00R\nupdateMask:\x00\"\x82\x01\n\x13\x43reateApiKeyRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12.\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x06\x61piKey\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x00R\trequestId:\x00\"^\n\x14\x43reateApiKeyResponse\x12.\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x06\x61piKey\x12\x14\n\x04text\x18\x02 \x01(\tB\x00R\x04text:\x00\"p\n\x12ListApiKeysRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x00R\tpageToken:\x00\"s\n\x13ListApiKeysResponse\x12\x30\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x07\x61piKeys\x12(\n\x0fnext_page_token\x18\x02 \x01(\tB\x00R\rnextPageToken:\x00\"-\n\x13RevokeApiKeyRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00*o\n\x08\x41piScope\x12\x1b\n\x15\x41PI_SCOPE_UNSPECIFIED\x10\x00\x1a\x00\x12\x14\n\x0e\x41PI_SCOPE_READ\x10\x01\x1a\x00\x12\x17\n\x11\x41PI_SCOPE_EXECUTE\x10\x02\x1a\x00\x12\x15\n\x0f\x41PI_SCOPE_ADMIN\x10\x03\x1a\x00\x1a\x00\x32\xa2\x03\n\x0f\x43ustomerService\x12G\n\x0bGetCustomer\x12\x1f.tickmesh.v1.GetCustomerRequest\x1a\x15.tickmesh.v1.Customer\"\x00\x12M\n\x0eUpdateCustomer\x12\".tickmesh.v1.UpdateCustomerRequest\x1a\x15.tickmesh.v1.Customer\"\x00\x12U\n\x0c\x43reateApiKey\x12 .tickmesh.v1.CreateApiKeyRequest\x1a!.tickmesh.v1.CreateApiKeyResponse\"\x00\x12R\n\x0bListApiKeys\x12\x1f.tickmesh.v1.ListApiKeysRequest\x1a .tickmesh.v1.ListApiKeysResponse\"\x00\x12J\n\x0cRevokeApiKey\x12 .tickmesh.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atickmesh/v1/customer.proto\x12\x0btickmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x02\n\x08\x43ustomer\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x14\n\x04\x65tag\x18\x02 \x01(\tB\x00R\x04\x65tag\x12\x36\n\tretention\x18\x03 \x01(\x0b\x32\x16.tickmesh.v1.RetentionB\x00R\tretention\x12\x43\n\x0fhistory_max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\rhistoryMaxAge\x12\x14\n\x04plan\x18\x05 \x01(\tB\x00R\x04plan\x12:\n\x0e\x65\x66\x66\x65\x63tive_plan\x18\x06 \x01(\x0b\x32\x11.tickmesh.v1.PlanB\x00R\reffectivePlan:\x00\"\xcc\x02\n\x04Plan\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12\x18\n\x06weight\x18\x02 \x01(\x05\x42\x00R\x06weight\x12\x1a\n\x07runtime\x18\x03 \x01(\tB\x00R\x07runtime\x12$\n\x0c\x63\x61pabilities\x18\x04 \x03(\tB\x00R\x0c\x63\x61pabilities\x12*\n\x10memory_bytes_max\x18\x05 \x01(\x03\x42\x00R\x0ememoryBytesMax\x12&\n\x0e\x63pu_millis_max\x18\x06 \x01(\x05\x42\x00R\x0c\x63puMillisMax\x12<\n\x0btimeout_max\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\ntimeoutMax\x12>\n\x0cinterval_min\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x0bintervalMin:\x00\"z\n\tRetention\x12\x34\n\x07max_age\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x06maxAge\x12\x35\n\x16\x65xecutions_per_job_max\x18\x02 \x01(\x05\x42\x00R\x13\x65xecutionsPerJobMax:\x00\"\xf4\x01\n\x06\x41piKey\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name\x12#\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x00R\x0b\x64isplayName\x12/\n\x06scopes\x18\x03 \x03(\x0e\x32\x15.tickmesh.v1.ApiScopeB\x00R\x06scopes\x12=\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\nexpireTime\x12=\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x00R\ncreateTime:\x00\",\n\x12GetCustomerRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00\"\x8d\x01\n\x15UpdateCustomerRequest\x12\x33\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x15.tickmesh.v1.CustomerB\x00R\x08\x63ustomer\x12=\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x00R\nupdateMask:\x00\"\x82\x01\n\x13\x43reateApiKeyRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12.\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x06\x61piKey\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x00R\trequestId:\x00\"^\n\x14\x43reateApiKeyResponse\x12.\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x06\x61piKey\x12\x14\n\x04text\x18\x02 \x01(\tB\x00R\x04text:\x00\"p\n\x12ListApiKeysRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x00R\x06parent\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x03 \x01(\tB\x00R\tpageToken:\x00\"s\n\x13ListApiKeysResponse\x12\x30\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x13.tickmesh.v1.ApiKeyB\x00R\x07\x61piKeys\x12(\n\x0fnext_page_token\x18\x02 \x01(\tB\x00R\rnextPageToken:\x00\"-\n\x13RevokeApiKeyRequest\x12\x14\n\x04name\x18\x01 \x01(\tB\x00R\x04name:\x00*o\n\x08\x41piScope\x12\x1b\n\x15\x41PI_SCOPE_UNSPECIFIED\x10\x00\x1a\x00\x12\x14\n\x0e\x41PI_SCOPE_READ\x10\x01\x1a\x00\x12\x17\n\x11\x41PI_SCOPE_EXECUTE\x10\x02\x1a\x00\x12\x15\n\x0f\x41PI_SCOPE_ADMIN\x10\x03\x1a\x00\x1a\x00\x32\xa2\x03\n\x0f\x43ustomerService\x12G\n\x0bGetCustomer\x12\x1f.tickmesh.v1.GetCustomerRequest\x1a\x15.tickmesh.v1.Customer\"\x00\x12M\n\x0eUpdateCustomer\x12\".tickmesh.v1.UpdateCustomerRequest\x1a\x15.tickmesh.v1.Customer\"\x00\x12U\n\x0c\x43reateApiKey\x12 .tickmesh.v1.CreateApiKeyRequest\x1a!.tickmesh.v1.CreateApiKeyResponse\"\x00\x12R\n\x0bListApiKeys\x12\x1f.tickmesh.v1.ListApiKeysRequest\x1a .tickmesh.v1.ListApiKeysResponse\"\x00\x12J\n\x0cRevokeApiKey\x12 .tickmesh.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x00\x1a\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tickmesh.v1.customer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APISCOPE']._serialized_start=1423
-  _globals['_APISCOPE']._serialized_end=1534
+  _globals['_APISCOPE']._serialized_start=1840
+  _globals['_APISCOPE']._serialized_end=1951
   _globals['_CUSTOMER']._serialized_start=172
-  _globals['_CUSTOMER']._serialized_end=353
-  _globals['_RETENTION']._serialized_start=355
-  _globals['_RETENTION']._serialized_end=477
-  _globals['_APIKEY']._serialized_start=480
-  _globals['_APIKEY']._serialized_end=724
-  _globals['_GETCUSTOMERREQUEST']._serialized_start=726
-  _globals['_GETCUSTOMERREQUEST']._serialized_end=770
-  _globals['_UPDATECUSTOMERREQUEST']._serialized_start=773
-  _globals['_UPDATECUSTOMERREQUEST']._serialized_end=914
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=917
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1047
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1049
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1143
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1145
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1257
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1259
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1374
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1376
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1421
-  _globals['_CUSTOMERSERVICE']._serialized_start=1537
-  _globals['_CUSTOMERSERVICE']._serialized_end=1955
+  _globals['_CUSTOMER']._serialized_end=435
+  _globals['_PLAN']._serialized_start=438
+  _globals['_PLAN']._serialized_end=770
+  _globals['_RETENTION']._serialized_start=772
+  _globals['_RETENTION']._serialized_end=894
+  _globals['_APIKEY']._serialized_start=897
+  _globals['_APIKEY']._serialized_end=1141
+  _globals['_GETCUSTOMERREQUEST']._serialized_start=1143
+  _globals['_GETCUSTOMERREQUEST']._serialized_end=1187
+  _globals['_UPDATECUSTOMERREQUEST']._serialized_start=1190
+  _globals['_UPDATECUSTOMERREQUEST']._serialized_end=1331
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1334
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1464
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1466
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1560
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1562
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1674
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1676
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1791
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1793
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1838
+  _globals['_CUSTOMERSERVICE']._serialized_start=1954
+  _globals['_CUSTOMERSERVICE']._serialized_end=2372
 # @@protoc_insertion_point(module_scope)

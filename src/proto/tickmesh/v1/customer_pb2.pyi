@@ -60,10 +60,18 @@ class Customer(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     HISTORY_MAX_AGE_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_PLAN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """customers/{customer}."""
     etag: _builtins.str
     """Changes with every change. Set by the server."""
+    plan: _builtins.str
+    """The name of its plan, "standard" unless an operator gave it another one. What another plan allows
+    less is held against jobs and schedules when they are created or changed; those that are there go
+    on. Its runtime and capabilities are those of attempts that are given to executors from then on.
+    Changed by operators only; empty in a change: as it is.
+    """
     @_builtins.property
     def retention(self) -> Global___Retention:
         """How long ended executions are kept. Default: until the mesh forgets them."""
@@ -74,6 +82,12 @@ class Customer(_message.Message):
         it does so by the day. Set by the server.
         """
 
+    @_builtins.property
+    def effective_plan(self) -> Global___Plan:
+        """What holds for it. Its name is "standard" where the mesh's configuration has no plan of the
+        customer's any more. Set by the server.
+        """
+
     def __init__(
         self,
         *,
@@ -81,14 +95,73 @@ class Customer(_message.Message):
         etag: _builtins.str = ...,
         retention: Global___Retention | None = ...,
         history_max_age: _duration_pb2.Duration | None = ...,
+        plan: _builtins.str = ...,
+        effective_plan: Global___Plan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["history_max_age", b"history_max_age", "retention", b"retention"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_plan", b"effective_plan", "history_max_age", b"history_max_age", "retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "history_max_age", b"history_max_age", "name", b"name", "retention", b"retention"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_plan", b"effective_plan", "etag", b"etag", "history_max_age", b"history_max_age", "name", b"name", "plan", b"plan", "retention", b"retention"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Customer: _TypeAlias = Customer  # noqa: Y015
+
+@_typing.final
+class Plan(_message.Message):
+    """What customers on it may use. Plans are made in the mesh's configuration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    CPU_MILLIS_MAX_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MAX_FIELD_NUMBER: _builtins.int
+    INTERVAL_MIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    weight: _builtins.int
+    """Turns that each of its customers gets where others get one, while executions wait."""
+    runtime: _builtins.str
+    """containerd's name of what runs its executions. Empty: whatever executors have."""
+    memory_bytes_max: _builtins.int
+    """See Resources.memory_bytes."""
+    cpu_millis_max: _builtins.int
+    """See Resources.cpu_millis."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What processes may do beside what any process may, as "CAP_NET_BIND_SERVICE"."""
+
+    @_builtins.property
+    def timeout_max(self) -> _duration_pb2.Duration:
+        """See Job.timeout."""
+
+    @_builtins.property
+    def interval_min(self) -> _duration_pb2.Duration:
+        """A schedule fires once in so long at most: what fires more often within a minute, or within this if
+        it is longer, is refused.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        runtime: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        memory_bytes_max: _builtins.int = ...,
+        cpu_millis_max: _builtins.int = ...,
+        timeout_max: _duration_pb2.Duration | None = ...,
+        interval_min: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval_min", b"interval_min", "timeout_max", b"timeout_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cpu_millis_max", b"cpu_millis_max", "interval_min", b"interval_min", "memory_bytes_max", b"memory_bytes_max", "name", b"name", "runtime", b"runtime", "timeout_max", b"timeout_max", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class Retention(_message.Message):
@@ -197,7 +270,7 @@ class UpdateCustomerRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change, as "retention" or "retention.max_age". Required; "*" replaces all."""
+        """Which fields to change, as "retention", "retention.max_age" or "plan". Required; "*" replaces all."""
 
     def __init__(
         self,

@@ -89,9 +89,10 @@ class CustomerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCustomer(self, request, context):
-        """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
-        admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
-        the shard runs an older version).
+        """Changes what is kept of a customer's history, or its plan. What was forgotten does not come back.
+        Scope: admin; for the plan, an operator's key. Errors: INVALID_ARGUMENT (also for a plan that is
+        not there), PERMISSION_DENIED, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of the
+        shard runs an older version).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,9 +45,10 @@ class CustomerServiceStub:
     GetCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.Customer]
     """Gets a customer: one that never changed anything here has the defaults. Scope: read."""
     UpdateCustomer: _grpc.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.Customer]
-    """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
-    admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
-    the shard runs an older version).
+    """Changes what is kept of a customer's history, or its plan. What was forgotten does not come back.
+    Scope: admin; for the plan, an operator's key. Errors: INVALID_ARGUMENT (also for a plan that is
+    not there), PERMISSION_DENIED, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of the
+    shard runs an older version).
     """
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_customer_pb2.CreateApiKeyRequest, _customer_pb2.CreateApiKeyResponse]
     """Creates an API key. Only this answer ever holds its text. Scope: admin.
@@ -76,9 +77,10 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     GetCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.GetCustomerRequest, _customer_pb2.Customer]  # type: ignore[assignment]
     """Gets a customer: one that never changed anything here has the defaults. Scope: read."""
     UpdateCustomer: _aio.UnaryUnaryMultiCallable[_customer_pb2.UpdateCustomerRequest, _customer_pb2.Customer]  # type: ignore[assignment]
-    """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
-    admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
-    the shard runs an older version).
+    """Changes what is kept of a customer's history, or its plan. What was forgotten does not come back.
+    Scope: admin; for the plan, an operator's key. Errors: INVALID_ARGUMENT (also for a plan that is
+    not there), PERMISSION_DENIED, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of the
+    shard runs an older version).
     """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_customer_pb2.CreateApiKeyRequest, _customer_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Creates an API key. Only this answer ever holds its text. Scope: admin.
@@ -116,9 +118,10 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customer_pb2.UpdateCustomerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customer_pb2.Customer, _abc.Awaitable[_customer_pb2.Customer]]:
-        """Changes what is kept of a customer's history. What was forgotten does not come back. Scope:
-        admin. Errors: INVALID_ARGUMENT, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of
-        the shard runs an older version).
+        """Changes what is kept of a customer's history, or its plan. What was forgotten does not come back.
+        Scope: admin; for the plan, an operator's key. Errors: INVALID_ARGUMENT (also for a plan that is
+        not there), PERMISSION_DENIED, ABORTED (the etag is stale), FAILED_PRECONDITION (a replica of the
+        shard runs an older version).
         """
 
     @_abc_1.abstractmethod

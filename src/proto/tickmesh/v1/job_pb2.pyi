@@ -145,8 +145,8 @@ class Job(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long one attempt may run before it is ended (SIGTERM, grace_period, SIGKILL; reason TIMEOUT).
-        Default 1 hour; 100 milliseconds to 24 hours.
-        If total_timeout is shorter than 1 hour, that is the default.
+        100 milliseconds to what the customer's plan allows (standard: 24 hours), or INVALID_ARGUMENT.
+        Default 1 hour, or total_timeout or what the plan allows if that is less.
         """
 
     @_builtins.property
@@ -301,10 +301,13 @@ class Resources(_message.Message):
     PIDS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory in bytes, without swap; the process is killed above it (reason OUT_OF_MEMORY).
-    Default 256 MiB; 8 MiB to 1 GiB.
+    8 MiB to what the customer's plan allows (standard: 1 GiB), or INVALID_ARGUMENT. Default 256 MiB,
+    or what the plan allows if that is less.
     """
     cpu_millis: _builtins.int
-    """Processor time in thousandths of a core. Default 1000; 10 to 4000."""
+    """Processor time in thousandths of a core. 10 to what the customer's plan allows (standard: 4000), or
+    INVALID_ARGUMENT. Default 1000, or what the plan allows if that is less.
+    """
     scratch_bytes: _builtins.int
     """Size in bytes of the scratch disk at /tmp, a tmpfs that counts as memory.
     Default 64 MiB; 64 KiB to 512 MiB.

@@ -425,7 +425,8 @@ Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 @_typing.final
 class Recurrence(_message.Message):
     """A set of instants: the union of crons, intervals and times, in one zone, between two bounds, less
-    what is excluded. At most 60 in a minute: more is refused (INVALID_ARGUMENT).
+    what is excluded. At most 60 in a minute, or fewer by the customer's plan (Plan.interval_min): more is
+    refused (INVALID_ARGUMENT).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

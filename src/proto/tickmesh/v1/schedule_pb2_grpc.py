@@ -121,8 +121,8 @@ class ScheduleServiceServicer(object):
     def CreateSchedule(self, request, context):
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
         Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-        zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
-        that leave no instant, ...).
+        zone, a cron that never fires, a time in the past, more fires than 60 in a minute or than the
+        customer's plan allows, exclusions that leave no instant, ...).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class ScheduleServiceStub:
     CreateSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
     Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-    zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
-    that leave no instant, ...).
+    zone, a cron that never fires, a time in the past, more fires than 60 in a minute or than the
+    customer's plan allows, exclusions that leave no instant, ...).
     """
     BatchCreateSchedules: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]
     """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
@@ -100,8 +100,8 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.CreateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
     Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-    zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
-    that leave no instant, ...).
+    zone, a cron that never fires, a time in the past, more fires than 60 in a minute or than the
+    customer's plan allows, exclusions that leave no instant, ...).
     """
     BatchCreateSchedules: _aio.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]  # type: ignore[assignment]
     """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
@@ -165,8 +165,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
         """Creates a schedule. Durable when it returns: fsynced by a majority of the shard's replicas.
         Errors: NOT_FOUND (the job, a calendar), ALREADY_EXISTS, INVALID_ARGUMENT (with the field's path: an unknown
-        zone, a cron that never fires, a time in the past, more than 60 fires in a minute, exclusions
-        that leave no instant, ...).
+        zone, a cron that never fires, a time in the past, more fires than 60 in a minute or than the
+        customer's plan allows, exclusions that leave no instant, ...).
         """
 
     @_abc_1.abstractmethod

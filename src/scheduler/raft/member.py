@@ -144,6 +144,10 @@ class Member(RaftLibrary):
             self.broadcast_wanted = True
 
     @property
+    def replica_id(self) -> str:
+        return self._config.replica_id
+
+    @property
     def may_lead(self) -> bool:
         """Whether this replica is a voter: by the list, and by its disk."""
         return self.journal.voter and self._config.replica_id in self.members.voters

@@ -13,10 +13,11 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .alarm import Alarm
+from .changes import Changes
 from .clocks import PeerClock
 from .config import ReplicaConfig
 from .environment import Environment
@@ -27,13 +28,12 @@ from .errors import (
     OutcomeUnknown,
     ReplicaBusy,
     ReplicaFailed,
-    SafetyViolation,
 )
 from .handover import HandOver
-from .journal import Journal, Position
+from .installation import Installation
+from .journal import Journal
 from .limits import (
     CLOCK_RETIREMENT_S,
-    CLOCK_VERDICT_S,
     COMPACTION_INTERVAL_S,
     HAND_OVER_S,
     INBOX_MESSAGES_MAX,
@@ -61,39 +61,13 @@ from .messages import (
 )
 from .reads import Reads
 from .shipping import Shipping
-from .snapshots import Receiver, clear
 from .standing import Standing
 from .state_machine import StateMachine
+from .status import ReplicaStatus
 from .transport import RaftTransport
+from .verdict import Verdict
 
 logger = logging.getLogger(__name__)
-# A timer may fire this early, and the library compares strictly.
-_TIMER_SLACK_S = 0.0005
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """What an operator wants to see of one replica."""
-
-    group_id: str
-    replica_id: str
-    leader_id: str | None
-    is_leader: bool
-    is_voter: bool
-    term: int
-    applied_index: int
-    commit_index: int
-    journal_first_index: int
-    journal_last_index: int
-    journal_bytes: int
-    connected: tuple[str, ...]
-    failure: str | None
-    peer_clocks: tuple[PeerClock, ...]  # while it leads
-    clock_step_count: int
-    last_clock_step_ns: int
-    clock_fault: str  # empty: nothing is known to be wrong
-    members: Members  # the list in force here
-    members_committed: bool
 
 
 class Replica:
@@ -119,24 +93,17 @@ class Replica:
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
         self.apply_s = 0.0  # how long applying the last entry took
-        self._install: tuple[Position, Members | None, asyncio.Future[bool]] | None = None
-        self._change: tuple[Members, asyncio.Future[object]] | None = None
         self._list_watchers: list[Callable[[], None]] = []
         self.removed = asyncio.Event()
         """The group has removed this replica: it does nothing any more, and should end."""
         self._hand_over: HandOver | None = None
-        self._clock_fault = ""
-        self._clocks_off: tuple[str, ...] = ()
-        self._clocks_due_s = math.inf
         self._watchers: list[Callable[[int | None], None]] = []
         self._told_term: int | None = None
         # Flushes run beside the event loop; the state must not be replaced under them.
         self._state_lock = asyncio.Lock()
         self._compact_to = 0
         self._compaction_due_s = -math.inf
-        self._receiving = False
         self._stopping = False
-        self._alarm: asyncio.TimerHandle | None = None
         self._driver: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -158,7 +125,10 @@ class Replica:
                 config.members,
                 bootstrap=config.bootstrap,
             )
-            self._finish_install()
+            self._installation = Installation(
+                config, self._state, self._state_lock, self._state_worker, self._journal
+            )
+            self._installation.finish()
             self._check_state()
             self._member = Member(
                 config,
@@ -171,7 +141,11 @@ class Replica:
             storage.close()
             raise
         self._member.jump_to(self._state.applied[0])
+        clock = self._environment.clock
+        self._alarm = Alarm(clock, self._member.next_deadline, self._work.set)
         self._reads = Reads(self._member)
+        self._changes = Changes(self._member)
+        self._verdict = Verdict(config, self._member, clock)
         self._shipping = Shipping(
             config,
             self._state,
@@ -212,29 +186,6 @@ class Replica:
             self._journal.close()
         self._journal_worker.close()
         self._state_worker.close()
-
-    def _finish_install(self) -> None:
-        position = self._journal.installing
-        incoming = self.config.directory / "incoming"
-        if position is not None:
-            if self._state.applied != (position.index, position.term):
-                if not incoming.is_dir():
-                    raise JournalError(
-                        f"the installation of snapshot {position} was interrupted, and its files"
-                        f" {incoming} are gone. Wipe this replica's directory and start it"
-                        " without bootstrap"
-                    )
-                self._state.install(incoming)
-            self._check_installed(position)
-            self._journal.end_install()
-        clear(incoming)
-        clear(self.config.directory / "outgoing")
-
-    def _check_installed(self, position: Position) -> None:
-        if self._state.applied != (position.index, position.term):
-            raise SafetyViolation(
-                f"the installed snapshot holds {self._state.applied}, announced was {position}"
-            )
 
     def _check_state(self) -> None:
         index, term = self._state.applied
@@ -315,7 +266,7 @@ class Replica:
             member.clocks.known if self.is_leader else (),
             member.clocks.step_count,
             member.clocks.last_step_ns,
-            self._clock_fault,
+            self._verdict.fault,
             member.members,
             journal.members_index <= member.commit_index,
         )
@@ -387,21 +338,8 @@ class Replica:
         Raises ChangeRefused (nothing was changed), NotLeader, OutcomeUnknown, ReplicaFailed.
         """
         self._check_changeable()
-        member = self._member
-        members = member.members.without(replica_id)
-        others = members.voters - {self.config.replica_id}
-        needed = len(members.voters) // 2 + (replica_id == self.config.replica_id)
-        until_s = self._environment.clock() + SOUND_WAIT_S
-        while len(left := member.sound & others) < needed and self._environment.clock() < until_s:
-            # Who leads since a moment ago has not heard of all yet.
-            await asyncio.sleep(self.config.heartbeat_interval_s)
-            self._check_leading()
-        if len(left) < needed:
-            raise ChangeRefused(
-                f"without {replica_id!r} nothing could be written: of the voters that are left,"
-                f" {', '.join(sorted(members.voters))}, these are not connected or have not caught"
-                f" up: {', '.join(sorted(others - left))}. Start or replace them first"
-            )
+        members = self._member.members.without(replica_id)
+        await self._wait_until_sound(replica_id, members)
         self._check_changeable()
         if replica_id != self.config.replica_id:
             return await self._commit_list(members)
@@ -409,20 +347,28 @@ class Replica:
             raise ChangeRefused(
                 f"{replica_id!r} leads, and no other replica could take over: nothing was changed"
             )
-        raise NotLeader(member.leader_id)
+        raise NotLeader(self._member.leader_id)
+
+    async def _wait_until_sound(self, replica_id: str, without: Members) -> None:
+        """Who leads since a moment ago has not heard of all yet."""
+        until_s = self._environment.clock() + SOUND_WAIT_S
+        while True:
+            try:
+                self._changes.check_sound(replica_id, without)
+            except ChangeRefused:
+                if self._environment.clock() >= until_s:
+                    raise
+            else:
+                return
+            await asyncio.sleep(self.config.heartbeat_interval_s)
+            self._check_leading()
 
     def _check_changeable(self) -> None:
         self._check_leading()
-        member = self._member
-        if self._change is not None or self._journal.members_index > member.commit_index:
-            raise ChangeRefused(
-                f"list {member.members.number} of the group's replicas is not committed yet: one"
-                " change at a time. Ask again"
-            )
+        self._changes.check()
 
     async def _commit_list(self, members: Members) -> Members:
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._change = members, future
+        future = self._changes.ask(members)
         self._work.set()
         await future
         return members
@@ -489,27 +435,9 @@ class Replica:
     async def on_snapshot(
         self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
     ) -> SnapshotReply:
-        if not self._running or self._receiving:
+        if not self._running:
             return SnapshotReply(False, "busy")
-        if header.term < self._member.term:
-            return SnapshotReply(False, f"term {header.term} is over, it is {self._member.term}")
-        position, members = Position(header.index, header.index_term), header.members
-        if self._holds(position):
-            return SnapshotReply(True, "held already")
-        self._receiving = True
-        try:
-            incoming = self.config.directory / "incoming"
-            await Receiver(incoming, self._state_worker).receive(parts)
-        except BaseException:
-            self._receiving = False
-            raise
-        # From here on the files are the round's, also when the sender is lost: `_receiving` stays
-        # until it has dealt with them, so that no other snapshot overwrites them.
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._install = (position, members, future)
-        self._work.set()
-        accepted = await asyncio.shield(future)
-        return SnapshotReply(accepted, "" if accepted else "this replica leads or stops")
+        return await self._installation.receive(self._member, header, parts, self._work.set)
 
     # -- rounds --------------------------------------------------------------------------------
 
@@ -523,50 +451,28 @@ class Replica:
         except Exception as error:
             self._fail(error)
         finally:
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._alarm.cancel()
 
     async def _wait(self) -> None:
         if self._work.is_set():
             await asyncio.sleep(0)  # the loop breathes even when there is always work
         else:
-            self._set_alarm()
+            self._alarm.set()
             await self._work.wait()
         self._work.clear()
-
-    def _set_alarm(self) -> None:
-        """A round when the member's deadline has come. Most rounds put it off: an alarm that is
-        earlier stays as it is, and looks again."""
-        delay_s = self._member.next_deadline() - self._environment.clock()
-        if delay_s == math.inf:
-            return
-        loop = asyncio.get_running_loop()
-        when_s = loop.time() + max(delay_s, 0.0) + _TIMER_SLACK_S
-        if self._alarm is not None:
-            if self._alarm.when() <= when_s + _TIMER_SLACK_S:
-                return
-            self._alarm.cancel()
-        self._alarm = loop.call_at(when_s, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        if self._environment.clock() > self._member.next_deadline():
-            self._work.set()
-        else:
-            self._set_alarm()
 
     async def _round(self) -> None:
         member = self._member
         self._receive()
-        if self._install is not None:
-            await self._install_now(*self._install)
+        await self._installation.install(member, self._persist)
         self._take_proposals()
         self._change_members()
         member.tick()
         if (leader := member.suspect()) is not None:
             self._spawn(self._look_for(leader))
         self._notice_stand_down()
-        self._watch_clocks()
+        if against := self._verdict.watch():
+            self._retire(against)
         self._advance_hand_over()
         self._reads.ask()
         if self._compact_to:
@@ -613,41 +519,11 @@ class Replica:
                 future.set_exception(NotLeader(member.leader_id))
 
     def _change_members(self) -> None:
-        """A list that was asked for, or that makes a voter of who has caught up."""
-        member = self._member
-        if self._hand_over is not None and member.is_leader:
+        if self._hand_over is not None and self._member.is_leader:
             return
-        if self._change is not None:
-            members, future = self._change
-            if not member.is_leader:
-                self._change = None
-                if not future.done():
-                    future.set_exception(NotLeader(member.leader_id))
-            elif member.may_change_members:
-                self._change = None
-                if members.number == member.members.number + 1:
-                    position = member.change_members(members)
-                    self._pending[position.index] = (position.term, future)
-                elif not future.done():
-                    future.set_exception(
-                        ChangeRefused("the list of replicas has just changed: ask again")
-                    )
-        elif member.is_leader:
-            self._change_list_unasked()
-
-    def _change_list_unasked(self) -> None:
-        """Who has lost its disk does not count with another one until it has caught up."""
-        member = self._member
-        replaced = member.replaced
-        if not (replaced or member.members.learners) or not member.may_change_members:
-            return
-        if replaced:
-            peer, incarnation = replaced
-            logger.warning("%s has lost its disk: it catches up, and does not count", peer)
-            member.change_members(member.members.with_disk(peer, incarnation))
-        elif (caught_up := member.caught_up) is not None:
-            logger.info("%s has caught up, and becomes a voter", caught_up)
-            member.change_members(member.members.with_voter(caught_up))
+        if (made := self._changes.make()) is not None:
+            position, future = made
+            self._pending[position.index] = (position.term, future)
 
     async def _persist(self) -> None:
         """Until it returns, nothing that this round decided may be seen by anybody else."""
@@ -697,7 +573,7 @@ class Replica:
         member = self._member
         if member.stood_down:
             member.stood_down = False
-            self._clocks_due_s = math.inf
+            self._verdict.forget()
             self._tell(None)
             for _, future in self._pending.values():
                 if not future.done():
@@ -722,48 +598,15 @@ class Replica:
             member.is_leader
             and first is not None
             and member.applied_index >= first
-            and (self._told_term == member.term or self._clock_is_judged())
+            and (self._told_term == member.term or self._verdict.is_given)
         ):
             self._tell(member.term)
 
-    # -- clocks --------------------------------------------------------------------------------
-
-    def _watch_clocks(self) -> None:
+    def _retire(self, against: tuple[PeerClock, ...]) -> None:
         """A leader whose clock is wrong lets another lead, by one whose clock is right if that is
         possible."""
-        member, config = self._member, self.config
-        stepped_ns = member.clocks.look()
-        if stepped_ns:
-            logger.warning(
-                "the wall clock of %s jumped by %+.3f s", config.replica_id, stepped_ns / 1e9
-            )
-        if not member.is_leader:
-            self._clocks_off = ()
-            return
-        clocks_off = member.clocks.off
-        against = member.clocks.against if clocks_off else ()
-        if against:
-            self._retire(against)
-            return
-        off = tuple(clock.peer for clock in clocks_off)
-        if off != self._clocks_off:
-            self._clocks_off = off
-            if off:
-                logger.warning("clocks differ from this leader's: %s", clocks_off)
-        if not off and len(member.clocks.known) >= len(member.voting) // 2 + 1:
-            self._clock_fault = ""
-
-    def _retire(self, against: tuple[PeerClock, ...]) -> None:
-        member, config = self._member, self.config
-        told = ", ".join(f"{clock.peer} {clock.offset_ns / 1e9:+.3f} s" for clock in against)
-        fault = (
-            f"the wall clock of {config.replica_id} is off by more than"
-            f" {config.clock_skew_max_s:g} s: a majority agrees on another time ({told}). It does"
-            " not lead: set its clock, and look at what disciplines it"
-        )
-        if self._hand_over is None and fault != self._clock_fault:
-            logger.error("%s", fault)
-        self._clock_fault = fault
+        member = self._member
+        self._verdict.condemn(against, told=self._hand_over is not None)
         if self._told_term is None:
             # It has decided nothing yet in this term.
             member.retire(CLOCK_RETIREMENT_S)
@@ -773,20 +616,6 @@ class Replica:
             peers = tuple(clock.peer for clock in against)
             self._hand_over = HandOver(member, peers, until_s, retires=True)
 
-    def _clock_is_judged(self) -> bool:
-        """Whether a new leader may decide by its clock: nobody's differs, or all are measured."""
-        member = self._member
-        now_s = self._environment.clock()
-        connected = len(member.connected & member.voting)
-        if not member.clocks.off or len(member.clocks.known) >= connected:
-            self._clocks_due_s = math.inf
-            return True
-        self._clocks_due_s = min(self._clocks_due_s, now_s + CLOCK_VERDICT_S)
-        if now_s < self._clocks_due_s:
-            return False
-        self._clocks_due_s = math.inf
-        return True
-
     def _tell(self, term: int | None) -> None:
         if term != self._told_term:
             self._told_term = term
@@ -794,34 +623,6 @@ class Replica:
                 watcher(term)
 
     # -- snapshots and compaction --------------------------------------------------------------
-
-    def _holds(self, position: Position) -> bool:
-        held = self._journal.at(position.index)
-        return position.index <= self._member.commit_index or (
-            held is not None and held.term == position.term
-        )
-
-    async def _install_now(
-        self, position: Position, members: Members | None, future: asyncio.Future[bool]
-    ) -> None:
-        """The order makes a crash harmless: files synced, then the journal with its mark, then the
-        state, then the mark's end."""
-        incoming = self.config.directory / "incoming"
-        if not self._holds(position) and not self._member.is_leader:
-            self._journal.begin_install(position, members)
-            self._member.follow_list()
-            await self._persist()
-            async with self._state_lock:
-                self._state.install(incoming)
-            self._check_installed(position)
-            self._journal.end_install()
-            self._member.jump_to(position.index)
-            await self._persist()
-            logger.info("%s installed %s", self.config.replica_id, position)
-        await self._state_worker.run(lambda: clear(incoming))
-        self._install = None
-        self._receiving = False
-        future.set_result(self._holds(position))
 
     def _keep_house(self) -> None:
         self._shipping.expire(self._environment.clock())
@@ -891,15 +692,11 @@ class Replica:
         for _, future in self._pending.values():
             if not future.done():
                 future.set_exception(OutcomeUnknown("this replica has stopped"))
-        if self._install is not None:
-            self._install[-1].set_result(False)
-            self._install = None
+        self._installation.abandon()
         if self._hand_over is not None:
             self._hand_over.end(None)
             self._hand_over = None
-        if self._change is not None and not self._change[1].done():
-            self._change[1].set_exception(NotLeader(None))
-        self._change = None
+        self._changes.abandon(None)
         self._proposals.clear()
         self._pending.clear()
         self._reads.fail(NotLeader(None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import shutil
@@ -19,6 +20,7 @@ from tickmesh.scheduler import backup
 from tickmesh.scheduler.backup import BackupError, BackupExists, Manifest, Origin
 from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.raft.config import ReplicaConfig
+from tickmesh.scheduler.raft.errors import RaftError
 from tickmesh.scheduler.raft.memory_transport import MemoryNetwork
 from tickmesh.scheduler.raft.replica import Replica
 from tickmesh.scheduler.store.rocksdb import RocksBackend
@@ -252,6 +254,96 @@ async def test_restored_replicas_are_a_group_and_take_a_new_one_in(
     for backend in backends:
         assert State(backend).applied[0] > index
         backend.close()
+
+
+class Group:
+    """Replicas on real disks, with a network inside this process."""
+
+    def __init__(self, directory: Path, group_id: str, names: str) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self._directory = directory
+        self._group_id = group_id
+        self._names = names
+        self._network = MemoryNetwork()
+        self._backends: list[RocksBackend] = []
+
+    async def start(self, name: str, *, bootstrap: bool = False) -> Replica:
+        backend = RocksBackend(self._directory / name / "state")
+        self._backends.append(backend)
+        config = ReplicaConfig(
+            group_id=self._group_id,
+            replica_id=name,
+            peers=tuple(other for other in self._names if other != name),
+            directory=self._directory / name / "raft",
+            bootstrap=bootstrap,
+            entry_version=ENTRY_VERSION,
+        )
+        replica = Replica(config, State(backend), self._network.transport(name))
+        await replica.start()
+        self.replicas[name] = replica
+        return replica
+
+    async def leader(self) -> Replica:
+        """Once it can write."""
+        while True:
+            for replica in self.replicas.values():
+                with contextlib.suppress(RaftError):
+                    await replica.propose(encode_entry(START_MS, []))
+                    return replica
+            await asyncio.sleep(LOOK_S)
+
+    async def voters(self, names: str) -> None:
+        """Waits until everybody knows that these vote, and nobody else."""
+        while True:
+            lists = [replica.committed_members for replica in self.replicas.values()]
+            if all(members.voters == frozenset(names) for members in lists):
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def stop(self) -> None:
+        for replica in self.replicas.values():
+            await replica.stop()
+        for backend in self._backends:
+            backend.close()
+
+
+async def test_a_restored_shard_has_the_replicas_that_are_configured(tmp_path: Path) -> None:
+    """Not those of the shard that was copied, whose list had changed."""
+    old = Group(tmp_path / "old", "shard-0", "abc")
+    for name in "abc":
+        await old.start(name, bootstrap=True)
+    joiner = await old.start("d")
+    leader = await old.leader()
+    await leader.add_replica("d", "at d", joiner.introduction.incarnation)
+    await old.voters("abcd")
+    removed = next(name for name in "abc" if old.replicas[name] is not leader)
+    await leader.remove_replica(removed)
+    left = "abcd".replace(removed, "")
+    await old.replicas.pop(removed).stop()
+    await old.voters(left)
+    index, term = await leader.checkpoint(tmp_path / "checkpoint")
+    origin = Origin("shard-0", "shard-0", "a", index, term, START_MS, ENTRY_VERSION)
+    backup.write(tmp_path / "checkpoint", at(tmp_path / "backups" / "one"), origin)
+    await old.stop()
+
+    new = Group(tmp_path / "new", "restored", "bxy")  # one of them has the id of an old one
+    peers = tuple(Peer(name, f"127.0.0.1:{port}") for port, name in enumerate("bxy", start=1))
+    for name in "bxy":
+        target = msgspec.structs.replace(
+            settings(tmp_path / "new", name), shard=ShardMembers("shard-0", peers)
+        )
+        backup.restore(str(tmp_path / "backups" / "one"), target)
+        await new.start(name)
+    leader = await new.leader()
+    assert leader.applied_index > index
+    assert (leader.committed_members.number, leader.committed_members.voters) == (
+        0,
+        frozenset("bxy"),
+    )
+    joiner = await new.start("d")
+    await leader.add_replica("d", "at d", joiner.introduction.incarnation)
+    await new.voters("bxyd")
+    await new.stop()
 
 
 async def test_the_same_in_an_s3_compatible_store(made: Path, tmp_path: Path) -> None:

@@ -408,6 +408,9 @@ async def test_a_replica_with_a_new_disk_takes_the_old_one_s_place(tmp_path: Pat
             await replaced.spawn()
             await replaced.serving()
             await operator.converged()
+            # Two lists: it was made a learner, and a voter again.
+            while (await operator.shard()).members_number < 2:  # noqa: ASYNC110  # it is asked
+                await asyncio.sleep(LOOK_S)
             print(f"back after {time.monotonic() - begun_s:.2f} s: {writer.latency(count)}")
             assert await operator.leader() is leader
             # It counts again: without it there would be no majority now.

@@ -125,9 +125,15 @@ class Standing:
             return Exclusion(committed.number, removed=True)
         if greeting.members_number >= committed.number:
             return None  # it may know later lists than this replica does
-        # Whose disk was lost is brought up to date: the leader puts its new one into the list.
-        incarnation = 0 if greeting.learner else greeting.incarnation
-        if any(members.names(peer, incarnation) for members in lists):
+        if any(members.names(peer, greeting.incarnation) for members in lists):
+            return None
+        # Who has lost its disk is brought up to date: the leader puts its new one into the list.
+        # But not while the disk that is in there is connected: then that is not lost.
+        if (
+            greeting.learner
+            and peer not in self._member.connected
+            and any(members.find(peer) for members in lists)
+        ):
             return None
         return Exclusion(committed.number)
 

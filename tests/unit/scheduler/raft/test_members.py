@@ -14,7 +14,7 @@ from tickmesh.scheduler.raft.errors import (
     NotLeader,
     OutcomeUnknown,
 )
-from tickmesh.scheduler.raft.messages import MEMBERS_SINCE
+from tickmesh.scheduler.raft.messages import MEMBERS_SINCE, Exclusion, Greeting
 
 from .clusters import Cluster, Node, running, until, virtual
 
@@ -223,3 +223,16 @@ async def test_a_lost_disk_does_not_count_until_another_has_caught_up(tmp_path: 
         lost.disk, lost.state = disk, state
         await cluster.start(lost.name, bootstrap=False)
         await removed(lost)
+
+
+@virtual
+async def test_a_second_process_of_an_id_is_not_taken_for_a_lost_disk(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await join(cluster, "d", leader)
+        second = Greeting(0, 999, learner=True)
+        assert leader.replica.excludes("d", second) == Exclusion(2)
+        await cluster.crash("d")
+        await until(lambda: "d" not in leader.replica.status().connected)
+        assert leader.replica.excludes("d", second) is None
+        assert leader.replica.excludes("e", second) == Exclusion(2)

@@ -321,6 +321,7 @@ class LocalMesh:
         self._take_lock()
         try:
             self._check_shape()
+            await self._freed()
             self._configure()
             for child in self.children:
                 await child.spawn()
@@ -491,11 +492,22 @@ class LocalMesh:
             child.configure(msgspec.structs.replace(child.settings, scheduler=settled))
         self._keep_shape(settled.shard.replicas)
 
+    def _kept_addresses(self) -> dict[str, str]:
+        kept = self._read_shape().addresses if self._shape.exists() else {}
+        return {name: address for name, address in kept.items() if not self._is_removed(name)}
+
+    async def _freed(self) -> None:
+        """Waits a while for those who end: processes of a mesh that was itself killed."""
+        ports = [int(each.rpartition(":")[2]) for each in self._kept_addresses().values()]
+        looks = round(END_GRACE_S / WHOLE_POLL_S)
+        while looks and not all(map(is_free, ports)):
+            looks -= 1
+            await asyncio.sleep(WHOLE_POLL_S)
+
     def _peers(self) -> tuple[Peer, ...]:
         """The replicas that there are. They keep their addresses, which their shard's own list has
         once it was changed. Raises MeshFailed."""
-        kept = self._read_shape().addresses if self._shape.exists() else {}
-        addresses = {n: address for n, address in kept.items() if not self._is_removed(n)}
+        addresses = self._kept_addresses()
         if not addresses:
             names = [f"{SHARD_ID}-{number}" for number in range(self.options.replicas)]
             ports = free_ports(len(names))

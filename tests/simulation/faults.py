@@ -5,6 +5,7 @@ crash, crash_all    a process is killed, or its machine loses power: what was no
 crash_at_point      the same at a write, a flush, a message's sending, before or after it
 fail_disk           flushes fail; fill_disk: writes do; slow_disk: flushes take up to 0.4 s
 wipe                a disk is replaced by an empty one
+find_disk           a lost disk is found, and started for a while in the place of its successor
 jump_clock          a wall clock jumps, to 0.4 s from true time at most; all wander, always
 isolate             a replica is cut off, from the others alone or from everybody
 cut_one_way         nothing gets from one replica to another
@@ -50,6 +51,11 @@ def is_about_members(seed: int) -> bool:
     return seed % 5 == 0
 
 
+def is_about_disks(seed: int) -> bool:
+    """In every fifth simulation disks are lost and found."""
+    return seed % 5 == 4
+
+
 class Faults:
     """See the module. `run` until cancelled; the world heals what is left."""
 
@@ -69,13 +75,14 @@ class Faults:
             (2, self.slow_disk),
             (1, self.fail_disk),
             (1, self.fill_disk),
-            (1, self.wipe),
+            (15 if is_about_disks(world.report.seed) else 1, self.wipe),
             (2, self.flap),
             (2, self.transfer),
             (60 if is_about_members(world.report.seed) else 3, self.change_members),
             (3, self.lose_executor),
             (5, self.isolate_executor),
             (2, self.isolate_client),
+            (30 if is_about_disks(world.report.seed) else 0, self.find_disk),
         ]
 
     async def run(self) -> None:
@@ -157,6 +164,23 @@ class Faults:
             )
         ):
             node.wipe()
+
+    async def find_disk(self) -> None:
+        """Somebody starts it by mistake. It thinks that it is a voter."""
+        found = [node for node in self._world.nodes if node.may_be_old and not node.is_old]
+        if not found:
+            return
+        node = self._chance.choice(found)
+        node.exchange_disks()
+        node.boot()
+        if not node.is_old:
+            return
+        try:
+            await self._for(0.5, 8.0)
+        finally:
+            node.exchange_disks()
+        if node in self._world.nodes:
+            node.boot()
 
     async def change_members(self) -> None:
         """Asked of who says that it leads, whether or not that is a good moment."""

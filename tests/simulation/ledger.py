@@ -28,7 +28,7 @@ from tickmesh.scheduler.core.model import (
     Reason,
     Schedule,
 )
-from tickmesh.scheduler.raft.journal import Ballot, Journal
+from tickmesh.scheduler.raft.journal import Ballot, Identity, Journal
 from tickmesh.scheduler.raft.members import Members, decode
 from tickmesh.scheduler.raft.messages import (
     KIND_MEMBERS,
@@ -129,7 +129,8 @@ class Ledger:
         self._of_schedule: dict[bytes, list[bytes]] = {}
         self._requests: dict[bytes, list[bytes]] = {}
         self._leaders: dict[int, str] = {}
-        self._votes: dict[tuple[str, int], str] = {}
+        self._votes: dict[tuple[str, int, int], str] = {}
+        """For whom, by voter, its disk and term: another disk of the same name is another voter."""
         self.on_change: Callable[[Execution], None] = lambda execution: None
 
     # -- entries -------------------------------------------------------------------------------
@@ -381,7 +382,11 @@ class Ledger:
         if replica is None or replica._member.first_index_of_term is None:
             return
         _, members = self._list_below(replica._journal, replica._member.first_index_of_term)
-        backers = {v for (v, at), who in self._votes.items() if at == term and who == leader}
+        backers = {
+            voter
+            for (voter, disk, at), candidate in self._votes.items()
+            if at == term and candidate == leader and members.names(voter, disk)
+        }
         if not _is_majority(backers | {leader}, members):
             self._violate(f"{leader} leads in term {term} by {backers}, with the list {members}")
 
@@ -420,7 +425,9 @@ class Ledger:
         ballot = msgspec.msgpack.decode(sealed[4:], type=Ballot) if sealed else Ballot(0, None)
         if ballot.term < term:
             self._violate(f"{voter} votes in term {term}; its disk is in term {ballot.term}")
-        earlier = self._votes.setdefault((voter, term), candidate)
+        sealed = self.machines[voter].journal.durable[b"m/identity"]
+        disk = msgspec.msgpack.decode(sealed[4:], type=Identity).incarnation
+        earlier = self._votes.setdefault((voter, disk, term), candidate)
         if earlier != candidate:
             self._violate(f"{voter} votes for {candidate} and {earlier} in term {term}")
 

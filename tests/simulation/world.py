@@ -102,6 +102,9 @@ class Node:
         self._bootstrap = True
         self.retired = False
         """It was removed from its group, and has noticed."""
+        self._lost: tuple[dict[bytes, bytes], dict[bytes, bytes]] | None = None
+        self.is_old = False
+        """Its lost disk was found, and is in the place of the present one."""
 
     @property
     def was_voter(self) -> bool:
@@ -127,11 +130,38 @@ class Node:
     def wipe(self) -> None:
         """The disk is replaced by an empty one."""
         self.machine.die(power_lost=True)
+        self._lost = dict(self.machine.journal.durable), dict(self.machine.state.durable)
         self.machine.journal.replace({})
         self.machine.state.replace({})
         shutil.rmtree(self.machine.directory)
         self._bootstrap = False
         self._world.note(f"{self.name}'s disk is lost")
+
+    @property
+    def may_be_old(self) -> bool:
+        """Whether there is a lost disk, and a committed list that names the present one."""
+        replica, members = self.replica, self._world.ledger.lists[max(self._world.ledger.lists)]
+        listed = members.find(self.name)
+        return (
+            self._lost is not None
+            and replica is not None
+            and listed is not None
+            and listed.incarnation == replica.introduction.incarnation
+        )
+
+    def exchange_disks(self) -> None:
+        """The lost disk is found and put in the place of the present one, or that is again."""
+        assert self._lost is not None
+        journal, state = self.machine.journal, self.machine.state
+        self.machine.die(power_lost=True)
+        present = dict(journal.durable), dict(state.durable)
+        if not self.is_old and any(_is_installing(disk) for disk, _ in (present, self._lost)):
+            return  # the files of a snapshot that it had begun with are not kept
+        journal.replace(dict(self._lost[0]))
+        state.replace(dict(self._lost[1]))
+        self._lost = present
+        self.is_old = not self.is_old
+        self._world.note(f"{self.name} has its {'lost' if self.is_old else 'right'} disk")
 
     async def _run(self, process: Process) -> None:
         world, machine = self._world, self.machine
@@ -215,6 +245,11 @@ class Node:
         if self.transport is not None:
             self.transport.crash()
             self.transport = None
+
+
+def _is_installing(journal: dict[bytes, bytes]) -> bool:
+    value = journal.get(b"m/installing")
+    return value is not None and not value.endswith(b"\x92\x00\x00")  # msgpack's (0, 0)
 
 
 class Observed(Replica):
@@ -477,6 +512,8 @@ class World:
     def retire(self, node: Node) -> None:
         """It has noticed that it was removed."""
         self.note(f"{node.name} was removed, and ends")
+        if node.is_old:
+            return
         node.retired = True
         self.retired.append(node.name)
         self.nodes.remove(node)

@@ -591,6 +591,54 @@ def test_votes_are_counted_by_the_last_list_in_the_journal_and_given_to_anybody(
     assert bench.member.is_leader
 
 
+def test_a_vote_counts_if_the_list_names_the_voters_disk() -> None:
+    """Another disk of the same name is another voter, whose vote somebody else may have had."""
+    bench = Bench("abc")
+    replicas = (Listed("a", "", True, 5), Listed("b", "", True), Listed("c", "", True, 7))
+    entry = Entry(KIND_MEMBERS + encode(Members(1, replicas)), 2, 1)
+    bench.hear("a", append(1, (1, 0), 1, entry))
+    bench.tick(5.0)
+    term = bench.member.term
+    backs = VoteReply(term, term + 1, granted=True, pre=True, incarnation=8)
+    bench.hear("c", backs)
+    bench.tick()
+    assert bench.member.term == term
+    bench.hear("c", msgspec.structs.replace(backs, incarnation=7))
+    bench.tick()
+    assert bench.member.term == term + 1
+    votes = VoteReply(term + 1, term + 1, granted=True, incarnation=8)
+    bench.hear("c", votes)
+    assert not bench.member.is_leader
+    bench.hear("c", msgspec.structs.replace(votes, incarnation=7))
+    assert bench.member.is_leader
+
+
+def test_an_acknowledgement_counts_if_the_list_names_the_disk() -> None:
+    bench = leading("abc")
+    member = bench.member
+    right = bench.incarnations["c"]
+    for members in (
+        lambda: member.members.with_disk("c", right),
+        lambda: member.members.with_voter("c"),
+    ):
+        position = member.change_members(members())
+        bench.tick()
+        bench.acknowledge("a", position.index)
+        bench.tick()
+        assert member.commit_index == position.index
+    index = member.propose(b"x").index
+    bench.tick()
+    member._progress["c"].incarnation = 0  # as in another term: it was not heard of
+    bench.incarnations["c"] = right + 1
+    bench.acknowledge("c", index)
+    bench.tick()
+    assert member.commit_index < index
+    bench.incarnations["c"] = right
+    bench.acknowledge("c", index)
+    bench.tick()
+    assert member.commit_index == index
+
+
 def test_a_candidate_whose_list_changes_begins_anew() -> None:
     bench = Bench("abcde")
     bench.tick(5.0)

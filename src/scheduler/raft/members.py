@@ -117,7 +117,8 @@ class Members(msgspec.Struct, frozen=True, array_like=True):
         found = self.find(replica_id)
         assert found is not None
         wiped = Listed(found.id, found.address, False, incarnation)
-        return self._changed((*self._others(replica_id), wiped), found)
+        gone = () if found.incarnation == incarnation else (found,)
+        return self._changed((*self._others(replica_id), wiped), *gone)
 
     def without(self, replica_id: str) -> Members:
         """The list after a replica was removed. Raises ChangeRefused."""

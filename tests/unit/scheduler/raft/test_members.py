@@ -14,6 +14,8 @@ from tickmesh.scheduler.raft.errors import (
     NotLeader,
     OutcomeUnknown,
 )
+from tickmesh.scheduler.raft.limits import REMOVED_MAX
+from tickmesh.scheduler.raft.members import configured, decode, encode
 from tickmesh.scheduler.raft.messages import MEMBERS_SINCE, Exclusion, Greeting
 
 from .clusters import Cluster, Node, running, until, virtual
@@ -236,3 +238,18 @@ async def test_a_second_process_of_an_id_is_not_taken_for_a_lost_disk(tmp_path: 
         await until(lambda: "d" not in leader.replica.status().connected)
         assert leader.replica.excludes("d", second) is None
         assert leader.replica.excludes("e", second) == Exclusion(2)
+
+
+def test_the_disks_that_were_removed_are_remembered_and_the_latest_stay() -> None:
+    members = configured("abc", {}).with_disk("c", 7).with_voter("c")
+    assert members.removed == (), "which one it had at first is not known"
+    assert not members.with_disk("c", 7).has_removed("c", 7)
+    members = members.with_disk("c", 8)
+    assert members.has_removed("c", 7)
+    assert not members.has_removed("c", 8)
+    for incarnation in range(9, 9 + REMOVED_MAX):
+        members = members.with_disk("c", incarnation)
+    assert len(members.removed) == REMOVED_MAX
+    assert not members.has_removed("c", 7)
+    assert members.has_removed("c", 8)
+    assert decode(encode(members)) == members

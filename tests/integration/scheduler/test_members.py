@@ -37,7 +37,7 @@ from .test_operations import (
 
 pytestmark = pytest.mark.integration
 
-ENDS_S = 30.0
+ENDS_S = 60.0
 DISKS = ("raft", "state")
 """What a replica stores, in its data directory."""
 

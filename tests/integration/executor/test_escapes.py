@@ -16,6 +16,7 @@ import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -24,6 +25,7 @@ from tickmesh.executor import accounting, archive, limits, logs
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.sandbox import Exit, Sandbox, Work
 from tickmesh.executor.watch import Watcher
+from tickmesh.mesh.plans import CAPABILITIES
 
 from .conftest import nothing_left, read_output
 
@@ -34,6 +36,12 @@ OWNER = "escapes"
 EVIL_IMAGE = "tests/evil:1"
 DEADLINE_S = 60.0
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+each_user = pytest.mark.parametrize(
+    "who",
+    [{"user": ""}, {"user": "0"}, {"user": "0", "capabilities": tuple(sorted(CAPABILITIES))}],
+    ids=["nobody", "root", "root with all that a plan grants"],
+)
 
 Try = Callable[..., Awaitable[tuple[Exit, str]]]
 _numbers = itertools.count()
@@ -220,29 +228,29 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("user", ["", "0"], ids=["nobody", "root"])
+@each_user
 @pytest.mark.parametrize("what", CALLS)
 async def test_system_calls_that_reach_the_kernel_are_refused(
-    attempt: Try, what: str, user: str
+    attempt: Try, what: str, who: dict[str, Any]
 ) -> None:
     program = f"for name in {CALLS[what].split()!r}: print(name, call(name, 0, 0, 0, 0, 0))"
-    _, out = await attempt(f"{what}, as {user or 'nobody'}", program, user=user)
+    _, out = await attempt(f"{what}, as {who}", program, **who)
     assert out and "DONE" not in out
     for line in out.splitlines():
         assert line.endswith(("Function not implemented", "Operation not permitted")), line
 
 
-@pytest.mark.parametrize("user", ["", "0"], ids=["nobody", "root"])
-async def test_no_new_namespace_is_made(attempt: Try, user: str) -> None:
+@each_user
+async def test_no_new_namespace_is_made(attempt: Try, who: dict[str, Any]) -> None:
     _, out = await attempt(
-        f"unshare and clone of namespaces, as {user or 'nobody'}",
+        f"unshare and clone of namespaces, as {who}",
         "flags = (0x10000000, 0x20000, 0x40000000, 0x20000000, 0x4000000, 0x8000000, 0x2000000)\n"
         "print({call('unshare', flag) for flag in flags})\n"
         "for flag in flags:\n"
         "    result = call('clone', flag | 17, 0, 0, 0, 0)\n"
         "    if result == 'DONE 0': os._exit(0)\n"
         "    print(hex(flag), result)\n",
-        user=user,
+        **who,
     )
     assert "DONE" not in out
 
@@ -284,10 +292,10 @@ async def test_sockets_that_see_or_forge_packets_are_refused(attempt: Try) -> No
     assert not [line for line in lines.values() if line.startswith("DONE")]
 
 
-@pytest.mark.parametrize("user", ["", "0"], ids=["nobody", "root"])
-async def test_the_kernels_own_files_cannot_be_written(attempt: Try, user: str) -> None:
+@each_user
+async def test_the_kernels_own_files_cannot_be_written(attempt: Try, who: dict[str, Any]) -> None:
     _, out = await attempt(
-        f"/proc, /sys and cgroup writes, as {user or 'nobody'}",
+        f"/proc, /sys and cgroup writes, as {who}",
         "paths = ['/proc/sys/kernel/core_pattern', '/proc/sys/kernel/hostname', "
         "'/proc/sys/vm/overcommit_memory', '/proc/sys/net/ipv4/ip_forward', "
         "'/proc/sys/user/max_user_namespaces', '/proc/sysrq-trigger', "
@@ -301,7 +309,7 @@ async def test_the_kernels_own_files_cannot_be_written(attempt: Try, user: str) 
         "    attempt('make there', lambda: open(os.path.dirname(path) + '/new', 'x'))\n"
         "print('remount', call('mount', 0, b'/proc/sys', 0, 0x1020, 0))\n"
         "attempt('read kcore', lambda: open('/proc/kcore', 'rb').read(9) and 'CONTENT')\n",
-        user=user,
+        **who,
     )
     done = [line for line in out.splitlines() if "DONE" in line]
     # Its own first process may be made likelier to be killed; what is masked is an empty device.
@@ -394,13 +402,14 @@ async def test_the_hosts_files_and_other_roots_are_out_of_reach(
     assert "DONE" not in out
 
 
+@each_user
 async def test_the_gates_files_cannot_be_written_nor_another_sandboxs_read(
-    shared: ContainerdRuntime, attempt: Try
+    shared: ContainerdRuntime, attempt: Try, who: dict[str, Any]
 ) -> None:
     other = await prepare(shared, "print('a secret'); signal.pause()", payload=b"their payload")
     await other.start()
     _, out = await attempt(
-        "the gate's files; a neighbour's output",
+        f"the gate's files; a neighbour's output, as {who}",
         "io = '/.tickmesh/io/'\n"
         "print(os.listdir(io))\n"
         "attempt('write payload', lambda: open(io + 'payload', 'w'))\n"
@@ -414,6 +423,7 @@ async def test_the_gates_files_cannot_be_written_nor_another_sandboxs_read(
         f"path = {str(shared.output_directory(other.attempt_id))!r}\n"
         "attempt('output', lambda: open(path + '/stdout').read())\n"
         "print(len([n for n in os.listdir('/proc') if n.isdigit()]))\n",
+        **who,
     )
     lines = out.splitlines()
     assert lines[0] == "['payload']" and lines[-1] == "2"
@@ -524,10 +534,10 @@ async def test_locked_memory_queues_and_pipes_are_bounded(attempt: Try) -> None:
     assert ended.oom or out.startswith("True Too many open files"), (ended, out)
 
 
-@pytest.mark.parametrize("user", ["", "0"], ids=["nobody", "root"])
-async def test_disk_bombs_find_no_disk(attempt: Try, user: str) -> None:
+@each_user
+async def test_disk_bombs_find_no_disk(attempt: Try, who: dict[str, Any]) -> None:
     _, out = await attempt(
-        f"disk bomb on the root file system, as {user or 'nobody'}",
+        f"disk bomb on the root file system, as {who}",
         "def bomb(path):\n"
         "    with open(path, 'wb') as file:\n"
         "        while True: file.write(bytes(1 << 20)); file.flush()\n"
@@ -541,7 +551,7 @@ async def test_disk_bombs_find_no_disk(attempt: Try, user: str) -> None:
         "attempt('/usr', lambda: bomb('/usr/x'))\n"
         "attempt('/dev', lambda: bomb('/dev/x'))\n"
         "attempt('/tmp', lambda: bomb('/tmp/x'))\n",
-        user=user,
+        **who,
         scratch_bytes=8 * MIB,
     )
     lines = out.splitlines()

@@ -16,7 +16,7 @@ MINUTES = 1.0
 FIRST_SEEDS = {
     "attempt_number_ignored": 43,
     "time_runs_backwards_in_the_log": 6,
-    "removed_replica_counted": 30,
+    "removed_replica_counted": 60,
 }
 """Where the search begins, for those that take longest: it only saves time."""
 

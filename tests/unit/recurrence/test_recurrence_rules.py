@@ -85,6 +85,21 @@ def test_times_before_1970_do_not_fire() -> None:
     assert next_fire(Spec(every=((7, 0),)), -1) == 0
 
 
+@pytest.mark.parametrize(
+    ("cron", "first_s", "next_s"),
+    [
+        ("17 20 * * *", 4_620, 1_800_062_220),  # of 31 December 1969 in New York
+        ("* * * * *", 60, 1_800_000_060),
+    ],
+)
+def test_west_of_greenwich_1970_begins_in_1969(cron: str, first_s: int, next_s: int) -> None:
+    """Specs without dates are checked as of 1970; what is asked later must not suffer from it."""
+    spec = Spec(crons=(cron,), zone="America/New_York")
+    assert validate(spec) == []
+    assert next_fire(spec, 0) == first_s * 1_000
+    assert next_fire(spec, 1_800_000_000_000) == next_s * 1_000
+
+
 def test_nothing_fires_beyond_the_horizon() -> None:
     for spec in (Spec(crons=("* * * * * *",)), Spec(every=((1_000, 0),)), Spec(at_ms=(1,))):
         assert next_fire(spec, HORIZON_MS - 1) is None

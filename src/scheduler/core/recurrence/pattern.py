@@ -10,6 +10,9 @@ from typing import Final, NamedTuple
 from .limits import HORIZON_YEAR, MONTHS_CACHED_MAX, SEARCH_YEARS
 from .zones import EPOCH_ORDINAL
 
+NO_LOCAL: Final = -(2**60)
+"""Stands for no local time: before all of them. West of Greenwich, 1970 begins in 1969."""
+
 MONTHS_SEARCHED: Final = SEARCH_YEARS * 12
 _MONTH_DAYS: Final = (0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
@@ -63,7 +66,7 @@ class Pattern:
         self._first_s = lowest_bit(fields.hours) * 3_600 + self._first_minute_s
 
     def next_local(self, local_s: int) -> int:
-        """Returns the first match at or after a local second, -1 if none is in reach."""
+        """Returns the first match at or after a local second, NO_LOCAL if none is in reach."""
         number, second = divmod(local_s, 86_400)
         day = datetime.date.fromordinal(number + EPOCH_ORDINAL)
         year, month = day.year, day.month
@@ -88,13 +91,13 @@ class Pattern:
                 month = 1
                 year += 1
                 if year > HORIZON_YEAR:
-                    return -1
+                    return NO_LOCAL
             if months >> month & 1:
                 mask = self.day_mask(year, month)
                 if mask:
                     ordinal = datetime.date(year, month, lowest_bit(mask)).toordinal()
                     return (ordinal - EPOCH_ORDINAL) * 86_400 + self._first_s
-        return -1
+        return NO_LOCAL
 
     def _next_in_day(self, second: int) -> int:
         """Returns the first matching second of a matching day at or after one, -1 if none is."""

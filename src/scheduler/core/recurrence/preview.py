@@ -18,6 +18,7 @@ from .limits import (
     PREVIEW_QUIET_MS,
     PREVIEW_SKIPPED_MAX,
 )
+from .pattern import NO_LOCAL
 from .program import due_ms, program
 from .spec import Spec
 from .walker import Walker, walker
@@ -169,7 +170,7 @@ def _fold_notes(
 
 def _matches(one: Walker, local_s: int, until_s: int) -> Iterator[int]:
     found = one.pattern.next_local(local_s)
-    while 0 <= found < until_s:
+    while NO_LOCAL < found < until_s:
         yield found
         found = one.pattern.next_local(found + 1)
 

@@ -25,7 +25,7 @@ from .limits import (
     PERIOD_MS_MIN,
     ZONE_CHARACTERS_MAX,
 )
-from .pattern import Fields, Pattern, lowest_bit, month_days
+from .pattern import NO_LOCAL, Fields, Pattern, lowest_bit, month_days
 from .program import next_fire
 from .spec import Calendar, Gap, Pin, Problem, Spec
 from .zones import load, names
@@ -120,7 +120,7 @@ def _crons(spec: Spec, period_ms_min: int, hash_key: str) -> Iterator[Problem]:
         except CronError as error:
             yield Problem(field, str(error))
             continue
-        if pattern.next_local(0) < 0:
+        if pattern.next_local(0) == NO_LOCAL:
             yield Problem(field, f"'{cron}' never fires: no month has such a day")
             continue
         period_ms = shortest_s(pattern) * 1_000

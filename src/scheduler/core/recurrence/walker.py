@@ -11,7 +11,7 @@ from typing import Final
 
 from .cron import parse
 from .limits import HORIZON_S, PATTERNS_CACHED_MAX
-from .pattern import Fields, Pattern
+from .pattern import NO_LOCAL, Fields, Pattern
 from .spec import Fold, Gap, Spec
 from .zones import Timeline, load
 
@@ -56,7 +56,7 @@ class Walker:
         if self.once and local < highs[at]:
             local = highs[at]
         found = next_local(local)
-        while found >= 0:
+        while found != NO_LOCAL:
             if found - offsets[at] < starts[at + 1]:
                 return found - offsets[at]
             at += 1
@@ -79,7 +79,7 @@ class Walker:
             return False
         start_local = self.timeline.starts[at] + self.timeline.offsets[at]
         high = self.timeline.highs[at]
-        return high < start_local and 0 <= self.pattern.next_local(high) < start_local
+        return high < start_local and NO_LOCAL < self.pattern.next_local(high) < start_local
 
 
 @lru_cache(maxsize=PATTERNS_CACHED_MAX)

@@ -7,6 +7,7 @@
     fires       what must be true of every due instant
     executors   worker hosts that speak the Attach protocol
     clients     callers of the public methods, and what they may be told
+    versions    what callers are told of things that have versions
     watches     readers of WatchExecutions, and what they must have been told
     keepers     a caller that changes how much history is kept
     almanacs    a caller that changes what schedules follow: calendars, and zones' files

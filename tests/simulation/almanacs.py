@@ -21,6 +21,7 @@ from .clients import CALENDARS, CUSTOMER, ZONES, Client, Unknown
 from .loop import PROCESS
 from .machine import START_MS
 from .pace import Pace
+from .versions import Versions
 
 EVERY_S = 2.5
 """Mean between two changes, at a busy pace."""
@@ -81,10 +82,7 @@ class Almanac(Client):
         super().__init__(*arguments)
         self._made: set[str] = set()
         """Names of calendars that should be there."""
-        self._newest: dict[str, int] = {}
-        """By uid, of those that were told."""
-        self._contents: dict[tuple[str, int], bytes] = {}
-        """By uid and version."""
+        self._versions = Versions(self._violate)
         self.changed = 0
 
     async def run(self) -> None:
@@ -136,8 +134,7 @@ class Almanac(Client):
             request_id=self.request_id(),
         )
         with contextlib.suppress(AlreadyExists):  # it was not known whether it had been deleted
-            made = await self._calendar("CreateCalendar", request)
-            self._told(made)
+            await self._calendar("CreateCalendar", request)
         self._made.add(name)
 
     async def change_calendar(self) -> None:
@@ -148,12 +145,11 @@ class Almanac(Client):
         request = calendar_pb2.UpdateCalendarRequest(calendar=self._content(name))
         request.update_mask.paths.extend(("dates", "windows", "time_zone"))
         try:
-            made = await self._calendar("UpdateCalendar", request)
+            await self._calendar("UpdateCalendar", request)
         except NotFound:
             self._made.discard(name)
             return
         self.changed += 1
-        self._told(made)
 
     async def delete_calendar(self) -> None:
         name = self.chance.choice(CALENDARS)
@@ -165,26 +161,16 @@ class Almanac(Client):
             self._made.discard(name)
 
     async def read_calendar(self) -> None:
-        name = self.chance.choice(CALENDARS)
-        newest = dict(self._newest)
+        request = calendar_pb2.GetCalendarRequest(name=self.chance.choice(CALENDARS))
         with contextlib.suppress(NotFound):
-            found = await self._calendar("GetCalendar", calendar_pb2.GetCalendarRequest(name=name))
-            if int(found.etag[1:]) < newest.get(found.uid, 0):
-                self._violate(f"{name}: {found.etag} after version {newest[found.uid]}")
-            self._told(found)
+            await self._calendar("GetCalendar", request)
 
-    async def _calendar(self, method: str, request: Any) -> calendar_pb2.Calendar:
+    async def _calendar(self, method: str, request: Any) -> None:
+        seen = self._versions.begin()
         found, _ = await self.ask(
             f"tickmesh.v1.CalendarService/{method}", request, calendar_pb2.Calendar
         )
-        return found
-
-    def _told(self, calendar: calendar_pb2.Calendar) -> None:
-        version = int(calendar.etag[1:])
-        content = calendar.SerializeToString(deterministic=True)
-        if self._contents.setdefault((calendar.uid, version), content) != content:
-            self._violate(f"two calendars of one version: {calendar}")
-        self._newest[calendar.uid] = max(self._newest.get(calendar.uid, 0), version)
+        self._versions.told(seen, found.uid, found.etag, found)
 
     # -- zones ---------------------------------------------------------------------------------
 

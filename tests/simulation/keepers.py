@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+from google.protobuf.message import Message
 
 from tickmesh.mesh.errors import FailedPrecondition, InvalidRequest
 from tickmesh.proto.tickmesh.v1 import customer_pb2
 
 from .clients import CUSTOMER, Client, Unknown
+from .versions import Versions
 
 EVERY_S = 8.0
 """Between two changes of mind, at a busy pace."""
@@ -26,7 +30,11 @@ def is_forgetful(seed: int) -> bool:
 
 
 class Keeper(Client):
-    """See the module."""
+    """See the module. It is the only one that writes the customer."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._versions = Versions(self._violate)
 
     async def run(self) -> None:
         """Until told to stop."""
@@ -40,12 +48,19 @@ class Keeper(Client):
             customer.retention.executions_per_job_max = self.chance.choice((0, 1, 1, 3, 10))
             request = customer_pb2.UpdateCustomerRequest(customer=customer)
             request.update_mask.paths.append("retention")
-            method = "tickmesh.v1.CustomerService/UpdateCustomer"
             try:
-                await self.ask(method, request, customer_pb2.Customer)
+                await self._customer("UpdateCustomer", request)
+                await self._customer("GetCustomer", customer_pb2.GetCustomerRequest(name=CUSTOMER))
             except InvalidRequest:
                 pass  # longer than history is kept in this simulation
             except FailedPrecondition:
                 pass  # the leader has not heard yet of a replica that it knows such commands
             except Unknown:
                 self._note(f"{self.name} does not know")
+
+    async def _customer(self, method: str, request: Message) -> None:
+        seen = self._versions.begin()
+        found, _ = await self.ask(
+            f"tickmesh.v1.CustomerService/{method}", request, customer_pb2.Customer
+        )
+        self._versions.told(seen, found.name, found.etag, found)

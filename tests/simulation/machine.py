@@ -286,6 +286,9 @@ class SimulatedEnvironment(Environment):
     def random(self) -> float:
         return self._machine.chance.random()
 
+    def incarnation(self) -> int:
+        return self._machine.chance.getrandbits(63) | 1
+
     def worker(self, name: str) -> SimulatedWorker:
         return SimulatedWorker(self._machine)
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from .journal import new_incarnation
 from .storage import JournalStorage, RocksStorage
 
 T = TypeVar("T")
@@ -50,6 +51,10 @@ class Environment:
     def random(self) -> float:
         """From 0 to before 1."""
         return random.random()
+
+    def incarnation(self) -> int:
+        """A number for a new disk that no other one has."""
+        return new_incarnation()
 
     def worker(self, name: str) -> Worker:
         """A worker of its own for each purpose: a snapshot's flush must not delay the journal's."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import struct
 import zlib
+from collections.abc import Callable
 
 import msgspec
 
@@ -102,6 +103,11 @@ def _placed(members: Members, configured: Members) -> Members:
     return Members(0, tuple(moved))
 
 
+def new_incarnation() -> int:
+    """63 random bits, never 0."""
+    return secrets.randbits(63) | 1
+
+
 class Journal:
     """Entries are held in memory too; compaction bounds them. The first element of `entries` is
     the base: the position before the first entry, whose command nobody needs any more."""
@@ -114,8 +120,10 @@ class Journal:
         configured: Members,
         *,
         bootstrap: bool,
+        incarnation: Callable[[], int] = new_incarnation,
     ) -> None:
-        """configured: whom the group begins with; of no interest once the journal has a list."""
+        """configured: whom the group begins with; of no interest once the journal has a list.
+        incarnation: for a disk that has no journal yet."""
         self._storage = storage
         self._staged: list[Operation] = []
         self._suspects: list[Entry] = []
@@ -123,17 +131,17 @@ class Journal:
         self.commit_floor = 0  # nothing at or below may be truncated; the replica maintains it
         identity = self._load_meta("identity", Identity)
         if identity is None:
-            self._create(group_id, replica_id, bootstrap)
+            self._create(Identity(FORMAT, group_id, replica_id, incarnation()), bootstrap)
         else:
             self._open(identity, group_id, replica_id, configured)
         self.durable_index = self.last_index if identity is not None else 0
 
     # -- opening -----------------------------------------------------------------------------
 
-    def _create(self, group_id: str, replica_id: str, bootstrap: bool) -> None:
+    def _create(self, identity: Identity, bootstrap: bool) -> None:
         for key, _ in self._storage.scan(b""):
             raise JournalError(f"the journal has records ({key!r}) but no identity: it is damaged")
-        self.identity = Identity(FORMAT, group_id, replica_id, secrets.randbits(63) | 1)
+        self.identity = identity
         self.ballot = Ballot(0, None)
         self.voter = bootstrap
         self.installing: Position | None = None

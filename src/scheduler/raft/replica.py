@@ -124,6 +124,7 @@ class Replica:
                 config.replica_id,
                 config.members,
                 bootstrap=config.bootstrap,
+                incarnation=self._environment.incarnation,
             )
             self._installation = Installation(
                 config, self._state, self._state_lock, self._state_worker, self._journal

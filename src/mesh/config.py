@@ -200,12 +200,14 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Role executor."""
     runtime: str = "containerd"
     """"containerd", or "inprocess": no-op work, for measuring the mesh without containers."""
-    containerd_runtime: str = "io.containerd.runc.v2"
-    """containerd's name of what runs sandboxes: "io.containerd.runsc.v1" is gVisor, "io.containerd.
-    kata.v2" Kata Containers. Its shim must be where containerd finds it. All but the default start
-    without a gate: created ahead, started when due."""
+    containerd_runtime: str = "tickmesh"
+    """What stands between containerd and sandboxes. "tickmesh": our own shim; containerd must see
+    the file system of this package. Else containerd's name of a shim, which it must find:
+    "io.containerd.runc.v2" is its own for the same sandboxes, "io.containerd.runsc.v1" gVisor,
+    "io.containerd.kata.v2" Kata Containers. All but the first two start without a gate: created
+    ahead, started when due."""
     runtime_binary: str = "auto"
-    """Of io.containerd.runc.v2: "runc", "crun", "auto" (crun where it works), or the path of
+    """Of the first two: "runc", "crun", "auto" (crun where it works), or the path of
     another OCI runtime, as gVisor's runsc; such a one starts without a gate too."""
     runtimes: dict[str, str] = {}
     """Further ones, for customers whose plans name them: containerd's name, and either "" (its shim

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tickmesh.executor import archive, limits, logs
+from tickmesh.executor.containerd.client import RUNC_RUNTIME
 from tickmesh.executor.containerd.daemon import Daemon
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import (
@@ -104,6 +105,7 @@ def containerd() -> Iterator[tuple[str, Path]]:
     params=[
         "inprocess",
         pytest.param("containerd", marks=pytest.mark.integration),
+        pytest.param("containerd, its own shim", marks=pytest.mark.integration),
         pytest.param("containerd, started when due", marks=pytest.mark.integration),
         pytest.param("gvisor beside it, started when due", marks=pytest.mark.integration),
     ]
@@ -148,8 +150,10 @@ async def bed(
     else:
         more: dict[str, Any] = {"gate": "off"} if kind == "containerd, started when due" else {}
         # A directory of each kind's own: it remembers there which mode the host can.
-        directory = place[1] / kind.partition(",")[0]
+        directory = place[1] / kind.replace(", ", "-").replace(" ", "-")
         directory.mkdir(exist_ok=True)
+        if "its own shim" in kind:
+            more["containerd_runtime"] = RUNC_RUNTIME
         if "gvisor" in kind:
             asks_for = RUNSC
             more |= {"runtimes": {RUNSC: str(runsc(directory))}}

@@ -47,10 +47,14 @@ from ..errors import (
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
-RUNTIME = "io.containerd.runc.v2"
-RUNTIME_ROOT = "/run/containerd/runc"  # where that runtime lets runc or crun keep their state
+RUNTIME = "tickmesh"
+"""Our own shim, as configuration names it; to containerd it goes by its path."""
+RUNC_RUNTIME = "io.containerd.runc.v2"
+"""containerd's shim for the same."""
+RUNC_LIKE = (RUNTIME, RUNC_RUNTIME)
+RUNTIME_ROOT = "/run/containerd/runc"  # where both let runc or crun keep their state
 BINARIES = ("crun", "runc")
-"""Of RUNTIME; the faster first."""
+"""Of RUNC_LIKE; the faster first."""
 
 Result = TypeVar("Result")
 Metadata = tuple[tuple[str, str], ...]
@@ -74,12 +78,14 @@ def _translated(what: str) -> Iterator[None]:
         raise kind(f"containerd {what}: {error.code().name}: {error.details()}") from error
 
 
-def runc_options(binary: str, root: str = "") -> any_pb2.Any:
-    """Options of io.containerd.runc.v2 that name the program to run: "runc", "crun" or a path.
+def runc_options(binary: str, root: str = "", waits: bool = False) -> any_pb2.Any:
+    """Options of RUNC_LIKE that name the program to run: "runc", "crun" or a path.
 
-    `root`: where it keeps its state; empty: where containerd lets it.
+    `root`: where it keeps its state; empty: where containerd lets it. `waits`: our own shim may let
+    the first process run when it creates it, which then is at its gate.
     """
-    options = runc_options_pb2.Options(binary_name=binary, root=root)
+    options = runc_options_pb2.Options(binary_name=binary, root=root, run_at_create=waits)
+    options.plain = binary in BINARIES  # by how those keep what they know of a container
     options.no_new_keyring = binary in BINARIES  # others do not know of it
     return any_pb2.Any(type_url=RUNC_OPTIONS_TYPE, value=options.SerializeToString())
 

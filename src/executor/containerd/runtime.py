@@ -23,7 +23,7 @@ import structlog
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
-from .. import accounting, archive, gate, limits, logs, users
+from .. import accounting, archive, gate, limits, logs, shim, users
 from ..credentials import Credentials
 from ..errors import (
     ContainerdError,
@@ -40,7 +40,15 @@ from ..gate.exchange import STATUS, Exchange
 from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
-from .client import BINARIES, RUNTIME, SPEC_TYPE, ContainerdClient, runc_options
+from .client import (
+    BINARIES,
+    RUNC_LIKE,
+    RUNC_RUNTIME,
+    RUNTIME,
+    SPEC_TYPE,
+    ContainerdClient,
+    runc_options,
+)
 from .daemon import Daemon, which
 from .direct import COMMAND as DIRECT_COMMAND
 from .direct import DirectExchange
@@ -80,11 +88,16 @@ class Kind:
     """What runs a sandbox."""
 
     name: str
-    """Of the runtime, as containerd knows it."""
+    """RUNTIME, or the runtime's as containerd knows it."""
     binary: str
-    """Of RUNTIME: the program that it runs."""
+    """Of RUNC_LIKE: the program that it runs."""
     direct: bool
     """Its sandboxes start when they are due: see direct.py."""
+
+    @property
+    def runs_at_create(self) -> bool:
+        """Whether its sandboxes' first process, the gate, needs no start of its own."""
+        return self.name == RUNTIME and not self.direct
 
 
 class ContainerdRuntime:
@@ -111,9 +124,9 @@ class ContainerdRuntime:
         """`owner`: the executor's id; what it makes carries it, and it touches nothing else.
 
         `user_namespaces`: one of USER_NAMESPACES. `image_cache_bytes`: see ImageStore.trim.
-        `containerd_runtime`: containerd's name of what runs sandboxes. `gate`: one of GATES.
-        `own_registry`: the mesh's; `credentials`: for registries that want a login. `runtimes`:
-        further ones, as in ExecutorConfig.
+        `containerd_runtime`: RUNTIME, or containerd's name of what runs sandboxes. `gate`: one of
+        GATES. `own_registry`: the mesh's; `credentials`: for registries that want a login.
+        `runtimes`: further ones, as in ExecutorConfig.
         """
         self._owner = owner
         self._data_directory = data_directory.absolute()
@@ -124,11 +137,11 @@ class ContainerdRuntime:
         # Only those that we know are known to share the host's FIFOs with their sandboxes.
         self._direct = (
             gate == "off"
-            or containerd_runtime != RUNTIME
+            or containerd_runtime not in RUNC_LIKE
             or runtime_binary not in ("auto", *BINARIES)
         )
         self._further = {
-            name: Kind(RUNTIME if path else name, path, True)
+            name: Kind(RUNC_RUNTIME if path else name, path, True)
             for name, path in (runtimes or {}).items()
         }
         self._user_namespaces = user_namespaces
@@ -270,7 +283,7 @@ class ContainerdRuntime:
         """Takes the first of crun and runc that really runs a sandbox, and remembers it."""
         memory = self._data_directory / "runtime.json"
         candidates: tuple[str, ...] = (self._containerd_runtime,)  # which needs no other program
-        if self._containerd_runtime == RUNTIME:
+        if self._containerd_runtime in RUNC_LIKE:
             candidates = BINARIES if self._runtime_binary == "auto" else (self._runtime_binary,)
         modes = [
             (binary, id_base)
@@ -278,11 +291,12 @@ class ContainerdRuntime:
             for binary in candidates
         ]
         version = await self._client.version()
-        tested = await asyncio.to_thread(_remembered, memory, version)
+        host = {"boot": _boot_id(), "containerd": version, "shim": self._containerd_runtime}
+        tested = await asyncio.to_thread(_remembered, memory, host)
         trouble: list[str] = []
         if tested not in modes:
             tested = await self._first_that_works(modes, trouble)
-            await asyncio.to_thread(_remember, memory, version, *tested)
+            await asyncio.to_thread(_remember, memory, host, *tested)
         self.binary, self.id_base = tested
         self._images.id_base = self.id_base
         if not self.id_base:
@@ -455,7 +469,7 @@ class ContainerdRuntime:
             async with self._creates, self._network(work) as namespace:
                 container = self._container(work, image, paths, record, uid, gid, namespace)
                 container.runtime.CopyFrom(self._container_runtime(kind))
-                await self._create(work, image, container, exchange, paths, record)
+                await self._create(kind, work, image, container, exchange, paths, record)
             await exchange.waiting()
         except (ContainerdError, OSError) as error:
             self._images.forget()  # perhaps somebody else has removed this one
@@ -481,6 +495,7 @@ class ContainerdRuntime:
 
     async def _create(
         self,
+        kind: Kind,
         work: Work,
         image: Image,
         container: containers_pb2.Container,
@@ -506,7 +521,7 @@ class ContainerdRuntime:
             self._output_uri(paths.output, work.output_bytes_max),
             container.runtime.options,
         )
-        if isinstance(exchange, Exchange):
+        if not kind.direct and not kind.runs_at_create:
             await self._client.start_task(work.attempt_id)
 
     async def _undo(self, sandbox: ContainerdSandbox, paths: Paths) -> None:
@@ -569,10 +584,11 @@ class ContainerdRuntime:
         return container
 
     def _container_runtime(self, kind: Kind) -> containers_pb2.Container.Runtime:
-        if kind.name != RUNTIME:
+        if kind.name not in RUNC_LIKE:
             return containers_pb2.Container.Runtime(name=kind.name)
-        options = runc_options(kind.binary, self._state_root)
-        return containers_pb2.Container.Runtime(name=RUNTIME, options=options)
+        options = runc_options(kind.binary, self._state_root, kind.runs_at_create)
+        name = str(shim.program()) if kind.name == RUNTIME else kind.name
+        return containers_pb2.Container.Runtime(name=name, options=options)
 
     async def _user(self, work: Work, image: Image) -> tuple[int, int]:
         user = work.user or image.config.user
@@ -730,21 +746,20 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _remembered(memory: Path, version: str) -> tuple[str, int] | None:
-    """What ran a sandbox under this boot and this containerd: a binary, and with which ids."""
+def _remembered(memory: Path, host: dict[str, str]) -> tuple[str, int] | None:
+    """What ran a sandbox under this boot, containerd and shim: a binary, and with which ids."""
     try:
         known = json.loads(memory.read_text())
-        if known["boot"] == _boot_id() and known["containerd"] == version:
+        if host.items() <= known.items():
             binary, id_base = str(known["binary"]), int(known["id_base"])
             return (binary, id_base) if which(binary) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # none yet, or damaged: the probe runs again
     return None
 
 
-def _remember(memory: Path, version: str, binary: str, id_base: int) -> None:
-    record = {"boot": _boot_id(), "containerd": version, "binary": binary, "id_base": id_base}
-    memory.write_text(json.dumps(record))
+def _remember(memory: Path, host: dict[str, str], binary: str, id_base: int) -> None:
+    memory.write_text(json.dumps({**host, "binary": binary, "id_base": id_base}))
 
 
 def _open_to_sandboxes(directory: Path) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontainerd/runc_options.proto\x12\x12\x63ontainerd.runc.v1\"\x90\x02\n\x07Options\x12$\n\rno_pivot_root\x18\x01 \x01(\x08\x42\x00R\x0bnoPivotRoot\x12&\n\x0eno_new_keyring\x18\x02 \x01(\x08\x42\x00R\x0cnoNewKeyring\x12!\n\x0bshim_cgroup\x18\x03 \x01(\tB\x00R\nshimCgroup\x12\x17\n\x06io_uid\x18\x04 \x01(\rB\x00R\x05ioUid\x12\x17\n\x06io_gid\x18\x05 \x01(\rB\x00R\x05ioGid\x12!\n\x0b\x62inary_name\x18\x06 \x01(\tB\x00R\nbinaryName\x12\x14\n\x04root\x18\x07 \x01(\tB\x00R\x04root\x12\'\n\x0esystemd_cgroup\x18\t \x01(\x08\x42\x00R\rsystemdCgroup:\x00\x42\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontainerd/runc_options.proto\x12\x12\x63ontainerd.runc.v1\"\xd0\x02\n\x07Options\x12$\n\rno_pivot_root\x18\x01 \x01(\x08\x42\x00R\x0bnoPivotRoot\x12&\n\x0eno_new_keyring\x18\x02 \x01(\x08\x42\x00R\x0cnoNewKeyring\x12!\n\x0bshim_cgroup\x18\x03 \x01(\tB\x00R\nshimCgroup\x12\x17\n\x06io_uid\x18\x04 \x01(\rB\x00R\x05ioUid\x12\x17\n\x06io_gid\x18\x05 \x01(\rB\x00R\x05ioGid\x12!\n\x0b\x62inary_name\x18\x06 \x01(\tB\x00R\nbinaryName\x12\x14\n\x04root\x18\x07 \x01(\tB\x00R\x04root\x12\'\n\x0esystemd_cgroup\x18\t \x01(\x08\x42\x00R\rsystemdCgroup\x12%\n\rrun_at_create\x18\xe8\x07 \x01(\x08\x42\x00R\x0brunAtCreate\x12\x17\n\x05plain\x18\xe9\x07 \x01(\x08\x42\x00R\x05plain:\x00\x42\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'containerd.runc_options_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPTIONS']._serialized_start=54
-  _globals['_OPTIONS']._serialized_end=326
+  _globals['_OPTIONS']._serialized_end=390
 # @@protoc_insertion_point(module_scope)

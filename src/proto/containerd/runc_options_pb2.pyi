@@ -34,6 +34,8 @@ class Options(_message.Message):
     BINARY_NAME_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     SYSTEMD_CGROUP_FIELD_NUMBER: _builtins.int
+    RUN_AT_CREATE_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
     no_pivot_root: _builtins.bool
     no_new_keyring: _builtins.bool
     shim_cgroup: _builtins.str
@@ -42,6 +44,9 @@ class Options(_message.Message):
     binary_name: _builtins.str
     root: _builtins.str
     systemd_cgroup: _builtins.bool
+    run_at_create: _builtins.bool
+    """Our own: containerd's shim passes over them."""
+    plain: _builtins.bool
     def __init__(
         self,
         *,
@@ -53,10 +58,12 @@ class Options(_message.Message):
         binary_name: _builtins.str = ...,
         root: _builtins.str = ...,
         systemd_cgroup: _builtins.bool = ...,
+        run_at_create: _builtins.bool = ...,
+        plain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_name", b"binary_name", "io_gid", b"io_gid", "io_uid", b"io_uid", "no_new_keyring", b"no_new_keyring", "no_pivot_root", b"no_pivot_root", "root", b"root", "shim_cgroup", b"shim_cgroup", "systemd_cgroup", b"systemd_cgroup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary_name", b"binary_name", "io_gid", b"io_gid", "io_uid", b"io_uid", "no_new_keyring", b"no_new_keyring", "no_pivot_root", b"no_pivot_root", "plain", b"plain", "root", b"root", "run_at_create", b"run_at_create", "shim_cgroup", b"shim_cgroup", "systemd_cgroup", b"systemd_cgroup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tickmesh.executor import accounting
+from tickmesh.executor import accounting, shim
 from tickmesh.executor.containerd import shims
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import HostUnfit, SandboxError
@@ -282,6 +282,16 @@ async def test_a_containerd_that_is_not_there_is_said(tmp_path: Path) -> None:
     runtime = ContainerdRuntime("none", tmp_path, containerd_socket=str(tmp_path / "no.sock"))
     with pytest.raises(HostUnfit, match=r"no socket at .*no\.sock"):
         await runtime.start()
+
+
+async def test_a_shim_that_containerd_does_not_see_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shim, "program", lambda: tmp_path / "containerd-shim-elsewhere")
+    runtime = ContainerdRuntime("unseen", tmp_path / "executor")
+    with pytest.raises(HostUnfit, match=r"invalid custom binary path: .*containerd-shim-elsewhere"):
+        await runtime.start()
+    await asyncio.to_thread(nothing_left, tmp_path, "unseen")
 
 
 async def test_a_broken_containerd_is_said_with_its_last_words(tmp_path: Path) -> None:

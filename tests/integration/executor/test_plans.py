@@ -112,11 +112,11 @@ async def test_a_process_has_what_is_granted_and_nothing_else(run: Run, user: st
 async def test_one_executor_runs_each_work_by_the_runtime_that_it_names(
     both: ContainerdRuntime,
 ) -> None:
-    assert both.runtimes == ("io.containerd.runc.v2", RUNSC)
+    assert both.runtimes == (RUNSC, "tickmesh")
     assert both.id_base, "this host gives user namespaces"
     ours = os.uname().release
     assert ours in await _run(both, KERNEL)
-    assert ours in await _run(both, KERNEL, runtime="io.containerd.runc.v2")
+    assert ours in await _run(both, KERNEL, runtime="tickmesh")
     assert ours not in await _run(both, KERNEL, runtime=RUNSC), "gVisor has a kernel of its own"
     # It knows no ambient capabilities, so that what is granted is for root.
     assert await _run(both, EFFECTIVE, "0", runtime=RUNSC) == "0"

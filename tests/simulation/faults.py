@@ -157,6 +157,8 @@ class Faults:
             enough
             and len(numbers) == 1
             and not self._changing
+            # What a disk that was lost before says of itself is not so any more.
+            and not any(each.is_old for each in self._world.nodes)
             and all(
                 other.is_voter
                 for other in self._world.nodes

@@ -95,7 +95,7 @@ async def bed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
 async def test_executors_tell_what_plans_may_ask_of_them(bed: Bed) -> None:
     async with bed.operator("acme") as operator:
         (executor,) = (await operator.cluster()).executors
-    assert executor.runtimes == ("io.containerd.runc.v2", RUNSC)
+    assert executor.runtimes == (RUNSC, "tickmesh")
     assert executor.capabilities
 
 

@@ -4,7 +4,8 @@ Mounts made there (root file systems of containers) never reach the host, and va
 process that sees them. Mounts that the host makes still arrive. On a host with both cgroup versions
 mounted the second, which has no controllers then, is hidden: crun refuses such a mixture. The file
 of crun is mounted read-only: else it makes sure at each start, by starting itself once more, that
-no container can write to it through /proc.
+no container can write to it through /proc. And so is /dev/null: crun gives the sandbox's user
+whatever its standard streams are, and who owns a device may close it to the whole host (chmod).
 
     python -I -S launch.py PROGRAM ARGUMENT...
 """
@@ -37,11 +38,15 @@ def main() -> None:
     must("cannot detach from mounts", libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None))
     if Path(HYBRID, "cgroup.procs").exists():
         must(f"cannot hide {HYBRID}", libc.umount2(HYBRID.encode(), MNT_DETACH))
+    null = os.devnull.encode()  # written to all the same: it is its inode that stays as it is
+    must("cannot mount /dev/null", libc.mount(null, null, None, MS_BIND, None))
+    flags = MS_BIND | MS_REMOUNT | MS_RDONLY
+    must("cannot make /dev/null read-only", libc.mount(None, null, None, flags, None))
     for directory in os.environ.get("PATH", "").split(":"):
         crun = os.fsencode(Path(directory, "crun"))
         if os.access(crun, os.X_OK):  # a wish: without it crun takes longer
             if libc.mount(crun, crun, None, MS_BIND, None) == 0:
-                libc.mount(None, crun, None, MS_BIND | MS_REMOUNT | MS_RDONLY, None)
+                libc.mount(None, crun, None, flags, None)
             break
     with contextlib.suppress(OSError):  # a wish: a host short of memory takes sandboxes first
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)

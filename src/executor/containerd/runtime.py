@@ -349,14 +349,23 @@ class ContainerdRuntime:
     async def _probe(self, runtime: str = "") -> Exit:
         name = f"probe-{self._clock.now_ns()}"
         work = Work(attempt_id=name, customer="", image=PROBE_IMAGE, runtime=runtime)
+        owner = _owner_of_null()
         sandbox = await self.prepare(work)
         try:
             async with asyncio.timeout(PROBE_DEADLINE_S):
                 await sandbox.start()
-                return await sandbox.wait()
+                ended = await sandbox.wait()
         finally:
             await sandbox.delete()
             await self.discard_output(name)
+        if _owner_of_null() != owner:
+            os.chown(os.devnull, *owner)
+            raise SandboxError(
+                "it makes the host's /dev/null its sandboxes' own, which may close it to all: "
+                "use runc or a newer crun there, or let the executor start a containerd (leave "
+                "containerd_socket out)"
+            )
+        return ended
 
     # Images.
 
@@ -740,6 +749,11 @@ class ContainerdSpare:
         """See sandbox.Spare."""
         await self._sandbox.delete()
         await self._runtime.discard_output(self._sandbox.attempt_id)
+
+
+def _owner_of_null() -> tuple[int, int]:
+    found = os.stat(os.devnull)  # noqa: PTH116 - a number is all that is wanted
+    return found.st_uid, found.st_gid
 
 
 def _boot_id() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tickmesh.executor import accounting, shim
-from tickmesh.executor.containerd import shims
+from tickmesh.executor.containerd import launch, shims
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import HostUnfit, SandboxError
 from tickmesh.executor.sandbox import Work
@@ -305,6 +305,32 @@ async def test_a_broken_containerd_is_said_with_its_last_words(tmp_path: Path) -
 async def test_an_unknown_binary_is_said(tmp_path: Path) -> None:
     with pytest.raises(HostUnfit, match="runtime_binary is 'docker'"):
         await ContainerdRuntime("binary", tmp_path, runtime_binary="docker").start()
+
+
+def text(path: str) -> str:
+    return Path(path).read_text()
+
+
+def owner(path: str) -> tuple[int, int]:
+    found = Path(path).stat()
+    return found.st_uid, found.st_gid
+
+
+async def test_a_runtime_that_takes_the_hosts_null_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Debian 12's crun does, where containerd was not started by us."""
+    unprotected = text(launch.__file__).replace("os.devnull.encode()", 'b"/dev/full"')
+    changed = tmp_path / "launch.py"
+    changed.write_text(unprotected)
+    monkeypatch.setattr(launch, "__file__", str(changed))
+    runtime = ContainerdRuntime(
+        "null", tmp_path / "data", runtime_binary="crun", user_namespaces="required"
+    )
+    before = owner("/dev/null")
+    with pytest.raises(HostUnfit, match="makes the host's /dev/null its sandboxes' own"):
+        await runtime.start()
+    assert owner("/dev/null") == before
 
 
 async def test_a_given_containerd_is_left_running(

@@ -87,6 +87,11 @@ def read(path: str) -> str:
     return Path(path).read_text()
 
 
+def status(path: str) -> tuple[int, int, int]:
+    found = Path(path).stat()
+    return found.st_uid, found.st_gid, found.st_mode
+
+
 def link(path: str) -> Path:
     return Path(path).readlink()
 
@@ -345,6 +350,29 @@ async def test_devices_cannot_be_made_nor_found_in_the_image(attempt: Try) -> No
     )
     assert "DONE" not in out
     assert "disk" not in out and "memory" not in out
+
+
+@each_user
+async def test_the_hosts_devices_stay_the_hosts(attempt: Try, who: dict[str, Any]) -> None:
+    """They are the host's own inodes: whose they are, and who may open them, is seen by all."""
+    names = ("null", "zero", "full", "urandom")
+    before = {name: status(f"/dev/{name}") for name in names}
+    _, out = await attempt(
+        f"the host's devices: chmod, chown, utime, setxattr, as {who}",
+        "for path in ('/dev/null', '/dev/zero', '/dev/full', '/dev/urandom', '/proc/kcore'):\n"
+        "    attempt('chmod ' + path, lambda: os.chmod(path, 0o666))\n"
+        "    attempt('chown ' + path, lambda: os.chown(path, os.getuid(), os.getgid()))\n"
+        "    attempt('utime ' + path, lambda: os.utime(path, (0, 0)))\n"
+        "    attempt('setxattr ' + path, lambda: os.setxattr(path, 'user.a', b'1'))\n"
+        "for number in range(3):\n"
+        "    attempt(f'fchmod {number}', lambda: os.fchmod(number, 0o666)"
+        " if stat.S_ISCHR(os.fstat(number).st_mode) else 'no device')\n"
+        "open('/dev/null', 'wb').write(b'1')\n",
+        **who,
+    )
+    done = [line for line in out.splitlines() if "DONE" in line]
+    assert not [line for line in done if "no device" not in line]
+    assert {name: status(f"/dev/{name}") for name in names} == before
 
 
 async def test_links_in_the_image_lead_nowhere_outside(attempt: Try) -> None:

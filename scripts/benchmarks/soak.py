@@ -6,7 +6,7 @@ a while (spares, local copies of output) is gone: the sandboxes' mounts, cgroups
 network namespaces, what containerd and the executor hold, files, and open descriptors. Memory is
 looked at on the way: the slope is per 1,000 executions, over the second half, when caches are warm.
 What grows to a bound and no further: replicas fill a memtable with history, 2 to 3 MiB per 1,000
-until it is flushed at 8 MiB, and a block cache of 24 MiB; the executor remembers the last 50,000
+until it is flushed at 8 MiB, and a block cache of 16 MiB; the executor remembers the last 50,000
 acknowledged attempts, 0.2 MiB per 1,000.
 """
 

@@ -76,8 +76,10 @@ class Tree:
         else:
             diff, compressed = self._scan(path)
             self._layer, suffix = path, "+gzip" if compressed else ""
-        with self._layer.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = diff
+        if suffix:  # what is not compressed is its own content
+            with self._layer.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._layer_size = self._layer.stat().st_size
         self._layer_name = f"blobs/sha256/{digest}"
         if self._layer_size > IMAGE_BYTES_MAX:

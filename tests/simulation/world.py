@@ -363,52 +363,20 @@ class World:
                 )
             )
         registers: list[Register] = []
-        forgotten = self.ledger.is_forgotten
-        self.clients = [
-            Client(
-                n,
-                text,
-                pace,
-                self.network,
-                names,
-                find,
-                self.violate,
-                self.note,
-                registers,
-                forgotten,
-            )
-            for n in range(CLIENTS)
-        ]
-        self.keepers = [
-            Keeper(
-                CLIENTS,
-                text,
-                pace,
-                self.network,
-                names,
-                find,
-                self.violate,
-                self.note,
-                registers,
-                forgotten,
-            )
-            for _ in range(is_forgetful(seed))
-        ]
-        self.almanacs = [
-            Almanac(
-                CLIENTS + 1,
-                text,
-                pace,
-                self.network,
-                names,
-                find,
-                self.violate,
-                self.note,
-                registers,
-                forgotten,
-            )
-            for _ in range(is_pinned(seed))
-        ]
+        shared = (
+            text,
+            pace,
+            self.network,
+            names,
+            find,
+            self.violate,
+            self.note,
+            registers,
+            self.ledger.is_forgotten,
+        )
+        self.clients = [Client(n, *shared) for n in range(CLIENTS)]
+        self.keepers = [Keeper(CLIENTS, *shared) for _ in range(is_forgetful(seed))]
+        self.almanacs = [Almanac(CLIENTS + 1, *shared) for _ in range(is_pinned(seed))]
         for client in self.clients:
             client.follows = is_pinned(seed)
         self.watches = [

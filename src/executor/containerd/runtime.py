@@ -291,7 +291,13 @@ class ContainerdRuntime:
             for binary in candidates
         ]
         version = await self._client.version()
-        host = {"boot": _boot_id(), "containerd": version, "shim": self._containerd_runtime}
+        host = {
+            "boot": _boot_id(),
+            "containerd": version,
+            # Ours keeps from a runtime what another one would let it do: see launch.py.
+            "socket": self._socket,
+            "shim": self._containerd_runtime,
+        }
         tested = await asyncio.to_thread(_remembered, memory, host)
         trouble: list[str] = []
         if tested not in modes:

@@ -14,6 +14,8 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -696,11 +698,25 @@ class World:
         report.trace_hash = self._hash.hexdigest()
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """No log lines: faults are what a simulation is about. Other tests may read theirs again."""
+    before = structlog.get_config()
+    loggers = [logging.getLogger(name) for name in ("tickmesh", "pysyncobj")]
+    levels = [each.level for each in loggers]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
 def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     """One simulation: `minutes` of faults (longer at a slower pace: see pace.py), then healing."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    logging.getLogger("tickmesh").setLevel(logging.CRITICAL + 1)
-    logging.getLogger("pysyncobj").setLevel(logging.CRITICAL + 1)
     began_s = time.process_time()
     memory = Path("/dev/shm")
     directory = Path(
@@ -719,7 +735,7 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     # Collection would end forgotten generators at moments that no seed decides.
     gc.disable()
     try:
-        with drawn(seed, of(seed)) as limits, packaged(of(seed)):
+        with silent(), drawn(seed, of(seed)) as limits, packaged(of(seed)):
             simulate(seed, main)
     finally:
         gc.enable()

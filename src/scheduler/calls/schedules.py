@@ -124,8 +124,9 @@ class Schedules:
     def _created(
         message: schedule_pb2.Schedule, asked: commands.NewSchedule, made: Schedule
     ) -> schedule_pb2.Schedule:
-        """The response: the request's own message filled in, unless an earlier request made it."""
-        if made.spec is asked.spec or made.spec == asked.spec:
+        """The response: the request's own message filled in, unless an earlier request made it,
+        whose message may have said something else."""
+        if made.uid == asked.uid and made.spec == asked.spec:
             if not message.recurrence.time_zone:
                 message.recurrence.time_zone = made.spec.zone
             return convert.fill_schedule(message, made)

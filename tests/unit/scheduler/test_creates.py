@@ -1,0 +1,191 @@
+"""A create that is repeated: it answers what the first one made, whatever the repetition says."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tickmesh.proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
+from tickmesh.scheduler.calls import Calls
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand
+from tickmesh.scheduler.core.ids import UID_BYTES
+from tickmesh.scheduler.plans import Plans
+from tickmesh.scheduler.store import keys
+
+from .worlds import World, uid
+
+ACME = "customers/acme"
+HELLO = f"{ACME}/jobs/hello"
+OTHERWISE = "otherwise"
+
+
+class Proposals:
+    """Every command is committed at once."""
+
+    version = ENTRY_VERSION
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def submit(self, command: AnyCommand, weight: int = 1) -> asyncio.Future[Any]:
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        outcome.set_result(self._world.do(command))
+        return outcome
+
+
+class Leader:
+    """The methods of a leader."""
+
+    def __init__(self) -> None:
+        world = World()
+        world.job()
+        shard: Any = SimpleNamespace(
+            queries=world.queries,
+            plans=Plans(world.queries, {}),
+            proposals=Proposals(world),
+            now_ms=lambda: world.now_ms,
+            place=lambda _: None,
+            pending_reason=lambda _: "",
+            soft=lambda _: None,
+        )
+        numbers = itertools.count(1_000)
+        self.world = world
+        self._calls = Calls(shard, lambda size: uid(next(numbers))[:size].rjust(UID_BYTES, b"."))
+
+    def stored(self) -> dict[bytes, bytes]:
+        """All that is, but for how far it has come."""
+        return {key: value for key, value in self.world.everything().items() if key != keys.META}
+
+    async def call(self, method: str, request: Any) -> Any:
+        methods = self._calls.methods
+        if read := methods.reads.get(f"tickmesh.v1.{method}"):
+            return read[1](request)
+        write = methods.writes[f"tickmesh.v1.{method}"][1](request)
+        return write.respond(await write.outcome)
+
+
+def schedule(said: str) -> schedule_pb2.Schedule:
+    """Both that may be said recur alike, and differ in all else."""
+    made = schedule_pb2.Schedule(payload=said.encode(), labels={"said": said})
+    made.recurrence.crons.append("0 3 * * *")
+    if said == OTHERWISE:
+        made.misfire_policy = schedule_pb2.MISFIRE_POLICY_SKIP
+        made.overlap_policy = schedule_pb2.OVERLAP_POLICY_SKIP
+        made.pause_after_failures = 3
+    return made
+
+
+def job(said: str) -> job_pb2.Job:
+    made = job_pb2.Job(display_name=said, labels={"said": said})
+    made.container.image = f"{said}:1"
+    made.container.command.append("true")
+    return made
+
+
+def create_schedule(said: str, item_id: str) -> Any:
+    return schedule_pb2.CreateScheduleRequest(
+        parent=HELLO, schedule=schedule(said), schedule_id=item_id, request_id="once"
+    )
+
+
+def create_schedules(said: str, item_id: str) -> Any:
+    item = schedule_pb2.NewSchedule(schedule_id=item_id, schedule=schedule(said))
+    further = schedule_pb2.NewSchedule(schedule=schedule(said))
+    return schedule_pb2.BatchCreateSchedulesRequest(
+        parent=HELLO, schedules=[item, further], request_id="once"
+    )
+
+
+def create_job(said: str, item_id: str) -> Any:
+    return job_pb2.CreateJobRequest(parent=ACME, job=job(said), job_id=item_id, request_id="once")
+
+
+def create_jobs(said: str, item_id: str) -> Any:
+    items = [job_pb2.NewJob(job_id=item_id, job=job(said)), job_pb2.NewJob(job=job(said))]
+    return job_pb2.BatchCreateJobsRequest(parent=ACME, jobs=items, request_id="once")
+
+
+def create_calendar(said: str, item_id: str) -> Any:
+    calendar = calendar_pb2.Calendar(display_name=said, labels={"said": said})
+    calendar.dates.append("05-01" if said == OTHERWISE else "12-25")
+    return calendar_pb2.CreateCalendarRequest(
+        parent=ACME, calendar=calendar, calendar_id=item_id, request_id="once"
+    )
+
+
+def execute(said: str, _: str) -> Any:
+    return execution_pb2.ExecuteJobRequest(name=HELLO, payload=said.encode(), request_id="once")
+
+
+def execute_all(said: str, _: str) -> Any:
+    items = [execution_pb2.NewExecution(name=HELLO, payload=said.encode()) for _ in range(2)]
+    return execution_pb2.BatchExecuteJobsRequest(parent=ACME, executions=items, request_id="once")
+
+
+CREATES: dict[str, tuple[Callable[[str, str], Any], str, type[Any]]] = {
+    "ScheduleService/CreateSchedule": (
+        create_schedule,
+        "ScheduleService/GetSchedule",
+        schedule_pb2.GetScheduleRequest,
+    ),
+    "ScheduleService/BatchCreateSchedules": (
+        create_schedules,
+        "ScheduleService/GetSchedule",
+        schedule_pb2.GetScheduleRequest,
+    ),
+    "JobService/CreateJob": (create_job, "JobService/GetJob", job_pb2.GetJobRequest),
+    "JobService/BatchCreateJobs": (create_jobs, "JobService/GetJob", job_pb2.GetJobRequest),
+    "CalendarService/CreateCalendar": (
+        create_calendar,
+        "CalendarService/GetCalendar",
+        calendar_pb2.GetCalendarRequest,
+    ),
+    "ExecutionService/ExecuteJob": (
+        execute,
+        "ExecutionService/GetExecution",
+        execution_pb2.GetExecutionRequest,
+    ),
+    "ExecutionService/BatchExecuteJobs": (
+        execute_all,
+        "ExecutionService/GetExecution",
+        execution_pb2.GetExecutionRequest,
+    ),
+}
+"""By its method: the request, and how what it makes is read."""
+
+
+def items(response: Any) -> list[Any]:
+    """What a response answers: one thing, or those of a batch."""
+    fields = response.ListFields()
+    return [response] if hasattr(response, "name") else list(fields[0][1])
+
+
+@pytest.mark.parametrize("item_id", ["mine", ""])
+@pytest.mark.parametrize("method", list(CREATES))
+async def test_a_repetition_that_says_something_else_answers_what_is_stored(
+    method: str, item_id: str
+) -> None:
+    leader = Leader()
+    create, get, get_request = CREATES[method]
+    first = items(await leader.call(method, create("first", item_id)))
+    stored = leader.stored()
+    leader.world.now_ms += 60_000
+    again = items(await leader.call(method, create(OTHERWISE, item_id)))
+    assert again == first
+    assert again == [await leader.call(get, get_request(name=item.name)) for item in first]
+    assert leader.stored() == stored
+
+
+async def test_a_repetition_answers_what_a_schedule_has_become() -> None:
+    leader = Leader()
+    method = "ScheduleService/BatchCreateSchedules"
+    (made, _) = items(await leader.call(method, create_schedules("first", "mine")))
+    pause = schedule_pb2.PauseScheduleRequest(name=made.name, reason="enough")
+    paused = await leader.call("ScheduleService/PauseSchedule", pause)
+    again = items(await leader.call(method, create_schedules("first", "mine")))
+    assert again[0] == paused and paused.pause_reason == "enough"

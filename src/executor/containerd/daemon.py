@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -21,7 +22,7 @@ import structlog
 from .. import limits
 from ..errors import ContainerdUnavailable, HostUnfit
 from . import launch, shims
-from .client import ContainerdClient
+from .client import RUNC_RUNTIME, RUNTIME, ContainerdClient
 
 log = structlog.get_logger(__name__)
 
@@ -71,17 +72,20 @@ level = "warn"
 """
 
 
-def missing() -> list[str]:
-    """What this machine lacks for running containers, one sentence each; empty when it is fit."""
+def missing(runtimes: Collection[str]) -> list[str]:
+    """What this machine lacks for running containers, one sentence each; empty when it is fit.
+
+    runtimes: what will run them, by containerd's names.
+    """
     lacks = []
     if os.geteuid() != 0:
         lacks.append("root is needed to start containerd (effective uid is not 0)")
+    binaries = ["containerd"]
+    if RUNC_RUNTIME in runtimes:
+        binaries.append("containerd-shim-runc-v2")
     lacks += [
-        f"`{binary}` is not on the PATH (Debian package: {package})"
-        for binary, package in (
-            ("containerd", "containerd"),
-            ("containerd-shim-runc-v2", "containerd"),
-        )
+        f"`{binary}` is not on the PATH (Debian package: containerd)"
+        for binary in binaries
         if which(binary) is None
     ]
     if which("runc") is None and which("crun") is None:
@@ -114,8 +118,10 @@ def _loadable(module: str) -> bool:
 class Daemon:
     """One private containerd, whose lasting data is in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, runtimes: Collection[str] = (RUNTIME,)) -> None:
+        """runtimes: what will run its containers, by its own names."""
         self._directory = directory.absolute()
+        self._runtimes = runtimes
         name = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:12]
         # State must not outlive a boot, and a socket's path must be short: not in `directory`.
         self._state = RUN_DIRECTORY / name
@@ -134,7 +140,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Finds the daemon of this directory, or starts it. Raises HostUnfit."""
-        if lacks := await asyncio.to_thread(missing):
+        if lacks := await asyncio.to_thread(missing, self._runtimes):
             raise HostUnfit(lacks)
         assert len(os.fsencode(self.socket)) <= SOCKET_PATH_BYTES_MAX
         self.failed = asyncio.get_running_loop().create_future()

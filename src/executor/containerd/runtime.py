@@ -213,7 +213,10 @@ class ContainerdRuntime:
         if self._direct or self._further:
             await asyncio.to_thread(_open_to_sandboxes, self._data_directory / "sandboxes")
         if not self._socket:
-            self.daemon = Daemon(self._data_directory / "containerd")
+            self.daemon = Daemon(
+                self._data_directory / "containerd",
+                {self._containerd_runtime, *(kind.name for kind in self._further.values())},
+            )
             await self.daemon.start()
             self._socket = self.daemon.socket
             self._state_root = self.daemon.runtime_state

@@ -562,7 +562,8 @@ class Replica:
         if kind == KIND_COMMAND:
             return self._state.apply(entry.index, entry.term, entry.command[1:])
         if kind == KIND_MEMBERS:
-            logger.info("list %d of the replicas is committed", self._member.members.number)
+            committed = self._journal.lists_from(entry.index)[0]  # later ones may be in force
+            logger.info("list %d of the replicas is committed", committed.number)
             return None
         if kind != KIND_NOTHING:
             raise JournalError(f"entry {entry.index} is of the unknown kind {kind!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,27 @@ async def test_a_replica_joins_and_the_leader_leaves(tmp_path: Path) -> None:
         await asyncio.sleep(3.0)
         assert second.replica.is_leader
         assert second.replica.term == term
+
+
+def test_a_log_line_names_the_list_that_was_committed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @virtual
+    async def two_lists_reach_a_follower_at_once() -> None:
+        async with running(tmp_path) as cluster:
+            leader = await cluster.leader()
+            follower = cluster.others(leader)[0]
+            await cluster.crash(follower.name)
+            await join(cluster, "d", leader)
+            await leader.replica.propose(b"after both")
+            await cluster.applied(1, *(cluster.nodes.keys() - {follower.name}))
+            with caplog.at_level(logging.INFO):
+                await cluster.start(follower.name)
+                await cluster.applied(1)
+
+    two_lists_reach_a_follower_at_once()
+    lines = [line for line in caplog.messages if line.endswith("committed")]
+    assert lines == [f"list {number} of the replicas is committed" for number in (1, 2)]
 
 
 @virtual

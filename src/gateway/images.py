@@ -267,7 +267,10 @@ async def _write(call: Any, message: executor_pb2.ImportArchiveRequest) -> bool:
 
 
 async def _finish_writing(call: Any) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    # An InternalError: the executor is gone. As with the others, the answer says why.
+    with contextlib.suppress(
+        grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError
+    ):
         await call.done_writing()
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any
 
+import grpc.aio
 import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -29,9 +30,21 @@ def _hide_secrets(
     return event
 
 
+class _Undelivered(logging.Filter):
+    """gRPC tells with a traceback of a client that goes away while it is sent something, as any
+    client may: one line is enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError):
+            record.msg = f"not all was sent, the client must be gone: {record.getMessage()}"
+            record.args = record.exc_info = record.exc_text = None
+        return True
+
+
 def start(service: str, instance: str) -> None:
     """Set up logging and tracing for this process. Call once, first."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(message)s")
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_Undelivered())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -69,6 +69,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _SILENT_PULSES_MAX = round(STREAM_SILENCE_S / STREAM_PING_S)
+_OVER = (grpc.RpcError, grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError)
+"""What a read or a write raises when its call is over: InternalError if that happens meanwhile."""
 
 
 class _Link:
@@ -128,7 +130,7 @@ class _Link:
             reason = await loop
         except TransportError as error:
             reason = str(error)
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
+        except _OVER as error:
             reason = _explained(error)
         except Exception as error:
             reason = f"a bug of ours: {type(error).__name__}: {error}"
@@ -378,7 +380,7 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 return f"no answer within {DIAL_DEADLINE_S} s", False
             except TransportError as error:
                 return str(error), False
-            except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            except _OVER as error:
                 return _explained(error), False
             try:
                 await link.run()
@@ -475,7 +477,7 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
                 await _soon(call.done_writing())
             except TimeoutError:
                 raise TransportError(f"{peer} took nothing for {SNAPSHOT_SILENCE_S} s") from None
-            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            except _OVER as error:
                 # It may have answered before it had everything: then that is the outcome.
                 logger.debug("%s takes no more of a snapshot: %s", peer, _explained(error))
             try:
@@ -515,7 +517,7 @@ async def _arriving(context: Context) -> Any:
             wire = await _soon(context.read())
         except TimeoutError:
             raise TransportError(f"nothing came for {SNAPSHOT_SILENCE_S} s") from None
-        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+        except _OVER as error:
             raise TransportError(_explained(error)) from error
         if wire is grpc.aio.EOF:
             return
@@ -530,4 +532,6 @@ async def _soon(step: Awaitable[Any]) -> Any:
 def _explained(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
+    if isinstance(error, grpc.aio.InternalError):
+        return "the peer was gone before it was sent everything"
     return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +37,8 @@ from tickmesh.scheduler.raft.messages import (
     VoteReply,
 )
 from tickmesh.scheduler.raft.transport import TransportError
+
+from ..wires import Wire
 
 pytestmark = pytest.mark.integration
 GROUP = "group"
@@ -252,6 +255,32 @@ async def test_a_peer_that_falls_silent_is_given_up(mesh: Mesh) -> None:
         begun_s = asyncio.get_running_loop().time()
         await b.heard.until(lambda: b.heard.count("disconnected") == 1)
         assert asyncio.get_running_loop().time() - begun_s > STREAM_SILENCE_S / 2
+
+
+@pytest.mark.parametrize("sender", ["a", "b"])
+async def test_a_peer_that_is_lost_while_it_is_sent_something_large_is_one_plain_line(
+    mesh: Mesh, sender: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with Wire(mesh.addresses["b"]) as wire:
+        mesh.addresses["b"], listens = wire.address, mesh.addresses["b"]
+        a = await mesh.end("a")
+        mesh.addresses["b"] = listens
+        b = await mesh.end("b")
+        ends = {"a": a, "b": b}
+        for end in ends.values():
+            await end.heard.until(lambda end=end: end.heard.count("connected") == 1)  # type: ignore[misc]
+        (peer,) = ends.keys() - {sender}
+        wire.cut_after(1 << 20, downwards=sender == "b")
+        large = Append(1, 1, 0, 1, 1, (Entry(bytes(8 << 20), 2, 1),))
+        ends[sender].transport.send(peer, large)
+        heard = ends[sender].heard
+        await heard.until(lambda: heard.count("disconnected") == 1)
+    assert ends[peer].heard.count(large) == 0
+    lines = [record for record in caplog.records if f"{sender} lost {peer}: " in record.message]
+    assert len(lines) == 1
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_an_idle_connection_is_kept(mesh: Mesh) -> None:

@@ -24,12 +24,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "mounts.h"
 #include "runtime.h"
 #include "sha256.h"
 #include "task.h"
 
 #define SOCKETS "/run/containerd/s" /* where every shim has its own, and the executor looks for it */
+#define ADDRESS "address"
 #define FIRST_CONNECTION_MS_MAX 60000
 #define OOM_SCORE_MAX 1000
 
@@ -84,14 +86,26 @@ static void socket_path(const struct arguments *arguments, struct sockaddr_un *a
     snprintf(address->sun_path, sizeof address->sun_path, SOCKETS "/%s", digits);
 }
 
+/* After a start that fails containerd removes the bundle, and starts nothing that removes the rest. */
+__attribute__((noreturn)) static void fail_to_start(const struct sockaddr_un *address,
+                                                    const char *what)
+{
+    int error = errno;
+    unlink(address->sun_path);
+    unlink(ADDRESS);
+    errno = error;
+    fail(what);
+}
+
 static int listen_at(const struct sockaddr_un *address)
 {
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     const struct sockaddr *generic = (const struct sockaddr *)address;
     if (listener < 0)
         fail("socket");
-    mkdir("/run/containerd", 0711);
-    mkdir(SOCKETS, 0700);
+    if ((mkdir("/run/containerd", 0711) < 0 && errno != EEXIST) ||
+        (mkdir(SOCKETS, 0700) < 0 && errno != EEXIST))
+        fail(SOCKETS);
     umask(0177);
     int bound = bind(listener, generic, sizeof *address);
     if (bound < 0 && errno == EADDRINUSE) {
@@ -105,8 +119,10 @@ static int listen_at(const struct sockaddr_un *address)
         bound = bind(listener, generic, sizeof *address);
     }
     umask(022);
-    if (bound < 0 || listen(listener, CONNECTIONS_MAX) < 0)
+    if (bound < 0)
         fail(address->sun_path);
+    if (listen(listener, CONNECTIONS_MAX) < 0)
+        fail_to_start(address, "listen");
     return listener;
 }
 
@@ -162,30 +178,36 @@ static void serve(int listener)
     }
 }
 
+/* containerd reads the address to the end of what we were given. */
+static bool leave_caller(void)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    bool left = null >= 0 && setsid() >= 0 && dup2(null, 0) == 0 && dup2(null, 1) == 1 &&
+                dup2(null, 2) == 2;
+    if (null > 2)
+        close(null);
+    return left;
+}
+
 static int start(const struct arguments *arguments)
 {
     struct sockaddr_un address;
     socket_path(arguments, &address);
     int listener = listen_at(&address);
-    int file = open("address", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (file < 0 || dprintf(file, "unix://%s", address.sun_path) < 0)
-        fail("address");
-    close(file);
+    if (!file_write(ADDRESS, "unix://%s", address.sun_path))
+        fail_to_start(&address, ADDRESS);
     pid_t pid = fork();
     if (pid < 0)
-        fail("fork");
+        fail_to_start(&address, "fork");
     if (pid > 0) {
         printf("unix://%s", address.sun_path);
         return fflush(stdout) == 0 ? 0 : 1;
     }
-    /* containerd reads the address to the end of what we were given. */
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null < 0 || setsid() < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
-        _exit(1);
-    close(null);
-    set_oom_score();
-    task_begin(arguments->id, arguments->namespace);
-    serve(listener);
+    bool ready = leave_caller() && task_begin(arguments->id, arguments->namespace);
+    if (ready) {
+        set_oom_score();
+        serve(listener);
+    }
     unlink(address.sun_path);
     return 0;
 }

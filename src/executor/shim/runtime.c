@@ -12,6 +12,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "files.h"
+
 #define OPTIONS_TYPE "containerd.runc.v1.Options"
 #define DEFAULT_ROOT "/run/containerd/runc"
 #define LOG "log.json"
@@ -84,14 +86,8 @@ bool runtime_options(struct runtime *runtime, struct bytes any, const char *name
 
 bool runtime_note(const struct runtime *runtime)
 {
-    char text[2 * PATH_MAX + 16];
-    int length = snprintf(text, sizeof text, "%s\n%s\n%d\n", runtime->binary, runtime->root,
-                          runtime->systemd_cgroup);
-    int file = open(NOTE, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool whole = file >= 0 && length < (int)sizeof text && write(file, text, length) == length;
-    if (file >= 0)
-        close(file);
-    return whole;
+    return file_write(NOTE, "%s\n%s\n%d\n", runtime->binary, runtime->root,
+                      runtime->systemd_cgroup);
 }
 
 static bool take_line(char **cursor, char *into, size_t room)
@@ -119,7 +115,7 @@ bool runtime_noted(struct runtime *runtime)
     if (!take_line(&cursor, runtime->binary, sizeof runtime->binary) ||
         !take_line(&cursor, runtime->root, sizeof runtime->root) ||
         !take_line(&cursor, flag, sizeof flag))
-        return false; /* half written: the runtime was not started */
+        return false; /* half written by a shim that was killed: the runtime was not started */
     runtime->systemd_cgroup = flag[0] == '1';
     return true;
 }
@@ -255,7 +251,8 @@ void runtime_error(int status, char *text, size_t room)
     if (WIFSIGNALED(status))
         snprintf(text, room, "the runtime was ended by signal %d", WTERMSIG(status));
     else
-        snprintf(text, room, "the runtime exited with %d and said nothing", WEXITSTATUS(status));
+        snprintf(text, room, "the runtime exited with %d and said nothing%s", WEXITSTATUS(status),
+                 files_trouble());
 }
 
 bool runtime_knows_nothing(const char *text)

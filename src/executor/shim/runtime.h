@@ -22,7 +22,8 @@ bool runtime_options(struct runtime *runtime, struct bytes any, const char *name
                      char trouble[256]);
 
 /* Notes in the bundle (the working directory) that the runtime may know of the container, so that
- * who cleans up after a shim that was killed has something to ask; and that it no longer does. */
+ * who cleans up after a shim that was killed has something to ask; and that it no longer does.
+ * runtime_note is false with errno where nothing can be written. */
 bool runtime_note(const struct runtime *runtime);
 bool runtime_noted(struct runtime *runtime);
 void runtime_forget(void);

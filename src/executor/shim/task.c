@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "mounts.h"
 #include "runtime.h"
 #include "streams.h"
@@ -61,14 +62,13 @@ static uint64_t monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
 }
 
-void task_begin(const char *id, const char *namespace)
+bool task_begin(const char *id, const char *namespace)
 {
     snprintf(task.id, sizeof task.id, "%s", id);
     snprintf(task.namespace, sizeof task.namespace, "%s", namespace);
-    if (getcwd(task.home, sizeof task.home) == NULL)
-        _exit(1);
     for (int number = 0; number < 3; number++)
         task.streams.passed[number] = task.streams.held[number] = -1;
+    return getcwd(task.home, sizeof task.home) != NULL;
 }
 
 bool task_over(void)
@@ -127,8 +127,10 @@ static void step_begin(const struct call *call, enum step step, const char *cons
     pid_t pid = runtime_start(&task.runtime, step == CREATE ? task.streams.passed : none, words);
     if (pid < 0) {
         ttrpc_refuse(call, UNKNOWN, "no process for the runtime: %s", strerror(errno));
-        if (step == CREATE)
+        if (step == CREATE) {
             undo_create();
+            runtime_forget(); /* it was not started */
+        }
         return;
     }
     task.step = step;
@@ -193,7 +195,8 @@ static void created(void)
     pid_t pid = pid_in_file();
     if (pid <= 0) {
         undo_create();
-        ttrpc_refuse(&task.caller, UNKNOWN, "the runtime wrote no " PID_FILE);
+        ttrpc_refuse(&task.caller, UNKNOWN, "the runtime wrote no " PID_FILE "%s",
+                     files_trouble());
         return;
     }
     uint8_t room[16];

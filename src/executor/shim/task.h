@@ -8,7 +8,8 @@
 
 #define TASK_SERVICE "containerd.task.v2.Task"
 
-void task_begin(const char *id, const char *namespace);
+/* In the container's bundle. False when that cannot be found. */
+bool task_begin(const char *id, const char *namespace);
 handler task_handle;
 
 /* Children may have ended. */

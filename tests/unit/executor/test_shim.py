@@ -224,19 +224,27 @@ def number(answer: dict[int, list[int | bytes]], at: int) -> int:
     return value
 
 
-@pytest.fixture
-def one(tmp_path: Path) -> Iterator[Shim]:
+def start(name: str, bundle: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """As containerd starts a shim, in a mount namespace of its own; words: before its command."""
+    words = (*words, sys.executable, "-I", "-S", launch.__file__, *arguments(name), "start")
+    return subprocess.run(words, cwd=bundle, capture_output=True, timeout=DEADLINE_S)
+
+
+def socket_path(name: str) -> Path:
+    return shims.socket_of("/no/containerd.sock", NAMESPACE, name)
+
+
+@contextlib.contextmanager
+def started(bundle: Path) -> Iterator[Shim]:
     name = f"s-{uuid.uuid4().hex}"
-    bundle = tmp_path / "bundle"
     (bundle / "rootfs").mkdir(parents=True)
-    runtime = tmp_path / "runtime"
+    runtime = bundle.with_name("runtime")
     runtime.write_text(RUNTIME)
     runtime.chmod(0o755)
-    words = [sys.executable, "-I", "-S", launch.__file__, *arguments(name), "start"]
-    done = subprocess.run(words, cwd=bundle, capture_output=True, timeout=DEADLINE_S)
+    done = start(name, bundle)
     assert (done.returncode, done.stderr) == (0, b"")
     address = done.stdout.decode().strip().removeprefix("unix://")
-    assert address == str(shims.socket_of("/no/containerd.sock", NAMESPACE, name))
+    assert address == str(socket_path(name))
     assert (bundle / "address").read_text() == f"unix://{address}"
     made = Shim(bundle, name, address, runtime)
     try:
@@ -249,6 +257,12 @@ def one(tmp_path: Path) -> Iterator[Shim]:
         if (pid := bundle / "init.pid").exists():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[Shim]:
+    with started(tmp_path / "bundle") as shim:
+        yield shim
 
 
 @pytest.mark.parametrize(
@@ -517,6 +531,105 @@ def test_what_is_left_of_a_plain_container_is_the_runtimes_to_remove(one: Shim) 
     assert one.calls()[1:] == ["delete --force"]
 
 
+# -- where nothing more can be written -------------------------------------------------------------
+
+PAGE = 4096
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A bundle on a file system of sixteen pages."""
+    bundle = tmp_path / "small"
+    bundle.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", bundle], check=True)
+    try:
+        yield bundle
+    finally:
+        subprocess.run(["umount", "--lazy", bundle], check=True)
+
+
+def fill(directory: Path, pages_left: int = 0) -> None:
+    """Leaves room for so many pages."""
+    with (directory / "filler").open("wb", buffering=0) as filler:
+        size = 0
+        with contextlib.suppress(OSError):
+            while written := filler.write(bytes(PAGE)):
+                size += written
+        filler.truncate(size - pages_left * PAGE)
+
+
+def test_a_shim_that_cannot_write_its_address_does_not_start_and_leaves_nothing(
+    small: Path,
+) -> None:
+    name = f"s-{uuid.uuid4().hex}"
+    fill(small)
+    done = start(name, small)
+    assert done.returncode == 1
+    assert done.stderr == b"tickmesh's shim: address: No space left on device\n"
+    assert not socket_path(name).exists()
+    assert [path.name for path in small.iterdir()] == ["filler"]
+    (small / "filler").unlink()
+    with started(small) as shim:
+        shim.connect().call("Create", shim.create_request())
+
+
+# A file system of one inode, its root, in the place of a directory.
+@pytest.mark.parametrize("full", ["/run/containerd/s", "/run/containerd"])
+def test_a_shim_whose_socket_has_no_room_says_so(tmp_path: Path, full: str) -> None:
+    name = f"s-{uuid.uuid4().hex}"
+    Path("/run/containerd/s").mkdir(mode=0o700, parents=True, exist_ok=True)
+    mount = f'mount -t tmpfs -o nr_inodes=1 tmpfs {full} && exec "$@"'
+    done = start(name, tmp_path, "unshare", "--mount", "sh", "-c", mount, "sh")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"tickmesh's shim: /run/containerd/s")
+    assert done.stderr.endswith(b": No space left on device\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pages_left", [0, 1])
+def test_a_create_that_cannot_write_to_its_bundle_is_refused_and_leaves_nothing(
+    small: Path, pages_left: int
+) -> None:
+    with started(small) as shim:
+        client = shim.connect()
+        before = {path.name for path in small.iterdir()}
+        fill(small, pages_left)
+        # What it writes takes two pages.
+        values = message(f6="/" + "b" * 1000, f7="/" + "r" * 4000)
+        request = shim.create_request(f10=message(f1=OPTIONS, f2=values))
+        with pytest.raises(Refused) as caught:
+            client.call("Create", request)
+        assert str(caught.value) == "the bundle cannot be written: No space left on device"
+        assert {path.name for path in small.iterdir()} == before | {"filler"}
+        (small / "filler").unlink()
+        client.call("Create", shim.create_request())
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (
+            'echo \'{"msg":"full"}\' > log.json; exit 1',
+            r"create failed: .* exited with 1 .* \(no space is left",
+        ),
+        ("echo 1 > init.pid; exit 0", r"wrote no init\.pid \(no space is left"),
+    ],
+)
+def test_a_runtime_that_has_no_room_to_say_so_is_spoken_for(
+    small: Path, behaviour: str, words: str
+) -> None:
+    with started(small) as shim:
+        client = shim.connect()
+        shim.runtime.write_text(f"#!/bin/sh\n{behaviour}\n")
+        fill(small, 1)  # for what the shim writes
+        with pytest.raises(Refused, match=words) as caught:
+            client.call("Create", shim.create_request())
+        assert caught.value.code == UNKNOWN
+        shim.runtime.write_text(RUNTIME)
+        (small / "filler").unlink()
+        client.call("Create", shim.create_request())
+
+
 @pytest.mark.parametrize("method", ["Pause", "Checkpoint", "Stats", "Update", "Exec", "ResizePty"])
 def test_methods_that_it_has_not_are_refused(one: Shim, method: str) -> None:
     client = one.connect()
@@ -690,9 +803,9 @@ def test_the_name_of_its_socket_is_the_digest_for_every_length(
         name = "n" * length
         text = f"/no/containerd.sock/{NAMESPACE}/{name}"
         expected = hashlib.sha256(text.encode()).hexdigest()
-        socket_path = shims.socket_of("/no/containerd.sock", NAMESPACE, name)
-        assert socket_path.name == expected
-        socket_path.touch()
+        there = socket_path(name)
+        assert there.name == expected
+        there.touch()
         words = [*arguments(name, machine), "delete"]
         subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
-        assert not socket_path.exists()
+        assert not there.exists()

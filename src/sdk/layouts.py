@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -17,7 +17,16 @@ from typing import Any, BinaryIO, Protocol
 from ..mesh.errors import ImageCorrupt, ImageTooLarge, invalid
 from ..mesh.limits import IMAGE_BYTES_MAX
 from . import limits
-from .trees import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Tree, is_tree
+from .trees import (
+    LAYOUT_MARKS,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Tree,
+    is_compressed,
+    is_mark,
+)
 
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 INDEXES = (OCI_INDEX, DOCKER_INDEX)
@@ -77,6 +86,7 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
+        self.is_image = any((path / mark).exists() for mark in LAYOUT_MARKS)
         self._path = path
 
     def size(self, name: str) -> int | None:
@@ -98,29 +108,40 @@ class Tar:
     """Members of a tar file that is not compressed."""
 
     def __init__(self, path: Path) -> None:
+        """Of one that is no image (`is_image`) there may be more. Raises ImageCorrupt."""
         self.name = str(path)
+        self.is_image = False
         self._members: dict[str, tuple[int, int]] = {}
         self._path = path
+        links: dict[str, str] = {}
         total = path.stat().st_size
         try:
             with tarfile.open(path, "r:") as archive:
-                links: dict[str, str] = {}
-                for member in archive:
-                    if len(self._members) + len(links) > limits.ARCHIVE_MEMBERS_MAX:
-                        raise self._corrupt(f"it has over {limits.ARCHIVE_MEMBERS_MAX} members")
-                    name = member.name.removeprefix("./")
-                    if member.issym():  # `docker save` names a layer twice
-                        links[name] = member.linkname
-                    elif member.isfile() and not member.issparse():
-                        if member.offset_data + member.size > total:
-                            raise self._corrupt(f"{name} is cut short")
-                        self._members[name] = member.offset_data, member.size
+                for count, member in enumerate(archive, 1):
+                    self.is_image = self.is_image or is_mark(member.name)
+                    if count > limits.ARCHIVE_MEMBERS_MAX:
+                        break
+                    self._take(member, links, total)
         except (tarfile.TarError, EOFError, ValueError) as error:
-            raise self._corrupt(f"it is no uncompressed tar file ({error})") from error
+            kinds = "uncompressed tar file" if self.is_image else "tar file, plain or with gzip"
+            raise self._corrupt(f"it is no {kinds} ({error})") from error
+        if not self.is_image:
+            return
+        if count > limits.ARCHIVE_MEMBERS_MAX:
+            raise self._corrupt(f"it has over {limits.ARCHIVE_MEMBERS_MAX} members")
         for name, target in links.items():
             resolved = _joined(name, target)
             if resolved in self._members:
                 self._members[name] = self._members[resolved]
+
+    def _take(self, member: tarfile.TarInfo, links: dict[str, str], total: int) -> None:
+        name = member.name.removeprefix("./")
+        if member.issym():  # `docker save` names a layer twice
+            links[name] = member.linkname
+        elif member.isfile() and not member.issparse():
+            if self.is_image and member.offset_data + member.size > total:
+                raise self._corrupt(f"{name} is cut short")
+            self._members[name] = member.offset_data, member.size
 
     def size(self, name: str) -> int | None:
         """See Files."""
@@ -140,19 +161,32 @@ class Tar:
 class Layout:
     """An image on this disk."""
 
-    def __init__(self, path: Path, architecture: str = "") -> None:
-        """architecture: of a plain root file system; "" is this machine's.
+    def __init__(
+        self,
+        path: Path,
+        architecture: str = "",
+        on_root_file_system: Callable[[], None] | None = None,
+    ) -> None:
+        """architecture: of a plain root file system; "" is this machine's. on_root_file_system:
+        called when it is one, before all of it is read.
 
         Raises ImageCorrupt, ImageTooLarge, InvalidRequest, and OSError where there is nothing to
         read.
         """
         self._files: Files
-        if is_tree(path):
+        found: Directory | Tar | None = None
+        if path.is_dir():
+            found = Directory(path)
+        elif not is_compressed(path):
+            found = Tar(path)
+        if found is None or not found.is_image:
+            if on_root_file_system is not None:
+                on_root_file_system()
             self._files = Tree(path, architecture)
         elif architecture:
             raise invalid("architecture", f"{path} is an image, which says it itself")
         else:
-            self._files = Directory(path) if path.is_dir() else Tar(path)
+            self._files = found
         self._where: dict[str, str] = {}
         """The names of blobs that are not where a layout has them."""
         self._made: dict[str, bytes] = {}

@@ -1217,6 +1217,7 @@ class Images:
         source: str | Path,
         *,
         architecture: str = "",
+        on_root_file_system: Callable[[], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
         deadline_s: float = limits.IMPORT_DEADLINE_S,
     ) -> PushedImage:
@@ -1225,14 +1226,17 @@ class Images:
         source: an OCI image layout, as a directory or a tar file, or what `docker save` writes; any
         other directory or tar (plain or with gzip) is a root file system, and becomes an image of
         one layer, its files root's. architecture: of a root file system, "amd64" or "arm64";
-        default: this machine's. progress: called with (bytes that the registry has, bytes in all).
+        default: this machine's. on_root_file_system: called when the source is one, before it is
+        pushed. progress: called with (bytes that the registry has, bytes in all).
         Raises ImageCorrupt, ImageTooLarge, PermissionDenied, FailedPrecondition (this mesh has no
         registry), and OSError for the source.
         """
         deadline = Deadline(deadline_s)
         repository, tag = names.image_repository(self._customer, image)
         registry = self.registry()
-        layout = self._transport.blocking(lambda: Layout(Path(source), architecture))
+        layout = self._transport.blocking(
+            lambda: Layout(Path(source), architecture, on_root_file_system)
+        )
         others = {each.name.split("/")[3].partition(":")[0] for each in self.list()}
 
         def work() -> str:

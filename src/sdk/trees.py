@@ -38,23 +38,16 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_LEVEL = 4  # twice as fast as the default for a few per cent more bytes
 
 
-def is_tree(path: Path) -> bool:
-    """Whether a directory or tar is a root file system, not an image. Raises ImageCorrupt."""
-    if path.is_dir():
-        return not any((path / mark).exists() for mark in LAYOUT_MARKS)
+def is_mark(name: str) -> bool:
+    """Whether only an image has something of that name."""
+    name = name.removeprefix("./")
+    return any(name == mark or name.startswith(f"{mark}/") for mark in LAYOUT_MARKS)
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is, with gzip."""
     with path.open("rb") as file:
-        if file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC:
-            return True
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for count, member in enumerate(archive, 1):
-                if _is_mark(member.name):
-                    return False
-                if count > limits.ARCHIVE_MEMBERS_MAX:
-                    break  # an image's archive has fewer
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ImageCorrupt(f"{path}: it is no tar file, plain or with gzip ({error})") from error
-    return True
+        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
 
 class Tree:
@@ -155,9 +148,8 @@ class Tree:
     def _scan(self, path: Path) -> tuple[str, bool]:
         """The hash of a tar before compression, and whether it is compressed."""
         total = count = 0
+        compressed = is_compressed(path)
         with path.open("rb") as file:
-            compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-            file.seek(0)
             opened = gzip.GzipFile(fileobj=file) if compressed else file
             hashed = _Hashed(cast(IO[bytes], opened))
             try:
@@ -166,7 +158,7 @@ class Tree:
                     tarfile.open(fileobj=cast(BinaryIO, hashed), mode="r|") as archive,
                 ):
                     for member in archive:
-                        if _is_mark(member.name):
+                        if is_mark(member.name):
                             raise self._corrupt(
                                 f"it has {member.name}: an image's archive is not compressed"
                             )
@@ -214,11 +206,6 @@ class _Hashed:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-def _is_mark(name: str) -> bool:
-    name = name.removeprefix("./")
-    return any(name == mark or name.startswith(f"{mark}/") for mark in LAYOUT_MARKS)
 
 
 def _forget(archive: tarfile.TarFile) -> None:

@@ -47,17 +47,18 @@ def push(
     its files, all of them root's, are the image. Every executor has the image then, those that join
     later too.
     """
-    from ..trees import is_tree
     from . import tables
     from .parameters import show_size
 
-    if is_tree(source):
+    def tell() -> None:
         print(f"{source} is no image: its files become the root of one", file=sys.stderr)
+
     with transfer(f"pushing {image}") as progress:
         made = settings.client.images.push(
             image,
             source,
             architecture=architecture or "",
+            on_root_file_system=tell,
             progress=progress,
             deadline_s=within.total_seconds(),
         )

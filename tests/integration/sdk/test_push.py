@@ -173,7 +173,9 @@ async def test_an_image_is_on_executors_that_join_later_too(tmp_path: Path) -> N
         root = tmp_path / "root"
         root.mkdir()
         shutil.copy(STAMP, root / "stamp")
-        await client.images.push("plain:1", root)
+        told: list[str] = []
+        await client.images.push("plain:1", root, on_root_file_system=lambda: told.append("files"))
+        assert told == ["files"]
         await client.jobs.create("plain", image="plain:1", command=["/stamp"])
         handle = await client.execute("plain")
         async with asyncio.timeout(WAIT_S):

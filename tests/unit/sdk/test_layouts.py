@@ -54,6 +54,62 @@ def test_a_directory_and_a_tar_are_the_same_image(tmp_path: Path, layout: Path) 
     assert len(of_tar.blobs) == 2 and not of_tar.manifests
 
 
+def test_a_tar_is_an_image_or_files_after_one_look_at_its_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    told: list[str] = []
+    look = tarfile.TarInfo.frombuf.__func__  # type: ignore[attr-defined]
+
+    def counted(kind: Any, buffer: bytes, *more: Any) -> Any:
+        member = look(kind, buffer, *more)
+        looks.append(member.name)
+        return member
+
+    monkeypatch.setattr(tarfile.TarInfo, "frombuf", classmethod(counted))
+    image = tmp_path / "image.tar"
+    made(image)
+    Layout(image, on_root_file_system=lambda: told.append("image"))
+    assert sorted(looks) == sorted(set(looks)) and "index.json" in looks and not told
+    files = tmp_path / "files.tar"
+    with tarfile.open(files, "w") as archive:
+        for number in range(5):
+            archive.addfile(tarfile.TarInfo(f"srv/{number}"))
+    looks.clear()
+    Layout(files, on_root_file_system=lambda: told.append(f"after {len(looks)}"))
+    assert told == [f"after {len(set(looks))}"], "before what takes its time"
+
+
+def test_a_directory_is_an_image_or_files(layout: Path) -> None:
+    told: list[str] = []
+    Layout(layout, on_root_file_system=lambda: told.append("image"))
+    assert not told
+    Layout(layout / "blobs", on_root_file_system=lambda: told.append("files"))
+    assert told == ["files"]
+
+
+def test_an_archive_that_is_cut_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    made(path)
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    with path.open("r+b") as file:
+        file.truncate(last.offset_data + 1)
+    with pytest.raises(ImageCorrupt, match=f"{last.name} is cut short"):
+        Layout(path)
+
+
+@pytest.mark.parametrize("members", [4_095, 4_096])
+def test_of_so_many_members_no_image_is_made(tmp_path: Path, members: int) -> None:
+    path = tmp_path / "many.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in range(members):
+            archive.addfile(tarfile.TarInfo(f"srv/{number}"))
+        archive.addfile(tarfile.TarInfo("index.json"))
+    with pytest.raises(ImageCorrupt, match="cannot be read" if members < 4_096 else "over 4096"):
+        Layout(path).plan()
+
+
 def test_a_blob_is_read_from_any_byte_on(layout: Path) -> None:
     image = Layout(layout)
     for blob in image.plan().blobs.values():

@@ -211,7 +211,8 @@ def refusal(refused: Refused, field: str = "") -> TickmeshError:
                 "expired or that nobody uses"
             )
         case Why.NEVER_FIRES:
-            return invalid(field or "schedule.recurrence", "has no instant that is still to come")
+            recurrence_field = field.removesuffix("schedule_id") + "schedule.recurrence"
+            return invalid(recurrence_field, "has no instant that is still to come")
         case Why.IN_USE:
             return CalendarInUse(
                 f"schedules use the calendar: {what}. Take it out of their excluded_calendars first"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tickmesh.mesh.errors import InvalidRequest
 from tickmesh.proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler.calls import Calls
 from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand
@@ -41,6 +42,9 @@ class Proposals:
 class Leader:
     """The methods of a leader."""
 
+    early_ms = 0
+    """How long it takes from a check to the commit."""
+
     def __init__(self) -> None:
         world = World()
         world.job()
@@ -48,7 +52,7 @@ class Leader:
             queries=world.queries,
             plans=Plans(world.queries, {}),
             proposals=Proposals(world),
-            now_ms=lambda: world.now_ms,
+            now_ms=lambda: world.now_ms - self.early_ms,
             place=lambda _: None,
             pending_reason=lambda _: "",
             soft=lambda _: None,
@@ -189,3 +193,24 @@ async def test_a_repetition_answers_what_a_schedule_has_become() -> None:
     paused = await leader.call("ScheduleService/PauseSchedule", pause)
     again = items(await leader.call(method, create_schedules("first", "mine")))
     assert again[0] == paused and paused.pause_reason == "enough"
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("CreateSchedule", "schedule.recurrence"),
+        ("BatchCreateSchedules", "schedules[1].schedule.recurrence"),
+    ],
+)
+async def test_a_time_that_passes_before_the_commit_is_named(method: str, field: str) -> None:
+    leader = Leader()
+    leader.early_ms = 1_000
+    soon = schedule_pb2.Schedule()
+    soon.recurrence.times.add().FromMilliseconds(leader.world.now_ms - 500)
+    request: Any = schedule_pb2.CreateScheduleRequest(parent=HELLO, schedule=soon)
+    if method == "BatchCreateSchedules":
+        items = [schedule_pb2.NewSchedule(schedule=each) for each in (schedule("first"), soon)]
+        request = schedule_pb2.BatchCreateSchedulesRequest(parent=HELLO, schedules=items)
+    with pytest.raises(InvalidRequest) as refused:
+        await leader.call(f"ScheduleService/{method}", request)
+    assert refused.value.fields == ((field, "has no instant that is still to come"),)

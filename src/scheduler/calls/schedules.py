@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from ...mesh import names
-from ...mesh.errors import NotFound, invalid
+from ...mesh.errors import NotFound, TickmeshError, invalid
 from ...proto.tickmesh.v1 import schedule_pb2
 from .. import convert, pages
 from ..core import commands, pins, recurrence
@@ -33,6 +33,10 @@ SCHEDULE_FIELDS = frozenset(
 """What an update may name."""
 
 PREVIEW_DEFAULT = 10
+
+NEVER = recurrence.Spec(at_ms=(1,))
+"""Stands for the recurrence of what is made already: if it is deleted before the command is
+committed, nothing is made."""
 
 
 class Schedules:
@@ -78,7 +82,13 @@ class Schedules:
         customer, job_id = names.parse_job(request.parent, "parent")
         making = self._writes.making(request.request_id)
         message = request.schedule
-        spec = self._spec(message.recurrence, customer, "schedule.recurrence")
+        try:
+            spec = self._spec(message.recurrence, customer, "schedule.recurrence")
+        except TickmeshError:
+            given = request.schedule_id
+            if request.validate_only or not self._is_made(customer, job_id, given, making, 0):
+                raise
+            spec = NEVER
         new = self._new(message, request.schedule_id, spec, making, 0)
         return self._writes.create(
             request,
@@ -102,7 +112,12 @@ class Schedules:
             spec = known.get(raw)
             if spec is None:
                 field = f"schedules[{index}].schedule.recurrence"
-                spec = known[raw] = self._spec(message.recurrence, customer, field)
+                try:
+                    spec = known[raw] = self._spec(message.recurrence, customer, field)
+                except TickmeshError:
+                    if not self._is_made(customer, job_id, item.schedule_id, making, index):
+                        raise
+                    spec = NEVER
             new.append(self._new(message, item.schedule_id, spec, making, index))
 
         def respond(made: Sequence[Schedule]) -> Message:
@@ -119,6 +134,15 @@ class Schedules:
             weight=len(new),
             field="schedules[].schedule_id",
         )
+
+    def _is_made(self, customer: str, job_id: str, given: str, making: Making, index: int) -> bool:
+        """Whether an earlier request with the same request_id has made a schedule: then it is no
+        matter whether what it says could be made now; its times may have passed."""
+        job = self._shard.queries.job(customer, job_id)
+        if job is None or not making.request:
+            return False
+        stored = self._shard.queries.schedule(job.uid, making.item("schedule", given, index)[0])
+        return stored is not None and stored.request == making.request
 
     @staticmethod
     def _created(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from tickmesh.mesh.errors import InvalidRequest
 from tickmesh.proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler.calls import Calls
-from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand, DeleteSchedules
 from tickmesh.scheduler.core.ids import UID_BYTES
 from tickmesh.scheduler.plans import Plans
 from tickmesh.scheduler.store import keys
@@ -32,8 +33,12 @@ class Proposals:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.before: AnyCommand | None = None
+        """What is committed between a check and the commit."""
 
     def submit(self, command: AnyCommand, weight: int = 1) -> asyncio.Future[Any]:
+        if self.before is not None:
+            self._world.do(self.before)
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         outcome.set_result(self._world.do(command))
         return outcome
@@ -48,10 +53,11 @@ class Leader:
     def __init__(self) -> None:
         world = World()
         world.job()
+        self.proposals = Proposals(world)
         shard: Any = SimpleNamespace(
             queries=world.queries,
             plans=Plans(world.queries, {}),
-            proposals=Proposals(world),
+            proposals=self.proposals,
             now_ms=lambda: world.now_ms - self.early_ms,
             place=lambda _: None,
             pending_reason=lambda _: "",
@@ -214,3 +220,49 @@ async def test_a_time_that_passes_before_the_commit_is_named(method: str, field:
     with pytest.raises(InvalidRequest) as refused:
         await leader.call(f"ScheduleService/{method}", request)
     assert refused.value.fields == ((field, "has no instant that is still to come"),)
+
+
+def at(leader: Leader, method: str, request_id: str = "once", after_ms: int = 30_000) -> Any:
+    """A create of a schedule that fires once, or of it and of another one."""
+    message = schedule_pb2.Schedule(payload=b"at")
+    message.recurrence.times.add().FromMilliseconds(leader.world.now_ms + after_ms)
+    if method == "ScheduleService/CreateSchedule":
+        return schedule_pb2.CreateScheduleRequest(
+            parent=HELLO, schedule=message, schedule_id="at", request_id=request_id
+        )
+    request = create_schedules("first", "mine")
+    request.schedules.add(schedule=message, schedule_id="at")
+    request.request_id = request_id
+    return request
+
+
+SCHEDULE_CREATES = ["ScheduleService/CreateSchedule", "ScheduleService/BatchCreateSchedules"]
+
+
+@pytest.mark.parametrize("method", SCHEDULE_CREATES)
+async def test_a_repetition_after_its_times_have_passed_answers_what_is_stored(method: str) -> None:
+    leader = Leader()
+    request = at(leader, method)
+    first = items(await leader.call(method, copy.deepcopy(request)))
+    leader.world.now_ms += 60_000
+    assert items(await leader.call(method, copy.deepcopy(request))) == first
+    # It is another request; or it only asks whether it could be made; or it is deleted by now.
+    request.request_id = "another"
+    with pytest.raises(InvalidRequest, match="is in the past"):
+        await leader.call(method, copy.deepcopy(request))
+    request.request_id = "once"
+    if method == "ScheduleService/CreateSchedule":
+        request.validate_only = True
+        with pytest.raises(InvalidRequest, match="is in the past"):
+            await leader.call(method, copy.deepcopy(request))
+        request.validate_only = False
+    gone = DeleteSchedules("acme", "hello", ["at"], 0, False)
+    leader.proposals.before = gone
+    with pytest.raises(InvalidRequest, match="no instant that is still to come"):
+        await leader.call(method, copy.deepcopy(request))
+    leader.proposals.before = None
+    with pytest.raises(InvalidRequest, match="is in the past"):
+        await leader.call(method, copy.deepcopy(request))
+    gets = schedule_pb2.ListSchedulesRequest(parent=HELLO)
+    listed = (await leader.call("ScheduleService/ListSchedules", gets)).schedules
+    assert [each.name for each in listed] == sorted(each.name for each in first[:-1])

@@ -11,6 +11,11 @@ from . import limits
 
 ROOT = Path("/sys/fs/cgroup")
 
+CPU_SHARES_OF_ONE, CPU_SHARES_MAX = 1024, 262_144
+"""A group's weight in the first version of cgroups: by default that of one process."""
+CPU_WEIGHT_OF_ONE, CPU_WEIGHT_MAX = 100, 10_000
+"""And in the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -47,6 +52,24 @@ def read(cgroup_path: str) -> Usage:
         peak_memory_bytes=_number(memory / "memory.max_usage_in_bytes"),
         cpu_ns=_number(ROOT / "cpuacct" / relative / "cpuacct.usage"),
     )
+
+
+def weigh(cgroup_path: str, weight: int) -> None:
+    """Makes a cgroup that weighs as much as so many processes, on every processor. Raises OSError.
+
+    A group's weight is shared out over the processors that it has work on.
+    """
+    total = weight * (os.cpu_count() or 1)
+    relative = cgroup_path.lstrip("/")
+    if unified():
+        (ROOT / "cgroup.subtree_control").write_text("+cpu")
+        (ROOT / relative).mkdir(exist_ok=True)
+        value = min(CPU_WEIGHT_MAX, total * CPU_WEIGHT_OF_ONE)
+        (ROOT / relative / "cpu.weight").write_text(str(value))
+    else:
+        (ROOT / "cpu" / relative).mkdir(exist_ok=True)
+        value = min(CPU_SHARES_MAX, total * CPU_SHARES_OF_ONE)
+        (ROOT / "cpu" / relative / "cpu.shares").write_text(str(value))
 
 
 def processes(cgroup_path: str) -> int:

@@ -71,7 +71,7 @@ class Attempt:
         recorded: Awaitable[None] | None = None,
         sandbox: Sandbox | None = None,
     ) -> None:
-        """recorded: done once the order is on disk. sandbox: of an attempt that runs already."""
+        """recorded: done once the ledger has it. sandbox: of an attempt that runs already."""
         self._host = host
         self.order = order
         self._recorded = recorded

@@ -1,9 +1,13 @@
 """What the executor must not forget: the attempts it accepted, and their ends until acknowledged.
 
-One SQLite file, written by one thread, fsynced once for each batch of whatever came meanwhile. It
-holds bytes (a Work, an AttemptReport, as the shard's messages) and knows nothing of their meaning;
-and it remembers which outputs are kept, oldest first, so that they can be dropped in that order,
-and which of them are to be archived.
+One SQLite file, written by one thread, in a transaction for each batch of whatever came meanwhile.
+Ends are on the disk before anybody is told of them. The rest outlives this process, and may be lost
+with the host's power: no sandbox outlives that either, and of an attempt that another process of
+this executor was given, and that this one does not know, the shard says that it is lost.
+
+It holds bytes (a Work, an AttemptReport, as the shard's messages) and knows nothing of their
+meaning; and it remembers which outputs are kept, oldest first, so that they can be dropped in that
+order, and which of them are to be archived.
 """
 
 import asyncio
@@ -96,6 +100,8 @@ class Ledger:
         # One thread, and so one order of writes; SQLite lets go of the interpreter while it syncs.
         self._thread = ThreadPoolExecutor(1, "ledger")
         self._connection: sqlite3.Connection
+        self._level = "FULL"
+        """What is synced of a transaction; in this mode of the journal NORMAL means: nothing."""
         self._pending: deque[_Batch] = deque()
         self._wake = asyncio.Event()
         self.output_bytes = 0
@@ -110,7 +116,7 @@ class Ledger:
             self._path, isolation_level=None, check_same_thread=False
         )
         self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute(f"PRAGMA synchronous={self._level}")
         self._connection.executescript(_SCHEMA)
         if not self.archives:  # any more: what waited for it is kept as all others are
             self._connection.execute("DELETE FROM uploads")
@@ -155,6 +161,11 @@ class Ledger:
         sizes = [(key, at_ns, _size(path)) for key, at_ns, path in batch.outputs]
         outputs = [output for output in sizes if output[2] is not None]
         gone = [(output.attempt_id,) for output in batch.forgotten_outputs]
+        # Not synced, a commit is written to the file all the same.
+        level = "FULL" if batch.ends else "NORMAL"
+        if level != self._level:
+            self._connection.execute(f"PRAGMA synchronous={level}")
+            self._level = level
         with self._transaction():
             self._rows(
                 "INSERT OR IGNORE INTO attempts (attempt_id, shard_id, work) VALUES {}",
@@ -213,7 +224,7 @@ class Ledger:
     # -- attempts ------------------------------------------------------------------------------
 
     def accept(self, attempt_id: str, shard_id: str, work: bytes) -> asyncio.Future[None]:
-        """Remember an attempt. Done once it is on disk: nothing may start before."""
+        """Remember an attempt. Done once the next process would know it: nothing starts before."""
         batch = self._batch()
         batch.accepts.append((attempt_id, shard_id, work))
         return self._done(batch)

@@ -24,6 +24,12 @@ IMAGE_CACHE_ENTRIES_MAX = 4096  # parsed configurations kept in memory
 IDS = 65_536
 ID_BASE = 30_000 * IDS
 
+# What all sandboxes together weigh beside one other process of the host that wants a processor, on
+# each. The kernel's own default is one for a whole group, however many are in it: fifty due at one
+# instant would have as much of a processor as one thread of containerd. Beside four, that still has
+# a fifth.
+SANDBOXES_WEIGHT = 4
+
 # The gate's message is one write into one pipe, and the kernel's own limits on execve are near:
 # 128 KiB for one string.
 MESSAGE_BYTES_MAX = 1 * MIB

@@ -7,7 +7,6 @@ same daemon by the pid file in its directory. `close()` ends it.
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,14 +18,13 @@ from pathlib import Path
 
 import structlog
 
-from .. import limits
+from .. import limits, volatile
 from ..errors import ContainerdUnavailable, HostUnfit
 from . import launch, shims
 from .client import RUNC_RUNTIME, RUNTIME, ContainerdClient
 
 log = structlog.get_logger(__name__)
 
-RUN_DIRECTORY = Path("/run/tickmesh")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SOCKET_PATH_BYTES_MAX = 107  # what the kernel takes for a unix socket's path
 HEALTHY_AFTER_S = 60.0
@@ -122,9 +120,7 @@ class Daemon:
         """runtimes: what will run its containers, by its own names."""
         self._directory = directory.absolute()
         self._runtimes = runtimes
-        name = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:12]
-        # State must not outlive a boot, and a socket's path must be short: not in `directory`.
-        self._state = RUN_DIRECTORY / name
+        self._state = volatile.directory_of(self._directory)
         self.socket = str(self._state / "containerd.sock")
         self.runtime_state = str(self._state / "runtime")
         """Where runc or crun keep theirs, so that it goes with the daemon's."""
@@ -179,8 +175,7 @@ class Daemon:
             log.warning("shims were left when containerd ended", n=lost)
         self._pid_file.unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            RUN_DIRECTORY.rmdir()  # unless another daemon has its state there
+        volatile.remove(self._state)
 
     def detach(self) -> None:
         """Leaves the daemon running for the next executor."""
@@ -213,7 +208,7 @@ class Daemon:
     def _spawn(self) -> None:
         binary = which("containerd")
         assert binary is not None, "missing() has looked"
-        self._state.mkdir(parents=True, exist_ok=True, mode=0o711)
+        volatile.make(self._state)
         self._directory.mkdir(parents=True, exist_ok=True)
         configuration = self._directory / "containerd.toml"
         values = {

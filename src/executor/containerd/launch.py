@@ -24,6 +24,9 @@ MS_REC = 0x4000
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 OOM_SCORE = "-500"
+SESSION_NICENESS = "-5"
+"""Of its session, where the kernel schedules sessions as groups (sched(7), autogroup); its shims do
+the same (shim/main.c). What runs in sandboxes has cgroups of its own."""
 HYBRID = "/sys/fs/cgroup/unified"
 
 
@@ -52,6 +55,8 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     with contextlib.suppress(OSError):  # the executor's own haste is not for what it runs
         os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with contextlib.suppress(OSError):  # a wish: it makes what is due though all else wants to run
+        Path("/proc/self/autogroup").write_text(SESSION_NICENESS)
     os.execv(sys.argv[1], sys.argv[1:])
 
 

@@ -23,7 +23,7 @@ import structlog
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
-from .. import accounting, archive, gate, limits, logs, shim, users
+from .. import accounting, archive, gate, limits, logs, shim, users, volatile
 from ..credentials import Credentials
 from ..errors import (
     ContainerdError,
@@ -36,7 +36,7 @@ from ..errors import (
     SandboxError,
     SpareUnfit,
 )
-from ..gate.exchange import STATUS, Exchange
+from ..gate.exchange import Exchange
 from ..sandbox import ATTEMPT_ID, NETWORK_EGRESS, NETWORK_NONE, Exit, Work, mould
 from ..spec import OPEN_FILES_HARD, SandboxSpec, build
 from ..watch import Watcher
@@ -130,6 +130,9 @@ class ContainerdRuntime:
         """
         self._owner = owner
         self._data_directory = data_directory.absolute()
+        self._sandboxes_shown = self._data_directory / "sandboxes"
+        """A link, for people who look for them."""
+        self._sandboxes = volatile.directory_of(self._sandboxes_shown)
         self._socket = containerd_socket
         self._runtime_binary = runtime_binary
         self._containerd_runtime = containerd_runtime
@@ -206,12 +209,11 @@ class ContainerdRuntime:
             )
         if self._socket and not await asyncio.to_thread(Path(self._socket).is_socket):
             raise HostUnfit([f"there is no socket at {self._socket} (is containerd running?)"])
-        for name in ("sandboxes", "output"):
-            await asyncio.to_thread(
-                (self._data_directory / name).mkdir, mode=0o700, parents=True, exist_ok=True
-            )
-        if self._direct or self._further:
-            await asyncio.to_thread(_open_to_sandboxes, self._data_directory / "sandboxes")
+        await asyncio.to_thread(self._make_directories)
+        try:
+            await asyncio.to_thread(accounting.weigh, self._cgroup_parent, limits.SANDBOXES_WEIGHT)
+        except OSError as error:
+            log.warning("sandboxes weigh as much as one process", error=str(error))
         if not self._socket:
             self.daemon = Daemon(
                 self._data_directory / "containerd",
@@ -265,11 +267,27 @@ class ContainerdRuntime:
             await self.daemon.close()
             await asyncio.to_thread(self._remove_leftovers)
         await asyncio.to_thread(accounting.remove, self._cgroup_parent)
+        await asyncio.to_thread(self._remove_directories)
+
+    def _make_directories(self) -> None:
+        (self._data_directory / "output").mkdir(mode=0o700, parents=True, exist_ok=True)
+        volatile.make(self._sandboxes)
+        self._sandboxes.chmod(0o700)
+        if self._direct or self._further:
+            _open_to_sandboxes(self._sandboxes)
+        self._sandboxes_shown.unlink(missing_ok=True)
+        self._sandboxes_shown.symlink_to(self._sandboxes)
+
+    def _remove_directories(self) -> None:
+        """What is still in one of them stays with it."""
+        volatile.remove(self._sandboxes)
+        if not self._sandboxes.exists():
+            self._sandboxes_shown.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         """What a runtime was killed over half-way, and containerd then refused to remove: with the
         daemon gone, its processes and files are all that there is of it."""
-        for directory in (self._data_directory / "sandboxes").iterdir():
+        for directory in self._sandboxes.iterdir():
             accounting.remove(f"{self._cgroup_parent}/{directory.name}")
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -536,7 +554,7 @@ class ContainerdRuntime:
         await self._client.create_task(
             work.attempt_id,
             image.mounts,
-            self._output_uri(paths.output, work.output_bytes_max),
+            self._output_uri(paths.directory, work.output_bytes_max),
             container.runtime.options,
         )
         if not kind.direct and not kind.runs_at_create:
@@ -658,7 +676,7 @@ class ContainerdRuntime:
             mine = await self._client.list_containers(LABEL_OWNER, self._owner)
         except ContainerdError as error:
             raise SandboxError(str(error)) from error
-        directories = await asyncio.to_thread(os.listdir, self._data_directory / "sandboxes")
+        directories = await asyncio.to_thread(os.listdir, self._sandboxes)
         # A container that was a spare's has another name than the attempt that it was given to.
         kept = await asyncio.to_thread(self._containers_of, claimed)
         unclaimed = ({container.id for container in mine} - kept) | (set(directories) - claimed)
@@ -713,7 +731,7 @@ class ContainerdRuntime:
         """The files of an attempt's sandbox."""
         assert ATTEMPT_ID.fullmatch(attempt_id), "it becomes part of a path"
         return Paths(
-            directory=self._data_directory / "sandboxes" / attempt_id,
+            directory=self._sandboxes / attempt_id,
             output=self.output_directory(attempt_id),
         )
 
@@ -811,7 +829,8 @@ def _make_files(
     resolv_conf: bytes,
 ) -> None:
     exchange.make(payload)
-    (paths.output / STATUS).symlink_to(paths.exchange / STATUS)  # the recorder follows it
+    paths.output_link.symlink_to(paths.output)
+    os.mkfifo(paths.ended, 0o600)
     if resolv_conf:
         file = paths.exchange / "resolv.conf"  # images.our_layer leads /etc/resolv.conf here
         file.write_bytes(resolv_conf)

@@ -48,7 +48,7 @@ class Paths:
     """A sandbox's files on the host; both directories are named after its attempt."""
 
     directory: Path
-    """Goes with the sandbox."""
+    """Goes with the sandbox; in memory, see volatile.py."""
     output: Path
     """Stays."""
 
@@ -56,6 +56,16 @@ class Paths:
     def exchange(self) -> Path:
         """What the sandbox sees: FIFOs and payload."""
         return self.directory / "io"
+
+    @property
+    def output_link(self) -> Path:
+        """Leads the recorder, when it starts, to where output goes."""
+        return self.directory / "output"
+
+    @property
+    def ended(self) -> Path:
+        """The FIFO that tells the recorder that every process of the sandbox is dead."""
+        return self.directory / "ended"
 
     @property
     def record(self) -> Path:
@@ -122,7 +132,7 @@ class ContainerdSandbox:
         if paths.directory.exists():
             raise FileExistsError(f"sandbox {paths.directory.name} exists already")
         self._exchange.put(payload)
-        # In this order: a directory in `sandboxes` always has its output.
+        # In this order: a sandbox's directory always has its output.
         self._paths.output.rename(paths.output)
         self._paths.directory.rename(paths.directory)
         self._paths, self._message = paths, message
@@ -311,7 +321,7 @@ class ContainerdSandbox:
     def _tell_recorder(self) -> None:
         """Says that no process of the sandbox is left; a recorder that is gone needs no telling."""
         with contextlib.suppress(FileNotFoundError):
-            fifo = os.open(self._paths.output / "ended", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fifo = os.open(self._paths.ended, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fifo, b"e")
             finally:

@@ -34,6 +34,7 @@
 #define ADDRESS "address"
 #define FIRST_CONNECTION_MS_MAX 60000
 #define OOM_SCORE_MAX 1000
+#define SESSION_NICENESS "-5" /* as containerd's own, see launch.py */
 
 struct arguments {
     const char *namespace, *id, *address, *action;
@@ -138,6 +139,16 @@ static void set_oom_score(void)
     close(file);
 }
 
+/* Where the kernel schedules sessions as groups (sched(7), autogroup): ours makes sandboxes that are
+ * due, though those that run want every processor. They are in a cgroup, and not of it. A wish. */
+static void hurry(void)
+{
+    int file = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+    ssize_t ignored = write(file, SESSION_NICENESS, sizeof SESSION_NICENESS - 1);
+    (void)ignored;
+    close(file);
+}
+
 static void serve(int listener)
 {
     sigset_t all;
@@ -206,6 +217,7 @@ static int start(const struct arguments *arguments)
     bool ready = leave_caller() && task_begin(arguments->id, arguments->namespace);
     if (ready) {
         set_oom_score();
+        hurry();
         serve(listener);
     }
     unlink(address.sun_path);

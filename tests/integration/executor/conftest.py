@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tickmesh.executor import archive, logs
+from tickmesh.executor import archive, logs, volatile
 from tickmesh.executor.containerd import shims
 from tickmesh.executor.containerd.daemon import Daemon
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
@@ -55,16 +55,20 @@ async def runtime(tmp_path: Path) -> AsyncIterator[ContainerdRuntime]:
 def nothing_left(directory: Path, owner: str) -> None:
     """Fails when a process, mount, cgroup or sandbox directory is still there."""
     deadline = time.monotonic() + GONE_DEADLINE_S
-    daemon = Daemon(directory / "executor" / "containerd")
+    daemon_directory = directory / "executor" / "containerd"
+    daemon = Daemon(daemon_directory)
     assert shims.end(daemon.socket) == 0
-    while left := [*_processes(str(directory)), *_cgroups(owner), *_mounts(str(directory))]:
+    sandboxes = volatile.directory_of(directory / "executor" / "sandboxes")
+    ours = (str(directory), str(sandboxes), str(volatile.directory_of(daemon_directory)))
+    while left := [*_processes(ours), *_cgroups(owner), *_mounts(ours)]:
         # A shim answers before its process has quite ended: that is no event one could wait for.
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
-    assert not any((directory / "executor" / "sandboxes").iterdir())
+    assert not (directory / "executor" / "sandboxes").is_symlink()
+    assert not any(path.exists() for path in map(Path, ours[1:]))
 
 
-def _processes(directory: str) -> list[str]:
+def _processes(directories: tuple[str, ...]) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -72,7 +76,8 @@ def _processes(directory: str) -> list[str]:
             environment = (path / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if int(path.name) != os.getpid() and directory in words + environment:
+        words_of_it = words + environment
+        if int(path.name) != os.getpid() and any(each in words_of_it for each in directories):
             found.append(f"process {path.name}: {words}")
     return found
 
@@ -82,9 +87,9 @@ def _cgroups(owner: str) -> list[str]:
     return [f"cgroup {path}" for path in (*root.glob(f"*{owner}*"), *root.glob(f"*/*{owner}*"))]
 
 
-def _mounts(directory: str) -> list[str]:
+def _mounts(directories: tuple[str, ...]) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [f"mount {line}" for line in lines if directory in line or "/run/tickmesh" in line]
+    return [f"mount {line}" for line in lines if any(each in line for each in directories)]
 
 
 @pytest.fixture

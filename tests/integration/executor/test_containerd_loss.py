@@ -272,8 +272,9 @@ async def test_a_containerd_that_hangs_fails_a_prepare_by_its_deadline(
 async def begun(runtime: ContainerdRuntime, attempt: str) -> None:
     """Waits until an attempt has written something."""
     directory = runtime.output_directory(attempt)
+    written = directory / "stdout"
     with runtime._watcher.changes(directory) as changed:
-        while not (directory / "stdout").stat().st_size:
+        while not (written.exists() and written.stat().st_size):
             await changed.wait()
             changed.clear()
 

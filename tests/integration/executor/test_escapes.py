@@ -421,7 +421,8 @@ async def test_the_hosts_files_and_other_roots_are_out_of_reach(
         "for prefix in ('', '/proc/1/root', '/proc/self/root', '/evil/proc', '/..' * 20, "
         "'/proc/1/cwd/..'):\n"
         "    attempt('secret by ' + prefix, lambda: open(prefix + secret).read())\n"
-        f"for path in ('/run/containerd', '/run/tickmesh', {str(shared._data_directory)!r}):\n"
+        "for path in ('/run/containerd', '/run/tickmesh', '/dev/shm/tickmesh', "
+        f"{str(shared._data_directory)!r}):\n"
         "    attempt(path, lambda: os.listdir(path))\n"
         "mounts = open('/proc/self/mountinfo')\n"
         "attempt('secret in mounts', lambda: mounts.read().index('secret'))\n",

@@ -47,8 +47,9 @@ async def main(owner, directory, archive, image, program):
     await runtime.prepare(Work("waiting", "tests", image, command=command))
     started_ns = await running.start()
     directory = runtime.output_directory("running")
+    written = directory / "stdout"
     with runtime._watcher.changes(directory) as changed:
-        while not (directory / "stdout").stat().st_size:
+        while not (written.exists() and written.stat().st_size):
             await changed.wait()
             changed.clear()
     print(started_ns, flush=True)

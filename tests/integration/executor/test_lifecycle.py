@@ -1,6 +1,8 @@
 """A sandbox from the import of its image to the last trace of it."""
 
 import asyncio
+import contextlib
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tickmesh.executor import archive
+from tickmesh.executor import accounting, archive
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import SandboxError
 from tickmesh.executor.sandbox import Work
@@ -42,7 +44,6 @@ async def test_a_program_runs_when_its_gate_opens_and_not_before(
         assert opened_ns < executed_ns == sandbox.started_ns
         assert sorted(path.name for path in runtime.output_directory("one").iterdir()) == [
             "end",
-            "stderr",
             "stdout",
             "stdout.times",
         ]
@@ -56,6 +57,43 @@ async def test_a_program_runs_when_its_gate_opens_and_not_before(
         assert await runtime.list_images() == []
     finally:
         await runtime.close()
+
+
+def _niceness(pid: int) -> tuple[int, int | None]:
+    """Of a process, and of its session where the kernel schedules sessions as groups."""
+    group = Path(f"/proc/{pid}/autogroup")
+    session = int(group.read_text().split()[-1]) if group.exists() else None
+    return os.getpriority(os.PRIO_PROCESS, pid), session
+
+
+def _haste(runtime: ContainerdRuntime) -> dict[str, tuple[int, int | None]]:
+    """Of what stands around the sandbox `one`."""
+    assert runtime.daemon is not None
+    found = {"containerd": _niceness(runtime.daemon.pid)}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+            if str(runtime.paths("one").directory) in words:
+                found["recorder"] = _niceness(int(path.name))
+            elif "shim" in words[0] and runtime.daemon.socket in words and "one" in words:
+                found["shim"] = _niceness(int(path.name))
+    return found
+
+
+async def test_what_is_due_goes_before_what_only_follows_from_it(stamp: ContainerdRuntime) -> None:
+    await stamp.prepare(Work("one", "tests", STAMP_IMAGE))
+    found = await asyncio.to_thread(_haste, stamp)
+    sessions = found["containerd"][1] is not None
+    assert found == {
+        "containerd": (0, -5 if sessions else None),
+        "shim": (0, -5 if sessions else None),
+        "recorder": (10, 10 if sessions else None),
+    }
+    group = accounting.ROOT / "cpu" / stamp._cgroup_parent.lstrip("/") / "cpu.shares"
+    weight, one = group, 1024
+    if accounting.unified():
+        weight, one = accounting.ROOT / stamp._cgroup_parent.lstrip("/") / "cpu.weight", 100
+    assert int(weight.read_text()) == 4 * one * (os.cpu_count() or 1)
 
 
 async def test_a_sandbox_deleted_at_its_gate_runs_nothing(

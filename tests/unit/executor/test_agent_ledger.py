@@ -51,6 +51,25 @@ async def test_attempts_and_ends_are_there_for_the_next_process(tmp_path: Path) 
         ]
 
 
+async def test_the_disk_is_waited_for_where_an_end_would_be_lost(tmp_path: Path) -> None:
+    async with opened(tmp_path / "ledger.db") as (ledger, _):
+        said: list[str] = []
+        level = ledger._connection.execute("PRAGMA synchronous").fetchone()
+        assert level == (2,)  # FULL
+        ledger._connection.set_trace_callback(said.append)
+        await ledger.accept("a-1", "shard-0", b"w")
+        await ledger.accept("a-2", "shard-0", b"w")
+        ledger.end("a-1", b"r", 7, NOTHING)
+        await ledger.accept("a-3", "shard-0", b"w")
+        await ledger.end("a-2", b"r", 7, NOTHING)
+        ledger.forget("a-1")
+        await ledger.accept("a-4", "shard-0", b"w")
+        ledger._connection.set_trace_callback(None)
+        order = [text for text in said if text.startswith(("PRAGMA", "COMMIT"))]
+        normal, full = "PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL"
+        assert order == [normal, "COMMIT", "COMMIT", full, "COMMIT", "COMMIT", normal, "COMMIT"]
+
+
 async def test_what_is_done_is_on_disk_though_nobody_closes(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     async with opened(path) as (ledger, _):

@@ -27,7 +27,8 @@ MS = 1_000_000
 class Recording:
     """A recorder at work, as a shim starts it: pipes as descriptors 3 and 4, told by closing 5."""
 
-    directory: Path
+    output: Path
+    sandbox: Path
     process: subprocess.Popen[bytes]
     stdout: int
     stderr: int
@@ -39,6 +40,7 @@ class Recording:
                 os.close(pipe)
         self.stdout = self.stderr = -1
         assert self.process.wait(DEADLINE_S) == 0
+        assert not (self.sandbox / "ended").exists()
 
 
 Record = Callable[[Path, int], Recording]
@@ -52,19 +54,24 @@ def record(request: pytest.FixtureRequest) -> Record:
     return functools.partial(_record, machines.command("recorder", request.param))
 
 
-def _record(program: list[str], directory: Path, bytes_max: int) -> Recording:
+def _record(program: list[str], output: Path, bytes_max: int) -> Recording:
+    sandbox = output.with_name(f"{output.name}-sandbox")
+    (sandbox / "io").mkdir(parents=True)
+    (sandbox / "output").symlink_to(output)
+    for name in ("ended", "io/status"):
+        os.mkfifo(sandbox / name)
     pipes = [os.pipe() for _ in range(3)]
     # Away from 3, 4 and 5 themselves, which the shell is about to make of them.
     ours = (pipes[0][0], pipes[1][0], pipes[2][1])
     passed = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in ours]
     command = ["bash", "-c", _START, "-", *map(str, passed)]
-    command += [*program, str(directory), str(bytes_max)]
+    command += [*program, str(sandbox), str(bytes_max)]
     process = subprocess.Popen(command, pass_fds=passed)
     for descriptor in (*passed, *ours):
         os.close(descriptor)
     assert os.read(pipes[2][0], 1) == b""  # closed: it is ready
     os.close(pipes[2][0])
-    return Recording(directory, process, pipes[0][1], pipes[1][1])
+    return Recording(output, sandbox, process, pipes[0][1], pipes[1][1])
 
 
 @pytest.fixture
@@ -258,14 +265,23 @@ def test_the_status_that_the_gate_told_is_kept(
 ) -> None:
     output = tmp_path / "output"
     output.mkdir()
-    os.mkfifo(tmp_path / "fifo")
-    (output / "status").symlink_to(tmp_path / "fifo")
     recording = record(output, MIB)
-    gate_end = os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+    gate_end = os.open(recording.sandbox / "io" / "status", os.O_WRONLY | os.O_NONBLOCK)
     if status is not None:
         os.write(gate_end, status.to_bytes(4, "little"))
     os.close(gate_end)
     write(recording.stdout, b"x")
     recording.end()
     assert logs.written(output).status == status
-    assert "status" not in sizes(output)
+
+
+def test_a_file_is_made_for_what_is_written_alone(record: Record, tmp_path: Path) -> None:
+    silent, one = tmp_path / "silent", tmp_path / "one"
+    for directory in (silent, one):
+        directory.mkdir()
+    record(silent, MIB).end()
+    assert sizes(silent).keys() == {"end"}
+    recording = record(one, MIB)
+    write(recording.stderr, b"x")
+    recording.end()
+    assert sizes(one).keys() == {"end", "stderr", "stderr.times"}

@@ -643,9 +643,11 @@ def test_both_outputs_reach_a_logger_that_ends_when_the_container_does(
     one: Shim, tmp_path: Path
 ) -> None:
     client = one.connect()
-    output = tmp_path / "out put"
-    output.mkdir()
-    uri = f"binary://{gate.program('recorder')}?{str(output).replace(' ', '%20')}=1000"
+    sandbox = tmp_path / "sand box"
+    output = sandbox / "output"
+    output.mkdir(parents=True)
+    os.mkfifo(sandbox / "ended")
+    uri = f"binary://{gate.program('recorder')}?{str(sandbox).replace(' ', '%20')}=1000"
     one.command("echo out; echo error >&2; exit 0")
     client.call("Create", one.create_request(f6=uri, f7=uri))
     client.call("Start", one.me())

@@ -57,6 +57,18 @@ def vote_not_flushed() -> list[Patch]:
     return [(Replica, "_persist", persist)]
 
 
+def everything_sent_ahead() -> list[Patch]:
+    """All that a round decided leaves before the disk has it, not a leader's entries alone."""
+
+    def sent(self: Any) -> list[Any]:
+        outbox, self._member.outbox = self._member.outbox, []
+        for peer, message in outbox:
+            self._transport.send(peer, message)
+        return []
+
+    return [(Replica, "_send_ahead", sent)]
+
+
 def acknowledged_before_flush() -> list[Patch]:
     """Entries are acknowledged before the disk has them."""
 
@@ -346,6 +358,7 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     mutation.__name__: mutation
     for mutation in (
         vote_not_flushed,
+        everything_sent_ahead,
         acknowledged_before_flush,
         applied_index_in_a_batch_of_its_own,
         end_acknowledged_before_its_commit,

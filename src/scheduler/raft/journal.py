@@ -382,6 +382,11 @@ class Journal:
         """Whether something is staged: nothing that depends on it may leave before a flush."""
         return bool(self._staged)
 
+    @property
+    def appending(self) -> bool:
+        """Whether all that is staged are further entries: no ballot, no list, none taken back."""
+        return all(kind == "put" and key.startswith(b"e") for kind, key, _ in self._staged)
+
     def write(self) -> int:
         """Writes what is staged, unsynced; returns what to pass to `flushed` after the flush."""
         staged, self._staged = self._staged, []

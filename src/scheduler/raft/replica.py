@@ -50,6 +50,7 @@ from .messages import (
     KIND_COMMAND,
     KIND_MEMBERS,
     KIND_NOTHING,
+    Append,
     Entry,
     Exclusion,
     Greeting,
@@ -480,7 +481,7 @@ class Replica:
             self._journal.compact(self._compact_to)
             self._compact_to = 0
         member.replicate()
-        outbox, member.outbox = member.outbox, []
+        outbox = self._send_ahead()
         await self._persist()
         self._standing.follow()
         if self.failure is not None:
@@ -526,8 +527,28 @@ class Replica:
             position, future = made
             self._pending[position.index] = (position.term, future)
 
+    def _send_ahead(self) -> list[tuple[str, Message]]:
+        """Sends what may leave before our own disk has it; answers the rest.
+
+        A leader's new entries may: so its followers sync while it does. It counts itself in the
+        next round, when it has them: what is committed is always durable here (library.py). One
+        that loses them with its power is not elected for their term again; so no other entry ever
+        has their index and term.
+        """
+        member, journal = self._member, self._journal
+        outbox, member.outbox = member.outbox, []
+        if not (member.is_leader and journal.dirty and journal.appending) or self.failure:
+            return outbox
+        rest: list[tuple[str, Message]] = []
+        for peer, message in outbox:
+            if isinstance(message, Append):
+                self._transport.send(peer, message)
+            else:
+                rest.append((peer, message))
+        return rest
+
     async def _persist(self) -> None:
-        """Until it returns, nothing that this round decided may be seen by anybody else."""
+        """Until it returns, nothing else that this round decided may be seen by anybody else."""
         journal = self._journal
         if journal.dirty:
             written = journal.write()

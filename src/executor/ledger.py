@@ -89,6 +89,18 @@ class _Batch:
         self.done: list[asyncio.Future[None]] = []
         self.size = 0
 
+    def decided(self, written: asyncio.Future[None]) -> None:
+        """The transaction is over, or has failed."""
+        error = written.exception()
+        for done in self.done:
+            if done.done():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+                done.exception()  # whoever waits gets it; where nobody does, `run` raises it
+
 
 class Ledger:
     """See the module. `run` must run for writes to be done."""
@@ -140,22 +152,13 @@ class Ledger:
             await self._write_pending()
 
     async def _write_pending(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._pending:
+            batch = self._pending.popleft()
+            written = loop.run_in_executor(self._thread, self._commit, batch)
+            written.add_done_callback(batch.decided)
             # A batch under way is finished even when this task is cancelled.
-            await asyncio.shield(self._write(self._pending.popleft()))
-
-    async def _write(self, batch: _Batch) -> None:
-        try:
-            await self._in_thread(lambda: self._commit(batch))
-        except sqlite3.Error as error:
-            for done in batch.done:
-                if not done.done():
-                    done.set_exception(error)
-                    done.exception()  # whoever waits gets it; where nobody does, `run` raises it
-            raise
-        for done in batch.done:
-            if not done.done():
-                done.set_result(None)
+            await asyncio.shield(written)
 
     def _commit(self, batch: _Batch) -> None:
         sizes = [(key, at_ns, _size(path)) for key, at_ns, path in batch.outputs]

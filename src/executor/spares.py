@@ -272,6 +272,8 @@ class Spares:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._wake.wait()
+                # Whoever woke us by taking a spare, or a place, is still to open its gate.
+                await asyncio.sleep(OPENING_S)
 
     async def _tend(self) -> bool:
         """One step: close one, or make one. Whether there was something to do."""

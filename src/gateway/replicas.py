@@ -134,9 +134,9 @@ class Replicas:
         return _leader(newer)
 
     async def ask(self) -> list[View]:
-        """The views of all that answer in time."""
+        """The views of all that answer in time. At most one leads: see `_one_leads`."""
         answers = await asyncio.gather(*(self._ask_one(r, VIEW_TIMEOUT_S) for r in self.all))
-        return [view for view in answers if view is not None]
+        return _one_leads([view for view in answers if view is not None])
 
     async def _claims(self, replicas: Sequence[Replica]) -> list[View]:
         """Views until one says that it leads, and those that come within SETTLE_S after it."""
@@ -169,6 +169,21 @@ class Replicas:
             cluster_pb2.Replica.FromString(status.replica),
             tuple(cluster_pb2.Executor.FromString(e) for e in status.executors),
         )
+
+
+def _one_leads(views: list[View]) -> list[View]:
+    """What replicas told, but that of those who say that they lead only one in the highest term is
+    believed. Another was stopped or cut off for a while, and has not heard of its successor yet.
+    """
+    term = max((view.replica.term for view in views if view.replica.leader), default=0)
+    told = []
+    for view in views:
+        if view.replica.leader and view.replica.term < term:
+            view.replica.leader = False
+            told.append(View(view.source, view.replica, ()))
+        else:
+            told.append(view)
+    return told
 
 
 def _leader(views: list[View]) -> Replica | None:

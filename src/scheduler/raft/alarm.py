@@ -24,7 +24,10 @@ class Alarm:
         self._clock = clock
         self._deadline = deadline
         self._ring = ring
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._when_s = 0.0
+        """When it looks, by the loop's clock. Not the handle's to say: uvloop's has no `when` where
+        that is within half a millisecond."""
 
     def set(self) -> None:
         """The deadline may have changed."""
@@ -34,10 +37,10 @@ class Alarm:
         loop = asyncio.get_running_loop()
         when_s = loop.time() + max(delay_s, 0.0) + _TIMER_SLACK_S
         if self._timer is not None:
-            if self._timer.when() <= when_s + _TIMER_SLACK_S:
+            if self._when_s <= when_s + _TIMER_SLACK_S:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(when_s, self._look)
+        self._timer, self._when_s = loop.call_at(when_s, self._look), when_s
 
     def cancel(self) -> None:
         """It rings no more."""

@@ -404,3 +404,14 @@ async def test_the_view_of_the_shard_has_every_replica(world: World) -> None:
         ("r2", False, False),
     ]
     assert [r.address for r in shard.replicas] == [r.address for r in world.replicas]
+
+
+async def test_of_two_that_say_they_lead_only_the_later_is_told(world: World) -> None:
+    world.replicas[1].leader, world.replicas[1].term = True, 2  # r0 was stopped for a while
+    shard, views = await world.shard.views()
+    assert [(each.replica_id, each.leader) for each in shard.replicas] == [
+        ("r0", False),
+        ("r1", True),
+        ("r2", False),
+    ]
+    assert all(each.reachable for each in shard.replicas) and len(views) == 3

@@ -67,6 +67,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     settings = config.executor
     assert settings is not None
     check(settings)
+    _hurry()  # also while it finds again what ran on without it
     directory = Path(settings.data_directory)
     spool = directory / "spool"
     await asyncio.to_thread(_empty, spool)
@@ -164,7 +165,6 @@ async def _serve(
     server.add_secure_port(settings.listen, tls.server_credentials(settings.tls))
     await server.start()
     await process.serving(health)
-    _hurry()
     process.settle()
     process.announce(settings.ready_file, settings.listen)
     try:

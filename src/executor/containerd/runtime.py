@@ -275,8 +275,16 @@ class ContainerdRuntime:
         self._sandboxes.chmod(0o700)
         if self._direct or self._further:
             _open_to_sandboxes(self._sandboxes)
-        self._sandboxes_shown.unlink(missing_ok=True)
-        self._sandboxes_shown.symlink_to(self._sandboxes)
+        shown = self._sandboxes_shown
+        if shown.is_dir() and not shown.is_symlink():
+            try:
+                shown.rmdir()  # an earlier version had them there
+            except OSError as error:
+                raise HostUnfit(
+                    [f"{shown} has sandboxes of an earlier version: drain the executor with that"]
+                ) from error
+        shown.unlink(missing_ok=True)
+        shown.symlink_to(self._sandboxes)
 
     def _remove_directories(self) -> None:
         """What is still in one of them stays with it."""

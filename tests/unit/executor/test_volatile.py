@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tickmesh.executor import volatile
+from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import HostUnfit
 
 ROOT_ID = 0
@@ -67,3 +68,19 @@ def test_the_first_that_is_in_memory_is_taken(
     assert volatile.directory_of(tmp_path).parent.parent == (
         Path("/dev/shm") if memory else tmp_path
     )
+
+
+def test_what_an_earlier_version_has_left_is_replaced_when_it_is_empty(
+    open_to_all: Path, tmp_path: Path
+) -> None:
+    shown = tmp_path / "executor" / "sandboxes"
+    (shown / "runs").mkdir(parents=True)
+    runtime = ContainerdRuntime("earlier", tmp_path / "executor")
+    with pytest.raises(HostUnfit, match="sandboxes of an earlier version: drain the executor"):
+        runtime._make_directories()
+    (shown / "runs").rmdir()
+    for _ in range(2):
+        runtime._make_directories()
+        assert shown.is_symlink() and shown.is_dir()
+    runtime._remove_directories()
+    assert not shown.is_symlink() and not any(open_to_all.iterdir())

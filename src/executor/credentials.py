@@ -5,20 +5,13 @@ while. In the mesh's own registry an executor says who it is by a statement that
 mesh certificate's key; the gateway gives it a token for pulling what it asks for.
 """
 
-import base64
 import time
 from dataclasses import dataclass
-from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from joserfc import jwk, jwt
 
 from ..mesh.clock import Clock
 from ..mesh.config import Tls
-from ..mesh.registries import ASSERTION_AUDIENCE, ASSERTION_SECONDS, EXECUTOR_USER
-from .registry import DOCKER_HUB, DOCKER_HUB_HOST, Login
+from ..mesh.registries import EXECUTOR_USER
+from .references import DOCKER_HUB, DOCKER_HUB_HOST, Login
 
 LOGINS_MAX = 10_000
 """Customers' logins kept: those that came longest ago go first."""
@@ -61,20 +54,10 @@ class Credentials:
         return kept.login
 
     def own_login(self) -> Login:
-        """For the mesh's registry: who this executor is, signed, good for a minute."""
+        """For the mesh's registry: who this executor is, signed, good for a minute. Not for an
+        event loop: it reads files, and the first one imports what it signs with."""
         if self._tls is None:
             return Login(EXECUTOR_USER, "")
-        chain = x509.load_pem_x509_certificates(Path(self._tls.certificate).read_bytes())
-        now_s = self._clock.now_ns() // 1_000_000_000
-        elliptic = isinstance(chain[0].public_key(), ec.EllipticCurvePublicKey)
-        kind: type[jwk.ECKey | jwk.RSAKey] = jwk.ECKey if elliptic else jwk.RSAKey
-        key = kind.import_key(Path(self._tls.key).read_bytes())
-        header = {
-            "alg": "ES256" if elliptic else "RS256",
-            "x5c": [
-                base64.b64encode(each.public_bytes(serialization.Encoding.DER)).decode()
-                for each in chain
-            ],
-        }
-        claims = {"aud": ASSERTION_AUDIENCE, "iat": now_s, "exp": now_s + ASSERTION_SECONDS}
-        return Login(EXECUTOR_USER, jwt.encode(header, claims, key))
+        from .statement import signed  # only this needs it, and each start would wait for it
+
+        return Login(EXECUTOR_USER, signed(self._tls, self._clock.now_ns() // 1_000_000_000))

@@ -6,7 +6,6 @@ few, and no address is spoken to that is not public (see CheckedTransport).
 """
 
 import asyncio
-import base64
 import hashlib
 import ipaddress
 import re
@@ -14,24 +13,18 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import msgspec
 
+from ..mesh.config import OwnRegistry
 from . import limits
 from .errors import ImageError, ImageReason
 from .layers import check_digest
 from .manifest import INDEXES, MANIFESTS, Descriptor, sha256
+from .references import Login, Reference
 
-# A host has a dot or a port: a name without either is a customer's imported image.
-_REFERENCE = re.compile(
-    r"(?P<host>[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::[0-9]{1,5})?|[A-Za-z0-9-]+:[0-9]{1,5})"
-    r"/(?P<path>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-DOCKER_HUB = "docker.io"  # a name that its registry does not have itself
-DOCKER_HUB_HOST = "registry-1.docker.io"
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
 _ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
 _SCHEME_PORTS = {"https": 443, "http": 80}
@@ -41,46 +34,9 @@ _USER_AGENT = "tickmesh"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """An image in a registry."""
-
-    host: str
-    """With its port, if the reference has one."""
-    path: str
-    tag: str
-    digest: str
-    """Empty, or "sha256:..."; then it counts, and not the tag."""
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """What a registry, or its token service, is told of who asks. Never shown."""
-
-    user: str
-    secret: str = field(repr=False)
-
-    @property
-    def header(self) -> str:
-        """As HTTP wants it."""
-        return f"Basic {base64.b64encode(f'{self.user}:{self.secret}'.encode()).decode()}"
-
-
 class _Token(msgspec.Struct, frozen=True):
     token: str = ""
     access_token: str = ""
-
-
-def parse(reference: str) -> Reference | None:
-    """A reference that names a registry's host; None for one that does not."""
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        return None
-    host, path = match["host"], match["path"]
-    if host == DOCKER_HUB:
-        host = DOCKER_HUB_HOST
-        path = path if "/" in path else f"library/{path}"
-    return Reference(host, path, match["tag"] or "latest", match["digest"] or "")
 
 
 def is_public(address: Address) -> bool:
@@ -181,8 +137,8 @@ class RegistrySource:
         read_deadline_s: float = limits.REGISTRY_READ_DEADLINE_S,
         login: Callable[[], Login] | None = None,
     ) -> None:
-        """`insecure`: host:port of registries that speak plain HTTP. `login`: asked when the
-        registry wants one; None: what it gives to anybody."""
+        """`insecure`: host:port of registries that speak plain HTTP. `login`: asked, in a thread,
+        when the registry wants one; None: what it gives to anybody."""
         self._reference = reference
         host, _, port = reference.host.partition(":")
         plain = f"{host}:{port or _SCHEME_PORTS['http']}" in insecure
@@ -342,7 +298,9 @@ class RegistrySource:
         """Logs in as the registry's challenge says: by itself, or for a token."""
         scheme, _, rest = challenge.partition(" ")
         values = dict(_CHALLENGE.findall(rest))
-        headers = {} if self._login is None else {"Authorization": self._login().header}
+        headers = {}
+        if self._login is not None:
+            headers["Authorization"] = (await asyncio.to_thread(self._login)).header
         if scheme.lower() == "basic" and headers:
             self._authorization = headers["Authorization"]
             return
@@ -379,6 +337,31 @@ class RegistrySource:
     def _error(self, reason: ImageReason, message: str) -> ImageError:
         place = f"{self._reference.host}/{self._reference.path}"
         return ImageError(reason, f"image {place}: {message}")
+
+
+def public_source(
+    wanted: Reference, insecure: frozenset[str], login: Login | None
+) -> RegistrySource:
+    """Anybody's registry: see CheckedTransport."""
+    return RegistrySource(
+        wanted,
+        CheckedTransport(insecure),
+        insecure,
+        login=None if login is None else lambda: login,
+    )
+
+
+def own_source(own: OwnRegistry, wanted: Reference, login: Callable[[], Login]) -> RegistrySource:
+    """The mesh's registry: its address is the operator's word, and may be private."""
+    context = ssl.create_default_context()
+    if own.authority:
+        context.load_verify_locations(Path(own.authority))
+    return RegistrySource(
+        wanted,
+        httpx2.AsyncHTTPTransport(verify=context, trust_env=False),
+        frozenset([own.address]) if own.plain else frozenset(),
+        login=login,
+    )
 
 
 def _backoff_s(failures: int) -> float:

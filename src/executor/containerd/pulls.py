@@ -6,22 +6,23 @@ image without a host is a customer's own: it was imported here, or the mesh's re
 """
 
 import asyncio
-import ssl
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-import httpx2
-import structlog
-
+from ...mesh import telemetry
 from ...mesh.config import OwnRegistry
-from .. import limits, registry
+from .. import limits
 from ..credentials import Credentials
 from ..errors import ContainerdError, ExecutorError, ImageError, ImageReason, SandboxError
+from ..references import Login, Reference, parse
 from .images import LABEL_PULLED, Image, ImageStore
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from ..registry import RegistrySource
+
+log = telemetry.logger(__name__)
 
 
 class Puller:
@@ -55,7 +56,7 @@ class Puller:
 
     async def image(self, reference: str, customer: str) -> Image:
         """An image for a customer: it is here, or it is pulled. Raises ImageError, SandboxError."""
-        wanted = registry.parse(reference)
+        wanted = parse(reference)
         if wanted is None:
             return await self._own_image(reference)
         private = f"{reference}#{customer}"
@@ -91,12 +92,12 @@ class Puller:
             self._begin(reference, wanted, None)  # nobody waits for it
         return found
 
-    def _of_own(self, reference: str) -> registry.Reference | None:
+    def _of_own(self, reference: str) -> Reference | None:
         """Where the mesh's registry has it, if there is one."""
         path, _, tag = reference.rpartition(":")
         if self._own is None or path.count("/") != 1:
             return None
-        return registry.Reference(self._own.address, path, tag, "")
+        return Reference(self._own.address, path, tag, "")
 
     async def _here(self, name: str) -> Image | None:
         try:
@@ -108,15 +109,11 @@ class Puller:
                 raise
             return None
 
-    async def _shared(
-        self, name: str, wanted: registry.Reference, login: registry.Login | None
-    ) -> Image:
+    async def _shared(self, name: str, wanted: Reference, login: Login | None) -> Image:
         # One waiter that gives up must not take the others' pull with it.
         return await asyncio.shield(self._begin(name, wanted, login))
 
-    def _begin(
-        self, name: str, wanted: registry.Reference, login: registry.Login | None
-    ) -> asyncio.Task[Image]:
+    def _begin(self, name: str, wanted: Reference, login: Login | None) -> asyncio.Task[Image]:
         """The pull of this name that is under way, or a new one."""
         task = self._fetching.get(name)
         if task is None:
@@ -139,13 +136,11 @@ class Puller:
         if not task.cancelled() and isinstance(task.exception(), ExecutorError):
             log.info("a pull failed", image=name, error=str(task.exception()))
 
-    async def _pull(
-        self, name: str, wanted: registry.Reference, login: registry.Login | None
-    ) -> Image:
-        own = registry.parse(name.partition("#")[0]) is None
+    async def _pull(self, name: str, wanted: Reference, login: Login | None) -> Image:
+        own = parse(name.partition("#")[0]) is None
         if own:
             self._note_checked(name)
-        async with self._source(wanted, login, own) as source:
+        async with await asyncio.to_thread(self._source, wanted, login, own) as source:
             try:
                 async with asyncio.timeout(limits.PULL_DEADLINE_S):
                     image = await self._unchanged(name, source) if own else None
@@ -162,7 +157,7 @@ class Puller:
         await self._pulled(image)
         return image
 
-    async def _unchanged(self, name: str, source: registry.RegistrySource) -> Image | None:
+    async def _unchanged(self, name: str, source: "RegistrySource") -> Image | None:
         """What is here under a name of the mesh's registry, if it still stands for that."""
         found = await self._here(name)
         if found is None or not found.pulled:
@@ -176,30 +171,12 @@ class Puller:
             self._checked_s.pop(next(iter(self._checked_s)))
         self._checked_s[name] = time.monotonic()
 
-    def _source(
-        self, wanted: registry.Reference, login: registry.Login | None, own: bool
-    ) -> registry.RegistrySource:
+    def _source(self, wanted: Reference, login: Login | None, own: bool) -> "RegistrySource":
+        """In a thread: it reads the authorities that are believed, and the first one imports what
+        speaks HTTP, for which an executor's start does not wait."""
+        from .. import registry
+
         if own:
             assert self._own is not None
-            return own_source(self._own, wanted, self._credentials)
-        return registry.RegistrySource(
-            wanted,
-            registry.CheckedTransport(self._insecure),
-            self._insecure,
-            login=None if login is None else lambda: login,
-        )
-
-
-def own_source(
-    own: OwnRegistry, wanted: registry.Reference, credentials: Credentials
-) -> registry.RegistrySource:
-    """The mesh's registry: its address is the operator's word, and may be private."""
-    context = ssl.create_default_context()
-    if own.authority:
-        context.load_verify_locations(Path(own.authority))
-    return registry.RegistrySource(
-        wanted,
-        httpx2.AsyncHTTPTransport(verify=context, trust_env=False),
-        frozenset([own.address]) if own.plain else frozenset(),
-        login=credentials.own_login,
-    )
+            return registry.own_source(self._own, wanted, self._credentials.own_login)
+        return registry.public_source(wanted, self._insecure, login)

@@ -17,7 +17,8 @@ from tickmesh.executor.containerd.images import LABEL_UNPACKED
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import ImageError, ImageReason
 from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, sha256
-from tickmesh.executor.registry import CheckedTransport, RegistrySource, parse
+from tickmesh.executor.references import parse
+from tickmesh.executor.registry import CheckedTransport, RegistrySource
 from tickmesh.executor.sandbox import Work
 
 from .registries import Door, TokenService, push, push_blob, push_manifest, registry

@@ -4,7 +4,8 @@ import ipaddress
 
 import pytest
 
-from tickmesh.executor.registry import Reference, is_public, parse
+from tickmesh.executor.references import Reference, parse
+from tickmesh.executor.registry import is_public
 
 DIGEST = "sha256:" + "ab" * 32
 

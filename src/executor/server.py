@@ -1,7 +1,6 @@
 """The executor's process: readies the runtime, finds again what it held, works, ends in order."""
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import re
@@ -54,11 +53,6 @@ LABEL_VALUE_CHARACTERS_MAX = 255
 
 VERSION_TIMEOUT_S = 10.0
 
-PRIORITY = -10
-"""The executor's own niceness: it opens gates on time though what it runs wants every processor.
-(Four such on two processors: lateness p50 0.1 ms instead of 80.) Its session has it too: where the
-kernel schedules sessions as groups (sched(7), autogroup), niceness counts within one alone."""
-
 log = telemetry.logger(__name__)
 
 
@@ -67,7 +61,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     settings = config.executor
     assert settings is not None
     check(settings)
-    _hurry()  # also while it finds again what ran on without it
     directory = Path(settings.data_directory)
     spool = directory / "spool"
     await asyncio.to_thread(_empty, spool)
@@ -173,14 +166,6 @@ async def _serve(
         await health.enter_graceful_shutdown()
         await server.stop(process.STOP_GRACE_S)
         watcher.close()
-
-
-def _hurry() -> None:
-    """A wish; containerd gives it up again, see launch.py."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-        if os.getsid(0) == os.getpid():  # else it is not ours alone
-            Path("/proc/self/autogroup").write_text(str(PRIORITY))
 
 
 def _keeping(settings: ExecutorConfig) -> Keeping:

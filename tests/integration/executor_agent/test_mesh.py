@@ -20,7 +20,7 @@ import pytest
 from tests.conformance.test_runtime import WORDS
 from tickmesh.executor import archive
 from tickmesh.executor.containerd import launch
-from tickmesh.executor.server import PRIORITY
+from tickmesh.executor.haste import PRIORITY
 from tickmesh.mesh.config import Peer, ShardMembers
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.mesh.tls import DevelopmentAuthority

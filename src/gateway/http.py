@@ -138,8 +138,8 @@ class HttpPort:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND)
         try:
             return await handler(request)
-        except Exception:
-            log.exception("a request failed", path=request.path)
+        except Exception as error:
+            log.error("a request failed", path=request.path, exc_info=error)
             return Response(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 

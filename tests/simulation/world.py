@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from tickmesh.mesh import telemetry
 from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
@@ -701,16 +700,14 @@ class World:
 @contextmanager
 def silent() -> Iterator[None]:
     """No log lines: faults are what a simulation is about. Other tests may read theirs again."""
-    before = structlog.get_config()
     loggers = [logging.getLogger(name) for name in ("tickmesh", "pysyncobj")]
     levels = [each.level for each in loggers]
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     for each in loggers:
         each.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with telemetry.diverted(lambda _: None):
+            yield
     finally:
-        structlog.configure(**before)
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
 

@@ -16,14 +16,13 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import structlog
-
+from ...mesh import telemetry
 from .. import limits, volatile
 from ..errors import ContainerdUnavailable, HostUnfit
 from . import launch, shims
 from .client import RUNC_RUNTIME, RUNTIME, ContainerdClient
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SOCKET_PATH_BYTES_MAX = 107  # what the kernel takes for a unix socket's path

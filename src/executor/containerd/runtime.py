@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
+from ...mesh import telemetry
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
@@ -56,7 +56,7 @@ from .images import Image, ImageStore
 from .pulls import Puller
 from .sandbox import ContainerdSandbox, Paths, Record
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 NAMESPACE = "tickmesh"
 LABEL_OWNER = "tickmesh.io/owner"

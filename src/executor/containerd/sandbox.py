@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import structlog
 
+from ...mesh import telemetry
 from ...mesh.clock import Clock
 from .. import accounting, limits, logs
 from ..errors import (
@@ -28,7 +28,7 @@ from . import shims
 from .client import ContainerdClient
 from .direct import DirectExchange
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 SIGNAL_BASE = 128
 SIGNALS_MAX = 64

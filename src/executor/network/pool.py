@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
-
+from ...mesh import telemetry
 from ...mesh.config import Egress
 from ..errors import SandboxError
 from .policy import policy
@@ -17,7 +16,7 @@ from .wiring import Link, Wiring
 
 Result = TypeVar("Result")
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 RESOLV_CONFS = ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")
 """The first that is there: the other may name systemd's resolver, on loopback."""

@@ -17,17 +17,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 from pyroute2.nftables.main import NFTables
 
+from ...mesh import telemetry
 from ..errors import HostUnfit, SandboxError
 from . import nftables, rules
 from .policy import Policy
 
-log = structlog.get_logger(__name__)
+log = telemetry.logger(__name__)
 
 GATEWAY = "169.254.1.1"
 """What a sandbox sends everything to: no host has it, as nobody needs to answer for it."""

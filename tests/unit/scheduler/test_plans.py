@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
+from tickmesh.mesh import telemetry
 from tickmesh.mesh.config import ConfigError, load
 from tickmesh.mesh.errors import FailedPrecondition, InvalidRequest
 from tickmesh.mesh.plans import CAPABILITIES, Plan
@@ -101,10 +101,11 @@ def test_who_has_no_plan_has_the_standard_one_and_a_lost_plan_becomes_it() -> No
     assert (plans.of("acme"), plans.name_of("acme")) == (GOLD, "gold")
     assert (plans.of("other"), plans.name_of("other")) == (cheap, "standard")
     lost = Plans(world.queries, {"standard": cheap})
-    with capture_logs() as logs:
+    logs: list[telemetry.Event] = []
+    with telemetry.diverted(logs.append):
         for customer in ("acme", "zeta", "acme"):
             assert (lost.of(customer), lost.name_of(customer)) == (cheap, "standard")
-    assert [(each["plan"], each["log_level"]) for each in logs] == [("gold", "warning")]
+    assert [(each["plan"], each["level"]) for each in logs] == [("gold", "warning")]
 
 
 def test_what_is_remembered_of_a_plan_follows_the_record() -> None:

@@ -142,6 +142,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Role scheduler."""
     bootstrap: bool = False
     """True only for the first start of a new shard: a replica without data then may vote."""
+    frames_port: int = 0
+    """Where it takes the other replicas' Raft messages, on the host of its address, where they ask
+    for this. 0: any that is free."""
     arm_ahead_ms: int = 2_000
     """How long before its due time a fire is committed and prepared."""
     execution_retention_s: int = 7 * 24 * 3600

@@ -8,7 +8,10 @@ that addresses need not be in certificates.
 from __future__ import annotations
 
 import datetime
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -49,13 +52,44 @@ def channel_credentials(tls: Tls) -> grpc.ChannelCredentials:
     )
 
 
+def accepting(tls: Tls) -> ssl.SSLContext:
+    """For connections without gRPC: as server_credentials."""
+    return _context(tls, ssl.PROTOCOL_TLS_SERVER)
+
+
+def dialling(tls: Tls) -> ssl.SSLContext:
+    """For connections without gRPC: as channel_credentials; the name to check is SERVICE_NAME."""
+    return _context(tls, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _context(tls: Tls, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(tls.authority)
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
 def peer_role(context: grpc.aio.ServicerContext[object, object]) -> tuple[str, str]:
     """(role, name) of the caller's certificate; ("", "") if it has none of ours."""
     for value in context.auth_context().get("x509_subject_alternative_name", ()):
-        uri = urlsplit(bytes(value).decode("utf-8", "replace"))
-        if uri.scheme == "tickmesh":
-            return uri.netloc, uri.path.lstrip("/")
+        if said := _said(bytes(value).decode("utf-8", "replace")):
+            return said
     return "", ""
+
+
+def certificate_role(certificate: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The same of what ssl's getpeercert() gives."""
+    for kind, value in (certificate or {}).get("subjectAltName", ()):
+        if kind == "URI" and (said := _said(value)):
+            return said
+    return "", ""
+
+
+def _said(name: str) -> tuple[str, str] | None:
+    uri = urlsplit(name)
+    return (uri.netloc, uri.path.lstrip("/")) if uri.scheme == "tickmesh" else None
 
 
 def require_role(context: grpc.aio.ServicerContext[object, object], *roles: str) -> str:

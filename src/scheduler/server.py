@@ -21,9 +21,10 @@ from .core.commands import ENTRY_VERSION
 from .operations import LINKS, Operations
 from .raft.config import ReplicaConfig
 from .raft.errors import RaftError, WrongJournal
-from .raft.grpc_transport import GrpcTransport
+from .raft.mesh_transport import MeshTransport
 from .raft.replica import Replica
 from .raft.snapshots import clear, sync_directory
+from .raft.transport import TransportError
 from .secrets import Secrets
 from .service import ShardService
 from .shard import Shard
@@ -77,11 +78,12 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     )
     state.observe(shard.observe)
     group_id = settings.group_id or settings.shard.shard_id
-    transport = GrpcTransport(
+    address = members[settings.replica_id]
+    transport = MeshTransport(
         group_id,
         settings.replica_id,
-        tls.channel_credentials(settings.tls),
-        tls.CHANNEL_OPTIONS,
+        settings.tls,
+        f"{address.rpartition(':')[0]}:{settings.frames_port}",
     )
     low_ms, high_ms = settings.election_timeout_ms
     replica = Replica(
@@ -117,11 +119,10 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     transport.add_to_server(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    address = members[settings.replica_id]
     server.add_secure_port(address, tls.server_credentials(settings.tls))
     try:
         await replica.start()
-    except WrongJournal as error:
+    except (WrongJournal, TransportError) as error:
         raise ConfigError(str(error)) from error
     shard.changes.index = state.applied[0]
     await server.start()

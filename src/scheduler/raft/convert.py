@@ -194,7 +194,7 @@ def _members_in(data: bytes) -> Members | None:
         raise TransportError(f"a snapshot's list of replicas is none: {error}") from error
 
 
-def introduction_out(introduction: Introduction) -> raft_pb2.IntroduceResponse:
+def introduction_out(introduction: Introduction, frames_port: int) -> raft_pb2.IntroduceResponse:
     """For the wire."""
     return raft_pb2.IntroduceResponse(
         group_id=introduction.group_id,
@@ -203,6 +203,7 @@ def introduction_out(introduction: Introduction) -> raft_pb2.IntroduceResponse:
         voter=introduction.voter,
         entry_version=introduction.entry_version,
         incarnation=introduction.incarnation,
+        frames_port=frames_port,
     )
 
 

@@ -10,12 +10,11 @@ APPEND_ENTRIES_MAX: Final = 1024
 # Unanswered appends to one peer: pipelining for throughput, a bound on what a dead peer costs.
 APPENDS_IN_FLIGHT_MAX: Final = 16
 APPEND_BYTES_IN_FLIGHT_MAX: Final = 8 << 20
-# One gRPC frame of coalesced messages, before the last message is added to it.
-FRAME_MESSAGES_BYTES_MAX: Final = 2 << 20
-# The largest message that either side accepts: a frame plus the largest entry, with room.
+# The largest frame that either side accepts: an append with the largest entry in it, with room.
 FRAME_BYTES_MAX: Final = 16 << 20
-# Messages that wait for one peer. Raft repeats what matters, so the rest is dropped.
-PEER_QUEUE_MESSAGES_MAX: Final = 1024
+# What waits for one peer that takes nothing: what may be in flight, and the largest entry. Raft
+# repeats what matters, so the rest is dropped.
+WAITING_BYTES_MAX: Final = 16 << 20
 # Messages that wait to be handled by one replica; beyond it the newest are dropped.
 INBOX_MESSAGES_MAX: Final = 8192
 # Messages handled in one round, so that one fsync acknowledges many and none waits for ever.

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
 from tickmesh.mesh import tls
+from tickmesh.mesh.config import Tls
 from tickmesh.mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from tickmesh.mesh.local import free_ports
 from tickmesh.proto.tickmesh.internal.v1 import raft_pb2, raft_pb2_grpc
-from tickmesh.scheduler.raft.grpc_transport import GrpcTransport
-from tickmesh.scheduler.raft.limits import PEER_QUEUE_MESSAGES_MAX, STREAM_SILENCE_S
+from tickmesh.scheduler.raft.limits import (
+    FRAME_BYTES_MAX,
+    STREAM_PING_S,
+    STREAM_SILENCE_S,
+    WAITING_BYTES_MAX,
+)
+from tickmesh.scheduler.raft.link import framed
+from tickmesh.scheduler.raft.mesh_transport import MeshTransport
 from tickmesh.scheduler.raft.messages import (
     Append,
     AppendReply,
     Entry,
     Exclusion,
     Greeting,
+    Introduction,
     Message,
     SnapshotChunk,
     SnapshotEnd,
@@ -42,6 +52,8 @@ from ..wires import Wire
 
 pytestmark = pytest.mark.integration
 GROUP = "group"
+NOT_LET_IN = (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)
+"""With TLS 1.3 who dials learns from what it reads next whether its certificate was taken."""
 
 
 class Heard:
@@ -55,6 +67,7 @@ class Heard:
         self._changed = asyncio.Event()
 
     greeting = Greeting(0, 7, learner=True)
+    introduction = Introduction(GROUP, "", 1, False, 1, 7)
 
     def excludes(self, peer: str, greeting: Greeting) -> Exclusion | None:
         self.greetings[peer] = greeting
@@ -102,12 +115,7 @@ class End:
     def __init__(self, mesh: Mesh, name: str) -> None:
         self.heard = Heard()
         certificate = mesh.certificates[name]
-        self.transport = GrpcTransport(
-            GROUP,
-            name,
-            tls.channel_credentials(certificate),
-            tls.CHANNEL_OPTIONS,
-        )
+        self.transport = mesh.kind(GROUP, name, certificate, "127.0.0.1:0")
         self.transport.set_peers(
             {other: address for other, address in mesh.addresses.items() if other != name}
         )
@@ -126,8 +134,34 @@ class End:
         await self.server.stop(0)
 
 
+class Peer:
+    """The other end of a link, by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def say(self, frame: raft_pb2.RaftFrame) -> None:
+        self.writer.write(framed(frame))
+
+    async def hear(self) -> raft_pb2.RaftFrame:
+        """Raises IncompleteReadError where the link ends."""
+        size = int.from_bytes(await self.reader.readexactly(4), "big")
+        return raft_pb2.RaftFrame.FromString(await self.reader.readexactly(size))
+
+    async def farewell(self) -> str:
+        """What is said last, after which the link ends."""
+        last = ""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            async with asyncio.timeout(10):
+                while True:
+                    last = (await self.hear()).farewell
+        return last
+
+
 class Mesh:
     """Addresses and certificates of the replicas "a" and "b", and of others that want in."""
+
+    kind = MeshTransport
 
     def __init__(self, directory: Path) -> None:
         self.authority = tls.DevelopmentAuthority(directory)
@@ -149,13 +183,25 @@ class Mesh:
         return a, b
 
     @asynccontextmanager
-    async def dial(
-        self, role: str = "scheduler", name: str = "a", to: str = "b"
-    ) -> AsyncIterator[raft_pb2_grpc.RaftServiceAsyncStub]:
+    async def dial(self, to: End, role: str = "scheduler", name: str = "a") -> AsyncIterator[Peer]:
         certificate = self.authority.issue(role, name)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1",
+            to.transport.frames_port,
+            ssl=tls.dialling(certificate),
+            server_hostname=tls.SERVICE_NAME,
+        )
+        try:
+            yield Peer(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    @asynccontextmanager
+    async def stub(self, certificate: Tls) -> AsyncIterator[raft_pb2_grpc.RaftServiceAsyncStub]:
+        """Of b, for what goes over gRPC."""
         credentials = tls.channel_credentials(certificate)
         options = tls.CHANNEL_OPTIONS
-        async with grpc.aio.secure_channel(self.addresses[to], credentials, options) as channel:
+        async with grpc.aio.secure_channel(self.addresses["b"], credentials, options) as channel:
             yield raft_pb2_grpc.RaftServiceStub(channel)
 
 
@@ -167,15 +213,27 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         await end.stop()
 
 
-def hello(group: str = GROUP, sender: str = "a", recipient: str = "b") -> raft_pb2.ExchangeRequest:
-    return raft_pb2.ExchangeRequest(
+def hello(group: str = GROUP, sender: str = "a", recipient: str = "b") -> raft_pb2.RaftFrame:
+    return raft_pb2.RaftFrame(
         hello=raft_pb2.RaftHello(group_id=group, sender_id=sender, recipient_id=recipient)
     )
 
 
-async def read_to_the_end(call: Any) -> None:
-    while await call.read() is not grpc.aio.EOF:
-        pass
+async def says_hello(to: End, context: ssl.SSLContext | None) -> None:
+    """And waits for one."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1",
+        to.transport.frames_port,
+        ssl=context,
+        server_hostname=tls.SERVICE_NAME if context else None,
+    )
+    try:
+        peer = Peer(reader, writer)
+        peer.say(hello())
+        async with asyncio.timeout(5):
+            await peer.hear()
+    finally:
+        writer.transport.abort()
 
 
 MESSAGES: list[Message] = [
@@ -211,14 +269,21 @@ async def test_the_largest_entry_arrives(mesh: Mesh) -> None:
     await b.heard.until(lambda: b.heard.count(large) == 1)
 
 
-async def test_what_waits_is_bounded(mesh: Mesh) -> None:
-    a, b = await mesh.pair()
-    for number in range(PEER_QUEUE_MESSAGES_MAX + 500):
-        a.transport.send("b", Transfer(number + 1))
-    await b.heard.until(lambda: b.heard.count(Transfer(PEER_QUEUE_MESSAGES_MAX)) == 1)
-    a.transport.send("b", Transfer(999_999))
-    await b.heard.until(lambda: b.heard.count(Transfer(999_999)) == 1)
-    assert len(b.heard.events) == PEER_QUEUE_MESSAGES_MAX + 2
+async def test_what_waits_for_a_peer_that_takes_nothing_is_bounded(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    async with mesh.dial(b) as peer:
+        peer.say(hello())
+        await b.heard.until(lambda: b.heard.count("connected") == 1)
+        one = Append(1, 1, 0, 1, 1, (Entry(bytes(1 << 20), 2, 1),))
+        sent = 4 * (WAITING_BYTES_MAX >> 20)
+        for _ in range(sent):
+            b.transport.send("a", one)
+            await asyncio.sleep(0)
+        await peer.hear()  # the hello
+        arrived = 0
+        while (await peer.hear()).WhichOneof("frame") == "message":
+            arrived += 1
+        assert WAITING_BYTES_MAX >> 20 <= arrived < sent
 
 
 async def test_nothing_is_sent_without_a_connection(mesh: Mesh) -> None:
@@ -248,9 +313,8 @@ async def test_a_restart_is_one_loss_and_one_connection(mesh: Mesh, restarted: s
 
 async def test_a_peer_that_falls_silent_is_given_up(mesh: Mesh) -> None:
     b = await mesh.end("b")
-    async with mesh.dial() as stub:
-        call = stub.Exchange()
-        await call.write(hello())
+    async with mesh.dial(b) as peer:
+        peer.say(hello())
         await b.heard.until(lambda: b.heard.count("connected") == 1)
         begun_s = asyncio.get_running_loop().time()
         await b.heard.until(lambda: b.heard.count("disconnected") == 1)
@@ -262,11 +326,16 @@ async def test_a_peer_that_is_lost_while_it_is_sent_something_large_is_one_plain
     mesh: Mesh, sender: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with Wire(mesh.addresses["b"]) as wire:
-        mesh.addresses["b"], listens = wire.address, mesh.addresses["b"]
+    b = await mesh.end("b")
+    async with Wire(f"127.0.0.1:{b.transport.frames_port}") as wire:
+
+        class Detour(MeshTransport):
+            async def _frames_address(self, peer: str) -> tuple[str, int]:
+                host, port = wire.address.split(":")
+                return host, int(port)
+
+        mesh.kind = Detour
         a = await mesh.end("a")
-        mesh.addresses["b"] = listens
-        b = await mesh.end("b")
         ends = {"a": a, "b": b}
         for end in ends.values():
             await end.heard.until(lambda end=end: end.heard.count("connected") == 1)  # type: ignore[misc]
@@ -285,30 +354,37 @@ async def test_a_peer_that_is_lost_while_it_is_sent_something_large_is_one_plain
 
 async def test_an_idle_connection_is_kept(mesh: Mesh) -> None:
     """It is looked at from the wire: an empty frame comes, though nobody has anything to say."""
-    await mesh.end("b")
-    async with mesh.dial() as stub:
-        call = stub.Exchange()
-        await call.write(hello())
-        first = await call.read()
-        assert isinstance(first, raft_pb2.ExchangeResponse)
+    b = await mesh.end("b")
+    async with mesh.dial(b) as peer:
+        peer.say(hello())
+        first = await peer.hear()
         assert first.hello.sender_id == "b"
-        second = await call.read()
-        assert second == raft_pb2.ExchangeResponse()
+        assert await peer.hear() == raft_pb2.RaftFrame()
 
 
-async def test_a_newer_stream_takes_the_place_of_an_older_one(mesh: Mesh) -> None:
+async def test_frames_arrive_whole_however_they_are_cut(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    async with mesh.dial(b) as peer:
+        votes = [raft_pb2.RaftMessage(vote=raft_pb2.RaftVote(term=n)) for n in range(1, 6)]
+        said = framed(hello()) + b"".join(framed(raft_pb2.RaftFrame(message=v)) for v in votes)
+        for start in range(0, len(said), 7):
+            peer.writer.write(said[start : start + 7])
+            await peer.writer.drain()
+            await asyncio.sleep(0.001)  # a piece of its own
+        await b.heard.until(lambda: len(b.heard.events) == 6)
+        assert [what for _, what in b.heard.events[1:]] == [Vote(n, 0, 0) for n in range(1, 6)]
+
+
+async def test_a_newer_link_takes_the_place_of_an_older_one(mesh: Mesh) -> None:
     b = await mesh.end("b")
     vote = raft_pb2.RaftMessage(vote=raft_pb2.RaftVote(term=1))
-    async with mesh.dial() as first, mesh.dial() as second:
-        old = first.Exchange()
-        await old.write(hello())
+    async with mesh.dial(b) as old, mesh.dial(b) as new:
+        old.say(hello())
         await b.heard.until(lambda: b.heard.count("connected") == 1)
-        new = second.Exchange()
-        await new.write(hello())
+        new.say(hello())
         await b.heard.until(lambda: b.heard.count("connected") == 2)
-        with pytest.raises(grpc.aio.AioRpcError, match="another stream"):
-            await read_to_the_end(old)
-        await new.write(raft_pb2.ExchangeRequest(messages=[vote]))
+        assert "another link" in await old.farewell()
+        new.say(raft_pb2.RaftFrame(message=vote))
         await b.heard.until(lambda: b.heard.count(Vote(1, 0, 0)) == 1)
         assert [what for _, what in b.heard.events] == [
             "connected",
@@ -319,39 +395,59 @@ async def test_a_newer_stream_takes_the_place_of_an_older_one(mesh: Mesh) -> Non
 
 
 @pytest.mark.parametrize(
-    ("role", "name", "said", "code"),
+    ("role", "name", "said", "why"),
     [
-        ("gateway", "a", hello(), grpc.StatusCode.PERMISSION_DENIED),
-        ("executor", "a", hello(), grpc.StatusCode.PERMISSION_DENIED),
-        ("scheduler", "c", hello(), grpc.StatusCode.INVALID_ARGUMENT),
-        ("scheduler", "a", hello(group="other"), grpc.StatusCode.INVALID_ARGUMENT),
-        ("scheduler", "a", hello(recipient="c"), grpc.StatusCode.INVALID_ARGUMENT),
-        ("scheduler", "a", raft_pb2.ExchangeRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+        ("gateway", "a", None, "links are for schedulers, not for gateway"),
+        ("executor", "a", None, "links are for schedulers, not for executor"),
+        ("scheduler", "c", hello(), "expects 'c'"),
+        ("scheduler", "a", hello(group="other"), "of group 'other'"),
+        ("scheduler", "a", hello(recipient="c"), "speaks to 'c'"),
+        ("scheduler", "a", raft_pb2.RaftFrame(farewell=""), "the peer ended it"),
+        (
+            "scheduler",
+            "a",
+            raft_pb2.RaftFrame(message=raft_pb2.RaftMessage()),
+            "begins with a hello",
+        ),
     ],
 )
 async def test_who_is_not_the_peer_it_says_is_refused(
-    mesh: Mesh, role: str, name: str, said: raft_pb2.ExchangeRequest, code: grpc.StatusCode
+    mesh: Mesh, role: str, name: str, said: raft_pb2.RaftFrame | None, why: str
 ) -> None:
     b = await mesh.end("b")
-    async with mesh.dial(role, name) as stub:
-        call = stub.Exchange(timeout=5)
-        if code is not grpc.StatusCode.PERMISSION_DENIED:  # that comes before any word
-            await call.write(said)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call.read()
-        assert refused.value.code() == code
+    async with mesh.dial(b, role, name) as peer:
+        if said is not None:
+            peer.say(said)
+        last = await peer.farewell()
+        assert why in last or (said is not None and said.WhichOneof("frame") == "farewell")
     assert b.heard.events == []
 
 
-async def test_the_larger_id_dials_only_where_there_is_no_stream(mesh: Mesh) -> None:
+async def test_who_says_nothing_is_let_go(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    async with mesh.dial(b) as peer:
+        assert await peer.farewell() == "no hello has come"
+    assert b.heard.events == []
+
+
+async def test_the_larger_id_dials_only_where_there_is_no_link(mesh: Mesh) -> None:
     a, _ = await mesh.pair()
-    said = hello(sender="b", recipient="a")
-    async with mesh.dial(name="b", to="a") as stub:
-        call = stub.Exchange(timeout=5)
-        await call.write(said)
-        with pytest.raises(grpc.aio.AioRpcError, match="connected with a already"):
-            await call.read()
+    async with mesh.dial(a, name="b") as peer:
+        peer.say(hello(sender="b", recipient="a"))
+        assert "connected with a already" in await peer.farewell()
         assert a.heard.events == [("b", "connected")]
+
+
+async def test_whoever_answers_at_a_peers_address_must_be_that_peer(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    mesh.certificates["b"] = mesh.authority.issue("scheduler", "c")
+    b = await mesh.end("b")
+    a = await mesh.end("a")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(4 * STREAM_PING_S):
+            await a.heard.until(lambda: bool(a.heard.events))
+    assert a.heard.events == b.heard.events == []
 
 
 async def test_the_larger_id_dials_whom_it_is_not_dialled_by(mesh: Mesh) -> None:
@@ -367,9 +463,8 @@ async def test_the_larger_id_dials_whom_it_is_not_dialled_by(mesh: Mesh) -> None
 async def test_whoever_has_the_certificate_and_means_this_group_is_listened_to(mesh: Mesh) -> None:
     """It may be in a list that this replica does not know yet."""
     b = await mesh.end("b")
-    async with mesh.dial(name="c") as stub:
-        call = stub.Exchange(timeout=5)
-        await call.write(hello(sender="c"))
+    async with mesh.dial(b, name="c") as peer:
+        peer.say(hello(sender="c"))
         await b.heard.until(lambda: b.heard.events == [("c", "connected")])
 
 
@@ -398,32 +493,50 @@ async def test_a_certificate_of_another_authority_does_not_get_in(
     b = await mesh.end("b")
     stranger = tls.DevelopmentAuthority(tmp_path / "stranger").issue("scheduler", "a")
     stranger = type(stranger)(mesh.certificates["a"].authority, stranger.certificate, stranger.key)
-    credentials = tls.channel_credentials(stranger)
-    async with grpc.aio.secure_channel(
-        mesh.addresses["b"], credentials, tls.CHANNEL_OPTIONS
-    ) as channel:
+    with pytest.raises(NOT_LET_IN):
+        await says_hello(b, tls.dialling(stranger))
+    async with mesh.stub(stranger) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await raft_pb2_grpc.RaftServiceStub(channel).Exchange(timeout=5).read()
+            await stub.Introduce(raft_pb2.IntroduceRequest(), timeout=5)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     assert b.heard.events == []
 
 
+async def test_a_link_without_a_certificate_or_without_tls_does_not_get_in(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    bare = ssl.create_default_context(cafile=mesh.certificates["a"].authority)
+    for context in (bare, None):
+        with pytest.raises(NOT_LET_IN):
+            await says_hello(b, context)
+    assert b.heard.events == []
+
+
 @pytest.mark.parametrize(
-    "nonsense",
+    ("nonsense", "why"),
     [
-        raft_pb2.RaftMessage(),
-        raft_pb2.RaftMessage(append=raft_pb2.RaftAppend(entries=[raft_pb2.RaftEntry(term=1)])),
+        (framed(raft_pb2.RaftFrame(message=raft_pb2.RaftMessage())), "does not know"),
+        (
+            framed(
+                raft_pb2.RaftFrame(
+                    message=raft_pb2.RaftMessage(
+                        append=raft_pb2.RaftAppend(entries=[raft_pb2.RaftEntry(term=1)])
+                    )
+                )
+            ),
+            "lacks its kind",
+        ),
+        (framed(hello()), "second hello"),
+        (b"\x00\x00\x00\x02\xff\xff", "no frame"),
+        ((FRAME_BYTES_MAX + 1).to_bytes(4, "big"), "at most"),
     ],
 )
-async def test_nonsense_ends_the_connection(mesh: Mesh, nonsense: raft_pb2.RaftMessage) -> None:
+async def test_nonsense_ends_the_connection(mesh: Mesh, nonsense: bytes, why: str) -> None:
     b = await mesh.end("b")
-    async with mesh.dial() as stub:
-        call = stub.Exchange()
-        await call.write(hello())
-        await call.read()
-        await call.write(raft_pb2.ExchangeRequest(messages=[nonsense]))
-        with pytest.raises(grpc.aio.AioRpcError):
-            await read_to_the_end(call)
+    async with mesh.dial(b) as peer:
+        peer.say(hello())
+        await peer.hear()
+        peer.writer.write(nonsense)
+        assert why in await peer.farewell()
     assert [what for _, what in b.heard.events] == ["connected", "disconnected"]
 
 
@@ -431,14 +544,35 @@ async def test_before_start_and_after_stop_nobody_is_let_in(mesh: Mesh) -> None:
     b = End(mesh, "b")
     await b.server.start()
     mesh.ends.append(b)
-    async with mesh.dial() as stub:
+    async with mesh.stub(mesh.certificates["a"]) as stub:
         for _ in range(2):
-            call = stub.Exchange(timeout=5)
+            assert b.transport.frames_port == 0
             with pytest.raises(grpc.aio.AioRpcError, match="not taking part"):
-                await call.read()
+                await stub.Introduce(raft_pb2.IntroduceRequest(), timeout=5)
             await b.transport.start(b.heard)
             await b.transport.stop()
     assert b.heard.events == []
+
+
+async def test_every_address_of_a_name_has_the_same_port(mesh: Mesh) -> None:
+    transport = MeshTransport(GROUP, "a", mesh.certificates["a"], "localhost:0")
+    await transport.start(Heard())
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
+        for *_, (host, *_) in found:
+            _, writer = await asyncio.open_connection(host, transport.frames_port)
+            writer.transport.abort()
+    finally:
+        await transport.stop()
+
+
+async def test_a_port_that_is_taken_is_told(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    taken = f"127.0.0.1:{b.transport.frames_port}"
+    transport = MeshTransport(GROUP, "a", mesh.certificates["a"], taken)
+    with pytest.raises(TransportError, match=f"cannot listen at {taken}"):
+        await transport.start(Heard())
 
 
 # -- snapshots ---------------------------------------------------------------------------------
@@ -480,7 +614,7 @@ async def test_a_snapshot_for_somebody_else_is_refused(mesh: Mesh) -> None:
         assert not reply.accepted
         assert "check addresses and certificates" in reply.reason
     assert b.heard.parts == []
-    async with mesh.dial("gateway", "a") as stub:
+    async with mesh.stub(mesh.authority.issue("gateway", "a")) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.InstallSnapshot(iter(()), timeout=5)
         assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED

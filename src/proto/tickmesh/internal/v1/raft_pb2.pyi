@@ -3,6 +3,10 @@
 isort:skip_file
 The wire between the replicas of one Raft group. Every message is a fact about the sender's
 durable state: it leaves only after the sender's journal has been fsynced.
+
+Messages go over a connection of their own, not over gRPC: mutual TLS, in it RaftFrames, each
+behind its length in bytes as four bytes, the first one the most significant. Its port is what
+Introduce answers. The replica with the smaller id dials, or the other one if it does not.
 """
 
 from collections import abc as _abc
@@ -45,6 +49,7 @@ class IntroduceResponse(_message.Message):
     VOTER_FIELD_NUMBER: _builtins.int
     ENTRY_VERSION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    FRAMES_PORT_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     replica_id: _builtins.str
     last_index: _builtins.int
@@ -55,6 +60,8 @@ class IntroduceResponse(_message.Message):
     """The highest version of entries that it can apply."""
     incarnation: _builtins.int
     """Of its journal, as in RaftAppendReply."""
+    frames_port: _builtins.int
+    """Where it takes connections for RaftFrames, on the host that answers this. 0: nowhere."""
     def __init__(
         self,
         *,
@@ -64,62 +71,50 @@ class IntroduceResponse(_message.Message):
         voter: _builtins.bool = ...,
         entry_version: _builtins.int = ...,
         incarnation: _builtins.int = ...,
+        frames_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_version", b"entry_version", "group_id", b"group_id", "incarnation", b"incarnation", "last_index", b"last_index", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_version", b"entry_version", "frames_port", b"frames_port", "group_id", b"group_id", "incarnation", b"incarnation", "last_index", b"last_index", "replica_id", b"replica_id", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IntroduceResponse: _TypeAlias = IntroduceResponse  # noqa: Y015
 
 @_typing.final
-class ExchangeRequest(_message.Message):
+class RaftFrame(_message.Message):
+    """RaftFrame is what one end of a connection says to the other: first a hello, from the one that
+    dialled and then from the other, afterwards messages. An empty frame only shows that its sender is
+    alive.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
-    MESSAGES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FAREWELL_FIELD_NUMBER: _builtins.int
+    farewell: _builtins.str
+    """The last frame: why the sender ends the connection."""
     @_builtins.property
     def hello(self) -> Global___RaftHello: ...
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMessage]: ...
+    def message(self) -> Global___RaftMessage: ...
     def __init__(
         self,
         *,
         hello: Global___RaftHello | None = ...,
-        messages: _abc.Iterable[Global___RaftMessage] | None = ...,
+        message: Global___RaftMessage | None = ...,
+        farewell: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["farewell", b"farewell", "frame", b"frame", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["farewell", b"farewell", "frame", b"frame", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "message", "farewell"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
-Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
-
-@_typing.final
-class ExchangeResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HELLO_FIELD_NUMBER: _builtins.int
-    MESSAGES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def hello(self) -> Global___RaftHello: ...
-    @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMessage]: ...
-    def __init__(
-        self,
-        *,
-        hello: Global___RaftHello | None = ...,
-        messages: _abc.Iterable[Global___RaftMessage] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "messages", b"messages"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
+Global___RaftFrame: _TypeAlias = RaftFrame  # noqa: Y015
 
 @_typing.final
 class RaftHello(_message.Message):

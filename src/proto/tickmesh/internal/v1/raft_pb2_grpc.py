@@ -35,11 +35,6 @@ class RaftServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Exchange = channel.stream_stream(
-                '/tickmesh.internal.v1.RaftService/Exchange',
-                request_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeRequest.SerializeToString,
-                response_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeResponse.FromString,
-                _registered_method=True)
         self.InstallSnapshot = channel.stream_unary(
                 '/tickmesh.internal.v1.RaftService/InstallSnapshot',
                 request_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotRequest.SerializeToString,
@@ -56,15 +51,6 @@ class RaftServiceServicer(object):
     """RaftService is served by every scheduler replica, to scheduler replicas only.
     """
 
-    def Exchange(self, request_iterator, context):
-        """Exchange carries one pair's messages in both directions; the replica with the smaller id
-        dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
-        nor messages only shows that the sender is alive.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def InstallSnapshot(self, request_iterator, context):
         """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
         leader's journal: one header, then the files' chunks in order, then the end.
@@ -74,7 +60,8 @@ class RaftServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Introduce(self, request, context):
-        """Introduce is asked of a process that is to be added to the group: who it is, and what it has.
+        """Introduce is asked of a process that is to be dialled, or added to the group: who it is, what
+        it has, and where it takes connections.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,11 +70,6 @@ class RaftServiceServicer(object):
 
 def add_RaftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Exchange': grpc.stream_stream_rpc_method_handler(
-                    servicer.Exchange,
-                    request_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeRequest.FromString,
-                    response_serializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeResponse.SerializeToString,
-            ),
             'InstallSnapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.InstallSnapshot,
                     request_deserializer=tickmesh_dot_internal_dot_v1_dot_raft__pb2.InstallSnapshotRequest.FromString,
@@ -109,33 +91,6 @@ def add_RaftServiceServicer_to_server(servicer, server):
 class RaftService(object):
     """RaftService is served by every scheduler replica, to scheduler replicas only.
     """
-
-    @staticmethod
-    def Exchange(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/tickmesh.internal.v1.RaftService/Exchange',
-            tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeRequest.SerializeToString,
-            tickmesh_dot_internal_dot_v1_dot_raft__pb2.ExchangeResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def InstallSnapshot(request_iterator,

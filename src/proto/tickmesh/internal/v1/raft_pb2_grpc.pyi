@@ -3,6 +3,10 @@
 isort:skip_file
 The wire between the replicas of one Raft group. Every message is a fact about the sender's
 durable state: it leaves only after the sender's journal has been fsynced.
+
+Messages go over a connection of their own, not over gRPC: mutual TLS, in it RaftFrames, each
+behind its length in bytes as four bytes, the first one the most significant. Its port is what
+Introduce answers. The replica with the smaller id dials, or the other one if it does not.
 """
 
 from collections import abc as _abc
@@ -35,48 +39,31 @@ class RaftServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RaftServiceAsyncStub: ...
-    Exchange: _grpc.StreamStreamMultiCallable[_raft_pb2.ExchangeRequest, _raft_pb2.ExchangeResponse]
-    """Exchange carries one pair's messages in both directions; the replica with the smaller id
-    dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
-    nor messages only shows that the sender is alive.
-    """
     InstallSnapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]
     """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
     leader's journal: one header, then the files' chunks in order, then the end.
     """
     Introduce: _grpc.UnaryUnaryMultiCallable[_raft_pb2.IntroduceRequest, _raft_pb2.IntroduceResponse]
-    """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
+    """Introduce is asked of a process that is to be dialled, or added to the group: who it is, what
+    it has, and where it takes connections.
+    """
 
 @_typing.type_check_only
 class RaftServiceAsyncStub(RaftServiceStub):
     """RaftService is served by every scheduler replica, to scheduler replicas only."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Exchange: _aio.StreamStreamMultiCallable[_raft_pb2.ExchangeRequest, _raft_pb2.ExchangeResponse]  # type: ignore[assignment]
-    """Exchange carries one pair's messages in both directions; the replica with the smaller id
-    dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
-    nor messages only shows that the sender is alive.
-    """
     InstallSnapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]  # type: ignore[assignment]
     """InstallSnapshot ships the files of a checkpoint to a replica that has fallen behind the
     leader's journal: one header, then the files' chunks in order, then the end.
     """
     Introduce: _aio.UnaryUnaryMultiCallable[_raft_pb2.IntroduceRequest, _raft_pb2.IntroduceResponse]  # type: ignore[assignment]
-    """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
+    """Introduce is asked of a process that is to be dialled, or added to the group: who it is, what
+    it has, and where it takes connections.
+    """
 
 class RaftServiceServicer(metaclass=_abc_1.ABCMeta):
     """RaftService is served by every scheduler replica, to scheduler replicas only."""
-
-    @_abc_1.abstractmethod
-    def Exchange(
-        self,
-        request_iterator: _MaybeAsyncIterator[_raft_pb2.ExchangeRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_raft_pb2.ExchangeResponse], _abc.AsyncIterator[_raft_pb2.ExchangeResponse]]:
-        """Exchange carries one pair's messages in both directions; the replica with the smaller id
-        dials, or the other one if it does not. The first frame each way holds a hello and nothing else; a frame with neither hello
-        nor messages only shows that the sender is alive.
-        """
 
     @_abc_1.abstractmethod
     def InstallSnapshot(
@@ -94,6 +81,8 @@ class RaftServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _raft_pb2.IntroduceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raft_pb2.IntroduceResponse, _abc.Awaitable[_raft_pb2.IntroduceResponse]]:
-        """Introduce is asked of a process that is to be added to the group: who it is, and what it has."""
+        """Introduce is asked of a process that is to be dialled, or added to the group: who it is, what
+        it has, and where it takes connections.
+        """
 
 def add_RaftServiceServicer_to_server(servicer: RaftServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

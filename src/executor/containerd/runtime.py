@@ -648,18 +648,14 @@ class ContainerdRuntime:
         """See sandbox.Runtime."""
         paths = self.paths(attempt_id)
         try:
-            record = msgspec.json.decode(
-                await asyncio.to_thread(paths.record.read_bytes), type=Record
-            )
-            # Empty: never opened, so its gate has exited by itself.
-            started_ns = int(await asyncio.to_thread(paths.opened.read_text))
+            record, started_ns = await asyncio.to_thread(_noted, paths)
             task = await self._client.get_task(record.container_id)
         except ContainerdNotFound:
             written = await asyncio.to_thread(logs.written, paths.output)
             if written.status is None:
                 return None
             # It has ended, and containerd has dropped it since: see ContainerdSandbox.wait.
-        except (OSError, ValueError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return None
         except ContainerdError as error:
             raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
@@ -845,6 +841,16 @@ def _make_files(
         file.chmod(0o444)
     paths.record.write_bytes(msgspec.json.encode(record))
     paths.opened.touch()
+
+
+def _noted(paths: Paths) -> tuple[Record, int]:
+    """What an earlier process wrote down of a sandbox, and when its gate was opened.
+
+    Raises OSError, ValueError.
+    """
+    record = msgspec.json.decode(paths.record.read_bytes(), type=Record)
+    # Empty: never opened, so its gate has exited by itself.
+    return record, int(paths.opened.read_text())
 
 
 def _message(work: Work, image: Image, host_name: str) -> bytes:

@@ -7,7 +7,7 @@ path. `tickmesh dev` writes such files; docs/operations.md shows one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -142,7 +142,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Role scheduler."""
     bootstrap: bool = False
     """True only for the first start of a new shard: a replica without data then may vote."""
-    frames_port: int = 0
+    frames_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     """Where it takes the other replicas' Raft messages, on the host of its address, where they ask
     for this. 0: any that is free."""
     arm_ahead_ms: int = 2_000

@@ -88,7 +88,10 @@ def certificate_role(certificate: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _said(name: str) -> tuple[str, str] | None:
-    uri = urlsplit(name)
+    try:
+        uri = urlsplit(name)
+    except ValueError:
+        return None
     return (uri.netloc, uri.path.lstrip("/")) if uri.scheme == "tickmesh" else None
 
 

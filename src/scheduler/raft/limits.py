@@ -52,6 +52,10 @@ PROBE_PULSES: Final = 4
 REDIAL_S: Final = 0.1
 # Opening a stream to a peer, until its hello.
 DIAL_DEADLINE_S: Final = 2.0
+# What is still on its way on a link that has ended, its farewell last, has so long to go.
+FAREWELL_S: Final = 2.0
+# Why a link ended is logged, and told: a sentence, though a peer may say what it likes.
+REASON_CHARACTERS_MAX: Final = 1024
 # Handing leadership over before a planned stop: an election by request takes a few milliseconds.
 HAND_OVER_S: Final = 1.0
 # A peer that was asked to lead and does not: another is asked.

@@ -16,7 +16,9 @@ from ...mesh.tls import certificate_role
 from ...proto.tickmesh.internal.v1 import raft_pb2
 from .limits import (
     DIAL_DEADLINE_S,
+    FAREWELL_S,
     FRAME_BYTES_MAX,
+    REASON_CHARACTERS_MAX,
     STREAM_PING_S,
     STREAM_SILENCE_S,
     WAITING_BYTES_MAX,
@@ -97,6 +99,8 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.end(f"{type(exc).__name__}: {exc}" if exc else "the peer closed it", tell=False)
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
 
     # -- what its owner calls --------------------------------------------------------------------
 
@@ -125,15 +129,17 @@ class Link(asyncio.Protocol):
         if self.ended.is_set():
             return
         transport = self._transport
+        self.reason = reason = reason[:REASON_CHARACTERS_MAX]
         if transport is not None and tell:
-            transport.write(framed(raft_pb2.RaftFrame(farewell=reason[:1024])))
-        self.reason = reason
+            transport.write(framed(raft_pb2.RaftFrame(farewell=reason)))
         self.ended.set()
         if self._timer is not None:
             self._timer.cancel()
         if transport is not None:
-            # What is written still goes, for as long as the peer takes it (ssl_shutdown_timeout).
             if tell:
+                # What is written still goes, but not for ever. ssl_shutdown_timeout would not do:
+                # it does not run where the peer has closed its half and reads nothing.
+                self._timer = self._loop.call_later(FAREWELL_S, transport.abort)
                 transport.close()
             else:
                 transport.abort()

@@ -12,6 +12,7 @@ go over it, on connections of their own, so that they delay no heartbeat.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -110,20 +111,28 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
         return int(self._servers[0].sockets[0].getsockname()[1]) if self._servers else 0
 
     async def _begin_listening(self, host: str, port: int) -> None:
-        """At every address that the name has, and one port."""
+        """At every address that the name has and this host, and one port."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        missing: OSError | None = None
         for address in dict.fromkeys(str(each[4][0]) for each in found):
-            server = await loop.create_server(
-                self._accepted,
-                address,
-                port,
-                ssl=self._accepting,
-                ssl_handshake_timeout=DIAL_DEADLINE_S,
-                ssl_shutdown_timeout=DIAL_DEADLINE_S,
-            )
+            try:
+                server = await loop.create_server(
+                    self._accepted,
+                    address,
+                    port,
+                    ssl=self._accepting,
+                    ssl_handshake_timeout=DIAL_DEADLINE_S,
+                )
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                missing = error  # as localhost's ::1 where IPv6 is off
+                continue
             self._servers.append(server)
             port = self.frames_port
+        if missing is not None and not self._servers:
+            raise missing
 
     def _end_listening(self) -> None:
         for server in self._servers:
@@ -265,6 +274,12 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
                 " addresses and certificates"
             )
 
+    def _check_turn(self, peer: str, dialler: str) -> None:
+        """Raises TransportError for what the larger id dialled, if there is a link: of two that
+        are made at once, both ends keep the smaller id's, or each could end the other's."""
+        if dialler == max(peer, self._replica_id) and peer in self._links:
+            raise TransportError(f"{peer} is connected with {self._replica_id} already")
+
     # -- dialling ------------------------------------------------------------------------------
 
     async def _keep_dialling(self, peer: str) -> None:
@@ -304,12 +319,11 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
                     ssl=self._dialling_out,
                     server_hostname=tls.SERVICE_NAME,
                     ssl_handshake_timeout=DIAL_DEADLINE_S,
-                    ssl_shutdown_timeout=DIAL_DEADLINE_S,
                 )
         except TimeoutError:
             return f"no answer within {DIAL_DEADLINE_S} s", False
         except (TransportError, OSError) as error:
-            return str(error), False
+            return str(error) or type(error).__name__, False
         try:
             await link.ended.wait()
         finally:
@@ -347,6 +361,7 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
         elif handler.excludes(link.peer, _greeting(hello)):
             link.end("it was removed from the group")
         else:
+            self._check_turn(link.peer, dialler=self._replica_id)
             self._connected(link)
 
     def _address(self, peer: str) -> str:
@@ -376,8 +391,7 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
             return
         hello = self._check_hello(link, frame)
         name = link.peer
-        if name > self._replica_id and name in self._links:
-            raise TransportError(f"{name} is connected with {self._replica_id} already")
+        self._check_turn(name, dialler=name)
         if self._handler is None:
             raise TransportError("this replica stops")
         exclusion = self._handler.excludes(name, _greeting(hello))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 import zlib
@@ -23,6 +24,7 @@ from tickmesh.mesh.local import free_ports
 from tickmesh.proto.tickmesh.internal.v1 import raft_pb2, raft_pb2_grpc
 from tickmesh.scheduler.raft.limits import (
     FRAME_BYTES_MAX,
+    REASON_CHARACTERS_MAX,
     STREAM_PING_S,
     STREAM_SILENCE_S,
     WAITING_BYTES_MAX,
@@ -321,6 +323,72 @@ async def test_a_peer_that_falls_silent_is_given_up(mesh: Mesh) -> None:
         assert asyncio.get_running_loop().time() - begun_s > STREAM_SILENCE_S / 2
 
 
+def sockets() -> dict[int, str]:
+    """This process's open ones, by their descriptors."""
+    found = {}
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found[int(descriptor.name)] = str(descriptor.readlink())
+    return {number: name for number, name in found.items() if name.startswith("socket:")}
+
+
+async def test_a_peer_that_closed_its_half_and_takes_nothing_is_let_go(mesh: Mesh) -> None:
+    b = await mesh.end("b")
+    alone = sockets().items()
+    async with mesh.dial(b) as old:
+        old.say(hello())
+        await b.heard.until(lambda: b.heard.count("connected") == 1)
+        mine = old.writer.get_extra_info("socket").fileno()
+        (accepted,) = (each for each in sockets().items() - alone if each[0] != mine)
+        old.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        large = Append(1, 1, 0, 1, 1, (Entry(bytes(8 << 20), 2, 1),))
+        b.transport.send("a", large)
+        with socket.socket(fileno=os.dup(mine)) as bare:
+            bare.shutdown(socket.SHUT_WR)
+        async with mesh.dial(b) as new:
+            new.say(hello())
+            await b.heard.until(lambda: b.heard.count("connected") == 2)
+            async with asyncio.timeout(10):
+                while accepted in sockets().items():  # noqa: ASYNC110 - there is no event
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_reason_is_a_line_however_much_a_peer_says(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    b = await mesh.end("b")
+    async with mesh.dial(b) as peer:
+        peer.say(hello())
+        await b.heard.until(lambda: b.heard.count("connected") == 1)
+        peer.say(raft_pb2.RaftFrame(farewell="x" * 1_000_000))
+        await b.heard.until(lambda: b.heard.count("disconnected") == 1)
+    (line,) = [each for each in caplog.messages if each.startswith("b lost a: the peer ended it")]
+    assert len(line) < 2 * REASON_CHARACTERS_MAX
+
+
+async def test_a_peer_that_closes_at_once_is_said_to_have_done_so(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(FRAME_BYTES_MAX)  # the handshake's first words
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        class Detour(MeshTransport):
+            async def _frames_address(self, peer: str) -> tuple[str, int]:
+                return "127.0.0.1", port
+
+        mesh.kind = Detour
+        await mesh.end("a")
+        async with asyncio.timeout(10):
+            while not (said := [m for m in caplog.messages if "cannot reach" in m]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert said == ["a cannot reach b: ConnectionResetError"]
+
+
 @pytest.mark.parametrize("sender", ["a", "b"])
 async def test_a_peer_that_is_lost_while_it_is_sent_something_large_is_one_plain_line(
     mesh: Mesh, sender: str, caplog: pytest.LogCaptureFixture
@@ -450,6 +518,36 @@ async def test_whoever_answers_at_a_peers_address_must_be_that_peer(
     assert a.heard.events == b.heard.events == []
 
 
+async def test_of_two_links_at_once_both_ends_keep_the_smaller_ids(mesh: Mesh) -> None:
+    """Else each could end the one that the other keeps: then there is none."""
+    dialled: asyncio.Queue[Peer] = asyncio.Queue()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.put_nowait(Peer(reader, writer))
+
+    at_a = tls.accepting(mesh.certificates["a"])
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=at_a) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        class Detour(MeshTransport):
+            async def _frames_address(self, peer: str) -> tuple[str, int]:
+                return "127.0.0.1", port
+
+        mesh.kind = Detour
+        b = await mesh.end("b")
+        from_b = await dialled.get()
+        assert (await from_b.hear()).hello.sender_id == "b"
+        async with mesh.dial(b) as from_a:
+            from_a.say(hello())
+            await from_a.hear()
+            from_b.say(hello())
+            assert "connected with b already" in await from_b.farewell()
+            vote = raft_pb2.RaftMessage(vote=raft_pb2.RaftVote(term=1))
+            from_a.say(raft_pb2.RaftFrame(message=vote))
+            await b.heard.until(lambda: b.heard.count(Vote(1, 0, 0)) == 1)
+            assert [what for _, what in b.heard.events] == ["connected", Vote(1, 0, 0)]
+
+
 async def test_the_larger_id_dials_whom_it_is_not_dialled_by(mesh: Mesh) -> None:
     a, b = await mesh.end("a"), await mesh.end("b")
     a.transport.set_peers({})  # it knows nothing of b, and listens all the same
@@ -565,6 +663,25 @@ async def test_every_address_of_a_name_has_the_same_port(mesh: Mesh) -> None:
             writer.transport.abort()
     finally:
         await transport.stop()
+
+
+async def test_an_address_that_this_host_lacks_is_passed_over_unless_it_is_the_only_one(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ::1, which a localhost may have where IPv6 is off."""
+    addresses = ["203.0.113.1", "127.0.0.1"]
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    transport = MeshTransport(GROUP, "a", mesh.certificates["a"], "name:0")
+    await transport.start(Heard())
+    assert transport.frames_port
+    await transport.stop()
+    addresses.pop()
+    with pytest.raises(TransportError, match="cannot listen at name:0: "):
+        await transport.start(Heard())
 
 
 async def test_a_port_that_is_taken_is_told(mesh: Mesh) -> None:

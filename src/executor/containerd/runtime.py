@@ -23,7 +23,7 @@ from ...mesh import telemetry
 from ...mesh.clock import Clock, SystemClock
 from ...mesh.config import Egress, OwnRegistry
 from ...proto.containerd import containers_pb2, task_types_pb2
-from .. import accounting, archive, gate, limits, logs, shim, users, volatile
+from .. import accounting, archive, gate, limits, shim, users, volatile
 from ..credentials import Credentials
 from ..errors import (
     ContainerdError,
@@ -649,20 +649,9 @@ class ContainerdRuntime:
         paths = self.paths(attempt_id)
         try:
             record, started_ns = await asyncio.to_thread(_noted, paths)
-            task = await self._client.get_task(record.container_id)
-        except ContainerdNotFound:
-            written = await asyncio.to_thread(logs.written, paths.output)
-            if written.status is None:
-                return None
-            # It has ended, and containerd has dropped it since: see ContainerdSandbox.wait.
         except (OSError, ValueError):
             return None
-        except ContainerdError as error:
-            raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
-        else:
-            if task.status == task_types_pb2.CREATED:
-                return None  # we ended between saying that it starts, and starting it
-        return ContainerdSandbox(
+        sandbox = ContainerdSandbox(
             self._client,
             self._watcher,
             self._clock,
@@ -673,6 +662,16 @@ class ContainerdRuntime:
             b"",
             started_ns,
         )
+        try:
+            task = await self._client.get_task(record.container_id)
+        except ContainerdNotFound:
+            # It has ended, and containerd has dropped it since: see ContainerdSandbox.wait.
+            return sandbox if await sandbox.has_told() else None
+        except ContainerdError as error:
+            raise SandboxError(f"sandbox {attempt_id} cannot be looked up: {error}") from error
+        if task.status == task_types_pb2.CREATED:
+            return None  # we ended between saying that it starts, and starting it
+        return sandbox
 
     async def sweep(self, claimed: frozenset[str]) -> int:
         """See sandbox.Runtime."""

@@ -182,6 +182,13 @@ class ContainerdSandbox:
         )
         return self._exit
 
+    async def has_told(self) -> bool:
+        """Whether it is written down how the command ended, of a sandbox of which containerd knows
+        nothing. Its recorder writes that a moment after the end, and this waits for it."""
+        await self._output_whole()
+        written = await asyncio.to_thread(logs.written, self._paths.output)
+        return written.status is not None
+
     async def kill(self, signal: int) -> None:
         """See sandbox.Sandbox. The gate, process 1, passes a signal on to all others; SIGKILL ends
         it, and the kernel everything in its pid namespace."""

@@ -1,6 +1,7 @@
 """containerd is killed, stopped, or broken while sandboxes are made and run."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -99,6 +100,48 @@ async def test_how_a_command_ended_is_known_when_containerd_has_dropped_its_task
             assert (ended.exit_code, ended.signal) == ending
             assert begun_ns < ended.finished_ns < time.time_ns()
         await sandbox.delete()
+
+
+async def test_an_end_that_is_still_being_written_is_waited_for(
+    python: ContainerdRuntime,
+) -> None:
+    sandbox = await python.prepare(
+        Work("late", "tests", PYTHON_IMAGE, command=("python3", "-c", "exit(9)"))
+    )
+    loop = asyncio.get_running_loop()
+    recorder = await asyncio.to_thread(recorder_of, python, "late")
+    ended = os.open(python.paths("late").ended, os.O_RDONLY | os.O_NONBLOCK)
+    os.kill(recorder, signal.SIGSTOP)
+    try:
+        await sandbox.start()
+        await python._client.wait_task("late")
+        await python._client.delete_task("late")
+        told = asyncio.Event()
+        loop.add_reader(ended, told.set)
+        adopting = asyncio.create_task(python.adopt("late"))
+        telling = asyncio.create_task(told.wait())
+        await asyncio.wait({adopting, telling}, return_when=asyncio.FIRST_COMPLETED)
+        telling.cancel()
+    finally:
+        os.kill(recorder, signal.SIGCONT)
+        loop.remove_reader(ended)
+        os.close(ended)
+    adopted = await adopting
+    assert adopted is not None
+    assert (await adopted.wait()).exit_code == 9
+    await sandbox.delete()
+
+
+def recorder_of(runtime: ContainerdRuntime, attempt_id: str) -> int:
+    """The pid of what writes a sandbox's output."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+            if "recorder" in words[0] and str(runtime.paths(attempt_id).directory) in words:
+                found.append(int(path.name))
+    (recorder,) = found
+    return recorder
 
 
 async def test_of_a_gate_that_was_killed_nothing_is_known_when_containerd_has_dropped_its_task(

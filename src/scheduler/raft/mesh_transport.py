@@ -287,9 +287,10 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
         reached_s, told = loop.time(), ""
         while True:
             if peer < self._replica_id and not await self._is_late(peer):
+                reached_s, told = loop.time(), ""
                 continue
             reason, was_connected = await self._dial(peer)
-            if was_connected:
+            if was_connected or peer in self._links:
                 reached_s, told = loop.time(), ""
             elif loop.time() - reached_s > DIAL_DEADLINE_S and reason != told:
                 # Said once, and not while a group starts or a peer restarts.

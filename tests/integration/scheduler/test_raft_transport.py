@@ -558,6 +558,38 @@ async def test_the_larger_id_dials_whom_it_is_not_dialled_by(mesh: Mesh) -> None
     await a.heard.until(lambda: a.heard.count(Transfer(8)) == 1)
 
 
+async def test_every_outage_is_said_once_by_the_larger_id_too(
+    mesh: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which most of the time is dialled, and does not dial."""
+
+    class Watched(MeshTransport):
+        dialled = asyncio.Event()
+
+        async def _is_late(self, peer: str) -> bool:
+            late = await super()._is_late(peer)
+            if not late:
+                self.dialled.set()
+            return late
+
+    def said() -> int:
+        return sum("b cannot reach a: " in line for line in caplog.messages)
+
+    mesh.kind = Watched
+    b = await mesh.end("b")
+    for outage in range(1, 3):
+        a = await mesh.end("a")
+        Watched.dialled.clear()
+        await b.heard.until(lambda outage=outage: b.heard.count("connected") == outage)  # type: ignore[misc]
+        async with asyncio.timeout(10):
+            await Watched.dialled.wait()
+        await a.stop()
+        async with asyncio.timeout(10):
+            while said() < outage:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.05)
+        assert said() == outage
+
+
 async def test_whoever_has_the_certificate_and_means_this_group_is_listened_to(mesh: Mesh) -> None:
     """It may be in a list that this replica does not know yet."""
     b = await mesh.end("b")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import heapq
 import itertools
 import random
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 CANCELLED_MAX = 50
@@ -49,7 +49,8 @@ class Process:
 
 PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 OUTSIDE = Context()
-"""Nobody's context: what happens in it happens whoever dies."""
+"""Nobody's context: what happens in it happens whoever dies. The loop's own `call_later` and
+`call_at` take it as it is."""
 
 
 def outside(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -80,7 +81,8 @@ class _Future(asyncio.Future[Any]):
 
 def _make_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> _Task:
     task = _Task(work, loop=loop, **options)
-    task._process = (options.get("context") or copy_context()).get(PROCESS)
+    context = options.get("context")
+    task._process = PROCESS.get() if context is None else context.get(PROCESS)
     return task
 
 
@@ -168,7 +170,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> _Handle:
         handle = _Handle(self, when, callback, arguments, context)
-        heapq.heappush(self._timers, (when, next(self._timers_made), handle))
+        heappush(self._timers, (when, next(self._timers_made), handle))
         return handle
 
     def call_later(  # type: ignore[override]
@@ -178,42 +180,49 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *arguments: Any,
         context: Context | None = None,
     ) -> _Handle:
-        return self.call_at(self.now_s + delay, callback, *arguments, context=context)
+        when = self.now_s + delay
+        handle = _Handle(self, when, callback, arguments, context)
+        heappush(self._timers, (when, next(self._timers_made), handle))
+        return handle
 
     def _run_once(self) -> None:
-        if self.cancelled_count > CANCELLED_MAX:
-            self._drop_cancelled()
-        timers, batch = self._timers, self._soon
-        if not batch:
-            while timers and timers[0][2].ended:
-                heapq.heappop(timers)
-            if not timers:
-                raise Deadlock
-            self.now_s = max(self.now_s, timers[0][0])
-        self._soon = []
-        while timers and timers[0][0] <= self.now_s:
-            batch.append(heapq.heappop(timers)[2])
-        if len(batch) > 1:
-            self._random.shuffle(batch)
-        self.steps += len(batch)
-        for handle in batch:
-            context = handle.context
-            process = context.get(PROCESS)
-            if handle.ended or (process is not None and not process.alive):
-                continue
-            handle.ended = True
-            try:
-                context.run(handle.callback, *handle.arguments)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                message = f"an error in {handle.callback}"
-                self.call_exception_handler({"message": message, "exception": error})
+        """As often as there is more to do: this is what a simulation is made of."""
+        while not self._stopping:
+            if self.cancelled_count > CANCELLED_MAX:
+                self._drop_cancelled()
+            timers, batch = self._timers, self._soon
+            self._soon = []
+            if not batch:
+                while timers and timers[0][2].ended:
+                    heappop(timers)
+                if not timers:
+                    raise Deadlock
+                if timers[0][0] > self.now_s:
+                    self.now_s = timers[0][0]
+            now_s = self.now_s
+            while timers and timers[0][0] <= now_s:
+                batch.append(heappop(timers)[2])
+            if len(batch) > 1:
+                self._random.shuffle(batch)
+            self.steps += len(batch)
+            for handle in batch:
+                context = handle.context
+                process = context.get(PROCESS)
+                if handle.ended or (process is not None and not process.alive):
+                    continue
+                handle.ended = True
+                try:
+                    context.run(handle.callback, *handle.arguments)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    message = f"an error in {handle.callback}"
+                    self.call_exception_handler({"message": message, "exception": error})
 
     def _drop_cancelled(self) -> None:
         """Most timers are timeouts that did not come true."""
         self._timers = [timer for timer in self._timers if not timer[2].ended]
-        heapq.heapify(self._timers)
+        heapify(self._timers)
         self.cancelled_count = 0
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:

@@ -15,7 +15,7 @@ from tickmesh.scheduler.raft.memory_transport import Faults, MemoryNetwork, Memo
 from tickmesh.scheduler.raft.messages import Message, SnapshotHeader, SnapshotPart, SnapshotReply
 from tickmesh.scheduler.raft.transport import TransportError
 
-from .loop import Process, outside
+from .loop import OUTSIDE, Process, outside
 from .machine import Machine
 
 T = TypeVar("T")
@@ -37,8 +37,11 @@ class Network:
         self.chance = random.Random(f"{seed}/network")
         self.stretch = stretch
         self.raft = MemoryNetwork(self.chance.getrandbits(32))
-        self.raft.later = lambda delay_s, function, *arguments: outside(
-            asyncio.get_running_loop().call_later, delay_s * stretch, function, *arguments
+        self.raft.context = OUTSIDE
+        self.raft.later = lambda delay_s, function, *arguments: (
+            asyncio.get_running_loop().call_later(
+                delay_s * stretch, function, *arguments, context=OUTSIDE
+            )
         )
         self._cuts: dict[tuple[str, str], float] = {}
         self.calm()
@@ -91,7 +94,8 @@ class Network:
                 function()
 
         if self.chance.random() >= self.raft.faults.drop / 4:  # TCP repeats what is lost
-            outside(asyncio.get_running_loop().call_later, self.delay_s(), arrive)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.delay_s(), arrive, context=OUTSIDE)
 
 
 class Transport(MemoryTransport):
@@ -112,7 +116,7 @@ class Transport(MemoryTransport):
     def send(self, peer: str, message: Message) -> None:
         self._machine.point("a message's sending")
         self.sent(self.replica_id, peer, message)
-        outside(super().send, peer, message)
+        super().send(peer, message)
 
     async def answers(self, peer: str) -> bool:
         await asyncio.sleep(self._links.delay_s())
@@ -205,7 +209,7 @@ class Pipe(Generic[T]):
             self._flying.append(item)
             loop = asyncio.get_running_loop()
             self._last_s = max(self._last_s, loop.time() + self._network.delay_s())
-            outside(loop.call_at, self._last_s, self._arrive)
+            loop.call_at(self._last_s, self._arrive, context=OUTSIDE)
 
     def _arrive(self) -> None:
         if self.closed:
@@ -281,7 +285,8 @@ class Stream(Generic[T]):
             pass
         finally:
             await messages.aclose()
-            outside(asyncio.get_running_loop().call_later, self._network.delay_s(), self.down.close)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._network.delay_s(), self.down.close, context=OUTSIDE)
 
     async def watch(self, alive: Callable[[], bool]) -> None:
         """Give the stream up when one of its ends is gone or its link is cut for long: in nobody's
@@ -368,7 +373,7 @@ async def read_stream(
         except asyncio.CancelledError:
             await messages.aclose()
             raise
-        outside(loop.call_later, network.delay_s(), down.close)
+        loop.call_later(network.delay_s(), down.close, context=OUTSIDE)
 
     def arrive() -> None:
         found = find()

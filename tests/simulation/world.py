@@ -407,8 +407,7 @@ class World:
 
     def hash(self, what: str, more: bytes) -> None:
         """Part of the trace's hash only."""
-        self._hash.update(f"{self._loop.time():.6f} {what}\n".encode())
-        self._hash.update(more)
+        self._hash.update(b"%.6f %b\n%b" % (self._loop.now_s, what.encode(), more))
 
     def violate(self, what: str) -> None:
         """Something that must always hold does not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 
 from .limits import PROBE_S
@@ -35,6 +36,8 @@ class MemoryNetwork:
         self._random = random.Random(seed)
         self._up: dict[str, MemoryTransport] = {}
         self._cut: set[tuple[str, str]] = set()
+        self.context: Context | None = None
+        """What messages arrive in; None: in a copy of their sender's."""
         self.later: Callable[..., object] = lambda delay_s, function, *arguments: (
             asyncio.get_running_loop().call_later(delay_s, function, *arguments)
         )
@@ -101,9 +104,11 @@ class MemoryNetwork:
             delay_s = self._random.uniform(self.faults.delay_min_s, self.faults.delay_max_s)
             loop = asyncio.get_running_loop()
             if delay_s:
-                loop.call_later(delay_s, self._arrive, sender, recipient, message)
+                loop.call_later(
+                    delay_s, self._arrive, sender, recipient, message, context=self.context
+                )
             else:
-                loop.call_soon(self._arrive, sender, recipient, message)
+                loop.call_soon(self._arrive, sender, recipient, message, context=self.context)
 
     def _arrive(self, sender: str, recipient: str, message: Message) -> None:
         end = self._up.get(recipient)

@@ -5,7 +5,7 @@ Both implementations pass tests/conformance/test_backend.py.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -68,15 +68,14 @@ class MemoryBackend:
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """See Backend."""
         for key, value in changes.items():
-            at = bisect_left(self._keys, key)
             present = key in self._values
             if value is None:
                 if present:
                     del self._values[key]
-                    del self._keys[at]
+                    del self._keys[bisect_left(self._keys, key)]
             else:
                 if not present:
-                    self._keys.insert(at, key)
+                    insort_left(self._keys, key)
                 self._values[key] = value
 
     def periods(self) -> list[int]:

@@ -118,6 +118,10 @@ class Transport(MemoryTransport):
         self.sent(self.replica_id, peer, message)
         super().send(peer, message)
 
+    def handle_message(self, peer: str, message: Message) -> None:
+        if self._process.alive:
+            self._process.context.run(super().handle_message, peer, message)
+
     async def answers(self, peer: str) -> bool:
         await asyncio.sleep(self._links.delay_s())
         there = all(

@@ -381,6 +381,10 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     def match_index(self, peer: str) -> int:
         return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))
 
+    def heard_from(self, peer: str) -> None:
+        """A leader: `peer` answers, and has nothing new to acknowledge."""
+        self._SyncObj__lastResponseTime[self._node(peer)] = self.clock()
+
     def forget_match(self, peer: str) -> None:
         """What this peer has acknowledged counts no more: its disk is another one."""
         self._SyncObj__raftMatchIndex[self._node(peer)] = 0

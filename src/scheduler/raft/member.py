@@ -319,6 +319,56 @@ class Member(RaftLibrary):
                     self.library_receive(peer, {"type": "timeout_now", "term": message.term})
                     self.election_deadline = self.clock() - 1.0
 
+    def receive_sign(self, peer: str, message: Message) -> bool:
+        """Takes a message that is only a sign that its sender is there, as most are while nothing
+        is written; whether it was one. `receive` would come to the same: nothing is staged,
+        committed or decided by it, so what `outbox` holds then needs no flush."""
+        if type(message) is Append:
+            return self._receive_heartbeat(peer, message)
+        return type(message) is AppendReply and self._receive_heartbeat_reply(peer, message)
+
+    def _receive_heartbeat(self, peer: str, message: Append) -> bool:
+        last = self.journal.entries[-1]
+        if (
+            message.entries
+            or message.promote
+            or message.previous_index != last.index
+            or message.previous_term != last.term
+            or message.term != self.term
+            or message.commit_index > self.commit_index
+            or self.journal.durable_index != last.index
+            or peer != self.leader_id
+            or self.transferring
+        ):
+            return False
+        self._reply_round, self._reply_asked_ns = message.round, message.asked_ns
+        self._heard_leader_s = now = self.clock()
+        self._backers, self._elected = None, False
+        self._expect_leader(peer, now + self.election_timeout())
+        self._send_append_reply(peer, last.index + 1, success=True, reset=False)
+        return True
+
+    def _receive_heartbeat_reply(self, peer: str, message: AppendReply) -> bool:
+        progress = self._progress.get(peer)
+        if (
+            progress is None
+            or message.term != self.term
+            or not message.success
+            or message.reset
+            or message.learner
+            or progress.learner
+            or message.incarnation != progress.incarnation
+            or message.next_index > self.match_index(peer) + 1
+            or message.next_index > self.next_index(peer)
+            or progress.full
+            or progress.full
+            or not self.is_leader
+        ):
+            return False
+        self._answered(peer, progress, message)
+        self.heard_from(peer)
+        return True
+
     def _send(self, peer: str, message: Message) -> None:
         self.outbox.append((peer, message))
 
@@ -401,11 +451,15 @@ class Member(RaftLibrary):
             },
         )
         self.journal.settle()
-        self._patience = self._config.patience if peer in self.connected else 1.0
-        self._suspect_at_s = self.clock() + self._config.silence_s
-        now = self.clock()
-        self.election_deadline = now + (self.election_deadline - now) * self._patience
+        self._expect_leader(peer, self.election_deadline)
         self.follow_list()
+
+    def _expect_leader(self, leader: str, until_s: float) -> None:
+        """It was heard, and must be heard again until then; later, if it is connected."""
+        now = self.clock()
+        self._patience = self._config.patience if leader in self.connected else 1.0
+        self._suspect_at_s = now + self._config.silence_s
+        self.election_deadline = now + (until_s - now) * self._patience
 
     def _become_voter(self, leader: str, term: int) -> None:
         if self.journal.voter:
@@ -508,9 +562,7 @@ class Member(RaftLibrary):
                 f"{peer} acknowledges up to {message.next_index - 1}, beyond this leader's log"
                 f" ({self.journal.last_index}) of term {self.term}"
             )
-        progress.answered(message.round)
-        progress.entry_version = message.entry_version
-        self.clocks.sample(peer, message.asked_ns, message.clock_ns)
+        self._answered(peer, progress, message)
         next_index = min(message.next_index, self.journal.last_index + 1)
         if message.reset:
             progress.lost()
@@ -530,6 +582,11 @@ class Member(RaftLibrary):
         if message.success and not message.reset:
             # The library would send again everything that is in flight behind this answer.
             self.set_next_index(peer, max(in_flight_to, next_index))
+
+    def _answered(self, peer: str, progress: _Progress, message: AppendReply) -> None:
+        progress.answered(message.round)
+        progress.entry_version = message.entry_version
+        self.clocks.sample(peer, message.asked_ns, message.clock_ns)
 
     def _identified(self, peer: str, message: AppendReply) -> _Progress | None:
         """The progress that this reply belongs to; None when its sender's disk is another one."""

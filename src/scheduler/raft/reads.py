@@ -28,6 +28,11 @@ class Reads:
         self._waiting.append(future)
         return future
 
+    @property
+    def wait(self) -> bool:
+        """Whether there are readers."""
+        return bool(self._asked or self._waiting)
+
     def ask(self) -> None:
         """Before sending: the waiting readers' question goes out with this round's appends."""
         if not self._asked and self._waiting and self._member.leads_with_own_entry:

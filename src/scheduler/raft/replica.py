@@ -90,6 +90,8 @@ class Replica:
         self._journal_worker = self._environment.worker("raft-journal")
         self._state_worker = self._environment.worker("raft-state")
         self._work = asyncio.Event()
+        self._rests = False
+        """Between two rounds, nothing is under way."""
         self._inbox: deque[tuple[str, Message | bool]] = deque()
         self._proposals: deque[tuple[bytes, asyncio.Future[object]]] = deque()
         self._pending: dict[int, tuple[int, asyncio.Future[object]]] = {}
@@ -422,7 +424,11 @@ class Replica:
             self._standing.on_excluded(peer, exclusion)
 
     def on_message(self, peer: str, message: Message) -> None:
-        if self._running and len(self._inbox) < INBOX_MESSAGES_MAX:
+        if (
+            self._running
+            and not self._take_sign(peer, message)
+            and len(self._inbox) < INBOX_MESSAGES_MAX
+        ):
             self._inbox.append((peer, message))
             self._work.set()
 
@@ -460,7 +466,9 @@ class Replica:
             await asyncio.sleep(0)  # the loop breathes even when there is always work
         else:
             self._alarm.set()
+            self._rests = True
             await self._work.wait()
+            self._rests = False
         self._work.clear()
 
     async def _round(self) -> None:
@@ -493,6 +501,36 @@ class Replica:
         if self._reads.answer() or self._inbox or member.commit_index > member.applied_index:
             self._work.set()
         self._keep_house()
+
+    def _take_sign(self, peer: str, message: Message) -> bool:
+        """Between rounds: a message that decides nothing needs no round of its own, and most are
+        such. What a round does with time is done by the leader's, which come with its heartbeats.
+        """
+        member = self._member
+        if (
+            not self._rests
+            or self._work.is_set()
+            or (member.is_leader and not self._is_settled)
+            or self._journal_is_long()
+            or not member.receive_sign(peer, message)
+        ):
+            return False
+        if not member.is_leader:
+            self._verdict.watch()
+            self._alarm.set()
+        outbox, member.outbox = member.outbox, []
+        for recipient, answer in outbox:
+            self._transport.send(recipient, answer)
+        return True
+
+    @property
+    def _is_settled(self) -> bool:
+        """A leader: nobody waits for an answer of the others."""
+        return (
+            self._told_term == self._member.term
+            and self._hand_over is None
+            and not self._reads.wait
+        )
 
     async def _look_for(self, leader: str) -> None:
         self._member.judge(leader, await self._transport.answers(leader))

@@ -261,9 +261,9 @@ class Observed(Replica):
         self._world = world
 
     def _change_members(self) -> None:
-        before, commit_index = self._journal.members_index, self._member.commit_index
+        before, commit_index = self._journal._lists[-1], self._member.commit_index
         super()._change_members()
-        if self._journal.members_index != before:
+        if self._journal._lists[-1][0] != before[0]:
             self._world.ledger.changes_list(
                 self.config.replica_id, self._journal, commit_index, self._member.term
             )

@@ -72,7 +72,7 @@ class Changes:
         """Who has lost its disk does not count with another one until it has caught up."""
         member = self._member
         replaced = member.replaced
-        if not (replaced or member.members.learners) or not member.may_change_members:
+        if not (replaced or member.learners) or not member.may_change_members:
             return
         if replaced:
             peer, incarnation = replaced

@@ -48,6 +48,7 @@ class Clocks:
         self._skew_ns_max = skew_ns_max
         self._samples: dict[str, deque[tuple[int, int]]] = {}
         self._known: tuple[PeerClock, ...] | None = ()  # None: samples have changed since
+        self._off: tuple[PeerClock, ...] = ()
         self._difference_ns: int | None = None
         self.step_count = 0
         self.last_step_ns = 0
@@ -69,10 +70,10 @@ class Clocks:
 
     def look(self) -> int:
         """By how much the wall clock was set since the last look, 0 if it was not."""
-        before_ns = self.monotonic_ns()
+        before_s = self._monotonic_s()
         wall_ns = self._wall_ns()
-        after_ns = self.monotonic_ns()
-        if after_ns - before_ns > READ_NS_MAX:
+        after_ns = int(self._monotonic_s() * 1e9)
+        if after_ns - before_s * 1e9 > READ_NS_MAX:
             return 0
         difference_ns = wall_ns - after_ns
         last_ns, self._difference_ns = self._difference_ns, difference_ns
@@ -110,16 +111,17 @@ class Clocks:
                     delay_ns, offset_ns = min(samples)
                     found.append(PeerClock(peer, offset_ns, (delay_ns + 1) // 2))
             self._known = tuple(found)
+            self._off = tuple(
+                clock
+                for clock in found
+                if abs(clock.offset_ns) - clock.uncertainty_ns > self._skew_ns_max
+            )
         return self._known
 
     @property
     def off(self) -> tuple[PeerClock, ...]:
         """Those that differ from ours by more than the bound for certain."""
-        return tuple(
-            clock
-            for clock in self.known
-            if abs(clock.offset_ns) - clock.uncertainty_ns > self._skew_ns_max
-        )
+        return self._off if self.known else ()
 
     @property
     def against(self) -> tuple[PeerClock, ...]:

@@ -117,6 +117,14 @@ class Peer(Node):  # type: ignore[misc]
         return self._hash
 
 
+class _Peers(dict[str, Peer]):
+    """Made when they are first asked for."""
+
+    def __missing__(self, peer: str) -> Peer:
+        made = self[peer] = Peer(peer)
+        return made
+
+
 class _Running:
     """While it is entered, the library's time is this clock's."""
 
@@ -207,7 +215,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         self._spread_s = config.election_timeout_max_s - config.election_timeout_min_s
         self._commit_wanted = 1
         self.broadcast_wanted = False
-        self._nodes: dict[str, Peer] = {}
+        self._nodes = _Peers()
         conf = SyncObjConf(
             autoTick=False,
             # Sends follow the replica's rounds; it also keeps the library from making a pipe.
@@ -229,10 +237,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         self._poller = _NoPoller()
 
     def _node(self, peer: str) -> Peer:
-        node = self._nodes.get(peer)
-        if node is None:
-            node = self._nodes[peer] = Peer(peer)
-        return node
+        return self._nodes[peer]
 
     def __dir__(self) -> list[str]:
         # The library looks itself over for replicated methods while it is half made; properties
@@ -243,10 +248,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     @property
     def _SyncObj__raftCommitIndex(self) -> int:
-        durable_index = self.journal.durable_index
-        if self._commit_wanted <= durable_index:
-            return self._commit_wanted
-        return max(durable_index, 1)
+        return self.commit_index
 
     @_SyncObj__raftCommitIndex.setter
     def _SyncObj__raftCommitIndex(self, index: int) -> None:
@@ -307,7 +309,8 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     @property
     def is_leader(self) -> bool:
-        return bool(self._SyncObj__raftState == LEADER)
+        leads: bool = self._SyncObj__raftState == LEADER
+        return leads
 
     @property
     def is_candidate(self) -> bool:
@@ -324,7 +327,10 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     @property
     def commit_index(self) -> int:
-        return self._SyncObj__raftCommitIndex
+        durable_index = self.journal.durable_index
+        return (
+            self._commit_wanted if self._commit_wanted <= durable_index else max(durable_index, 1)
+        )
 
     @property
     def applied_index(self) -> int:
@@ -373,13 +379,15 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         self._SyncObj__lastResponseTime[node] = self.clock()
 
     def next_index(self, peer: str) -> int:
-        return int(self._SyncObj__raftNextIndex[self._node(peer)])
+        index: int = self._SyncObj__raftNextIndex[self._nodes[peer]]
+        return index
 
     def set_next_index(self, peer: str, index: int) -> None:
         self._SyncObj__raftNextIndex[self._node(peer)] = index
 
     def match_index(self, peer: str) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0))
+        index: int = self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)
+        return index
 
     def heard_from(self, peer: str) -> None:
         """A leader: `peer` answers, and has nothing new to acknowledge."""

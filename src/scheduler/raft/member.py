@@ -112,6 +112,8 @@ class Member(RaftLibrary):
         self.members = Members(0, ())
         self.others: tuple[str, ...] = ()  # who is in the list, but for this replica
         self.voting: frozenset[str] = frozenset()  # those of them who count
+        self.learners: tuple[str, ...] = ()  # who does not count yet
+        self._counts = False  # this replica, by the list
         super().__init__(config, journal, clock, random)
         self.follow_list()
         if not self.voting and self.may_lead:
@@ -129,11 +131,14 @@ class Member(RaftLibrary):
         if self.is_candidate:
             self.step_down()  # its votes were counted by another list
         self.others = tuple(each for each in members.ids if each != self._config.replica_id)
-        self.voting = members.voters - {self._config.replica_id}
+        voters = members.voters
+        self._counts = self._config.replica_id in voters
+        self.voting = voters - {self._config.replica_id}
+        self.learners = members.learners
         self.count(self.voting)
         self.clocks.follow(self.voting)
         if self.is_leader:
-            assert self._config.replica_id in members.voters, "a leader does not remove itself"
+            assert self._counts, "a leader does not remove itself"
             gone = self._progress.keys() - set(self.others)
             for peer in gone:
                 del self._progress[peer]
@@ -150,7 +155,7 @@ class Member(RaftLibrary):
     @property
     def may_lead(self) -> bool:
         """Whether this replica is a voter: by the list, and by its disk."""
-        return self.journal.voter and self._config.replica_id in self.members.voters
+        return self._counts and self.journal.voter
 
     @property
     def majority(self) -> int:
@@ -189,7 +194,7 @@ class Member(RaftLibrary):
     def caught_up(self) -> str | None:
         """A replica that is no voter yet and now may become one: a leader that a majority confirmed
         has brought its disk up to date, and it keeps up."""
-        for peer in self.members.learners:
+        for peer in self.learners:
             progress = self._progress.get(peer)
             if (
                 progress is not None
@@ -666,16 +671,20 @@ class Member(RaftLibrary):
             return
         base, last = self.journal.base_index, self.journal.last_index
         # Who needs a snapshot is only sent heartbeats meanwhile.
-        behind = [
-            peer
-            for peer in self.others
-            if base < self.next_index(peer) <= last and not self._progress[peer].full
-        ]
-        if not broadcast and not behind:
+        peers = (
+            self.others
+            if broadcast
+            else [
+                peer
+                for peer in self.others
+                if base < self.next_index(peer) <= last and not self._progress[peer].full
+            ]
+        )
+        if not broadcast and not peers:
             return
         self.round += 1
         shared: dict[tuple[int, int], Append] = {}
-        for peer in self.others if broadcast else behind:
+        for peer in peers:
             if peer not in self.connected:
                 continue
             progress = self._progress[peer]
@@ -751,8 +760,9 @@ class Member(RaftLibrary):
         """The connected peers that need entries which the journal has no more."""
         if not self.is_leader:
             return []
+        base = self.journal.base_index
         return [
-            peer for peer in self.others if peer in self.connected and self._needs_snapshot(peer)
+            peer for peer in self.others if self.next_index(peer) <= base and peer in self.connected
         ]
 
     def progress_of(self, peer: str) -> int:

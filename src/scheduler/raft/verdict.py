@@ -39,15 +39,19 @@ class Verdict:
             self._off = ()
             return ()
         clocks_off = member.clocks.off
-        against = member.clocks.against if clocks_off else ()
-        if against:
-            return against
-        off = tuple(clock.peer for clock in clocks_off)
-        if off != self._off:
-            self._off = off
-            if off:
-                logger.warning("clocks differ from this leader's: %s", clocks_off)
-        if not off and len(member.clocks.known) >= len(member.voting) // 2 + 1:
+        if clocks_off or self._off:
+            if against := member.clocks.against:
+                return against
+            off = tuple(clock.peer for clock in clocks_off)
+            if off != self._off:
+                self._off = off
+                if off:
+                    logger.warning("clocks differ from this leader's: %s", clocks_off)
+        if (
+            self.fault
+            and not clocks_off
+            and len(member.clocks.known) >= len(member.voting) // 2 + 1
+        ):
             self.fault = ""
         return ()
 

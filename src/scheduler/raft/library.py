@@ -389,9 +389,12 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         index: int = self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)
         return index
 
-    def heard_from(self, peer: str) -> None:
-        """A leader: `peer` answers, and has nothing new to acknowledge."""
-        self._SyncObj__lastResponseTime[self._node(peer)] = self.clock()
+    def heard_from(self, peer: str, index: int) -> None:
+        """A leader: `peer` answers, and holds the log up to `index`, which is committed."""
+        node, matches = self._nodes[peer], self._SyncObj__raftMatchIndex
+        if matches[node] < index:
+            matches[node] = index
+        self._SyncObj__lastResponseTime[node] = self.clock()
 
     def forget_match(self, peer: str) -> None:
         """What this peer has acknowledged counts no more: its disk is another one."""

@@ -325,9 +325,9 @@ class Member(RaftLibrary):
                     self.election_deadline = self.clock() - 1.0
 
     def receive_sign(self, peer: str, message: Message) -> bool:
-        """Takes a message that is only a sign that its sender is there, as most are while nothing
-        is written; whether it was one. `receive` would come to the same: nothing is staged,
-        committed or decided by it, so what `outbox` holds then needs no flush."""
+        """Takes a message that is only a sign that its sender is there, or has come to where a
+        majority is, as most are; whether it was one. `receive` would come to the same: nothing is
+        staged, committed or decided by it, so what `outbox` holds then needs no flush."""
         if type(message) is Append:
             return self._receive_heartbeat(peer, message)
         return type(message) is AppendReply and self._receive_heartbeat_reply(peer, message)
@@ -363,15 +363,16 @@ class Member(RaftLibrary):
             or message.learner
             or progress.learner
             or message.incarnation != progress.incarnation
-            or message.next_index > self.match_index(peer) + 1
             or message.next_index > self.next_index(peer)
+            or message.next_index > self.commit_index + 1
+            or not self.match_index(peer)
             or progress.full
             or progress.full
             or not self.is_leader
         ):
             return False
         self._answered(peer, progress, message)
-        self.heard_from(peer)
+        self.heard_from(peer, message.next_index - 1)
         return True
 
     def _send(self, peer: str, message: Message) -> None:

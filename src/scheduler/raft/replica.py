@@ -2,7 +2,8 @@
 the journal durable, then send, then apply, then answer.
 
 Nothing is sent, applied or answered before the flush that covers it. A round's flush runs in a
-worker thread; what arrives meanwhile waits for the next round and shares its flush.
+worker thread; what arrives meanwhile waits for the next round and shares its flush. What decides
+nothing, as most heartbeats and their answers, is taken between rounds and wakes none.
 """
 
 from __future__ import annotations
@@ -424,11 +425,14 @@ class Replica:
             self._standing.on_excluded(peer, exclusion)
 
     def on_message(self, peer: str, message: Message) -> None:
-        if (
-            self._running
-            and not self._take_sign(peer, message)
-            and len(self._inbox) < INBOX_MESSAGES_MAX
-        ):
+        if not self._running:
+            return
+        try:
+            taken = self._take_sign(peer, message)
+        except Exception as error:  # as in a round
+            self._fail(error)
+            return
+        if not taken and len(self._inbox) < INBOX_MESSAGES_MAX:
             self._inbox.append((peer, message))
             self._work.set()
 
@@ -512,7 +516,7 @@ class Replica:
             not self._rests
             or self._work.is_set()
             or (member.is_leader and not self._is_settled)
-            or self._journal_is_long()
+            or self._compaction_is_due()
             or not member.receive_sign(peer, message)
         ):
             return False
@@ -691,21 +695,20 @@ class Replica:
         for peer in self._member.snapshots_wanted:
             if self._shipping.claim(peer, self._environment.clock()):
                 self._spawn(self._ship(peer))
-        now = self._environment.clock()
-        if now >= self._compaction_due_s and self._journal_is_long():
-            self._compaction_due_s = now + COMPACTION_INTERVAL_S
+        if self._compaction_is_due():
+            self._compaction_due_s = self._environment.clock() + COMPACTION_INTERVAL_S
             self._spawn(self._compact())
 
     async def _ship(self, peer: str) -> None:
         await self._shipping.ship(peer, self._environment.clock)
         self._work.set()
 
-    def _journal_is_long(self) -> bool:
+    def _compaction_is_due(self) -> bool:
         config, journal = self.config, self._journal
         return (
             len(journal.entries) > config.retain_entries + config.retain_entries // 8 + 1
             or journal.size_bytes > config.retain_bytes + config.retain_bytes // 8
-        )
+        ) and self._environment.clock() >= self._compaction_due_s
 
     async def _compact(self) -> None:
         """Only what is durable in the state may leave the journal."""

@@ -728,12 +728,15 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
         world.note(f"small limits: {', '.join(limits)}")
         await world.run(minutes * 60 * world.pace.stretch)
 
-    # Collection would end forgotten generators at moments that no seed decides.
+    # Collection would end forgotten generators at moments that no seed decides. The one at the end
+    # is of what the simulation made.
     gc.disable()
+    gc.freeze()
     try:
         with silent(), drawn(seed, of(seed)) as limits, packaged(of(seed)):
             simulate(seed, main)
     finally:
+        gc.unfreeze()
         gc.enable()
         shutil.rmtree(directory, ignore_errors=True)
     report = worlds[0].report

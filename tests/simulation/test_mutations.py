@@ -15,8 +15,8 @@ MINUTES = 1.0
 
 FIRST_SEEDS = {
     "attempt_number_ignored": 51,
-    "time_runs_backwards_in_the_log": 6,
-    "removed_replica_counted": 60,
+    "time_runs_backwards_in_the_log": 14,
+    "removed_replica_counted": 65,
     "request_id_ignored": 3,
     "heard_revocation_ignored": 3,
     "instant_decided_twice": 3,

@@ -131,7 +131,8 @@ class ContainerdSandbox:
         assert self._exchange is not None and not self._started_ns, "only a spare is assigned"
         if paths.directory.exists():
             raise FileExistsError(f"sandbox {paths.directory.name} exists already")
-        self._exchange.put(payload)
+        if payload:  # a spare's is empty
+            self._exchange.put(payload)
         # In this order: a sandbox's directory always has its output.
         self._paths.output.rename(paths.output)
         self._paths.directory.rename(paths.directory)

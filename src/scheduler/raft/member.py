@@ -367,7 +367,6 @@ class Member(RaftLibrary):
             or message.next_index > self.commit_index + 1
             or not self.match_index(peer)
             or progress.full
-            or progress.full
             or not self.is_leader
         ):
             return False

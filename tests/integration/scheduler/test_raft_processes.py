@@ -31,6 +31,7 @@ from tickmesh.scheduler.raft.members import configured
 from tickmesh.scheduler.raft.storage import RocksStorage
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.rocksdb import RocksBackend
+from tickmesh.scheduler.store.state import State
 
 pytestmark = pytest.mark.integration
 
@@ -156,6 +157,14 @@ class Group:
             return Journal(storage, GROUP, name, configured([name], {}), bootstrap=False).base.index
         finally:
             storage.close()
+
+
+def applied(state: Path) -> int:
+    """The last entry that a replica's state holds, once it has ended."""
+    backend = RocksBackend(state)
+    index, _ = State(backend).applied
+    backend.close()
+    return index
 
 
 def digest(state: Path) -> str:

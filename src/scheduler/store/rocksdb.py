@@ -17,6 +17,7 @@ from rocksdict import (
     BlockBasedOptions,
     Cache,
     Checkpoint,
+    Env,
     Options,
     Rdict,
     ReadOptions,
@@ -101,6 +102,9 @@ class RocksBackend:
         self._open()
 
     def _open(self) -> None:
+        # Of the whole process. Compacting a million schedules takes a processor for seconds; what
+        # is due goes before it. (Flushes are of another pool: writes may have to wait for one.)
+        Env().lower_thread_pool_cpu_priority()
         self._cache = Cache(BLOCK_CACHE_BYTES)
         families = {"default": _options(self._cache), "timers": _compacting(self._cache)}
         if (self.directory / "CURRENT").exists():

@@ -310,9 +310,9 @@ def removed_replica_counted() -> list[Patch]:
         matches = self._SyncObj__raftMatchIndex
         weakest = min(sorted(self.voting), key=self.match_index)
         kept = self.match_index(weakest)
-        matches[self._node(weakest)] = max(kept, *map(self.match_index, gone))
+        matches[self._nodes[weakest]] = max(kept, *map(self.match_index, gone))
         tick(self)
-        matches[self._node(weakest)] = kept
+        matches[self._nodes[weakest]] = kept
 
     return [(Member, "follow_list", follow_list), (RaftLibrary, "library_tick", ticked)]
 

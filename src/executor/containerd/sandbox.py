@@ -163,8 +163,7 @@ class ContainerdSandbox:
             return self._exit
         ended = await self._ended()
         usage = await asyncio.to_thread(accounting.read, self._record.cgroup_path)
-        await self._output_whole()
-        written = await asyncio.to_thread(logs.written, self._paths.output)
+        written = await self._written()
         if ended is None:
             if written.status is None:
                 raise SandboxError(f"sandbox {self.attempt_id} has vanished")
@@ -186,9 +185,12 @@ class ContainerdSandbox:
     async def has_told(self) -> bool:
         """Whether it is written down how the command ended, of a sandbox of which containerd knows
         nothing. Its recorder writes that a moment after the end, and this waits for it."""
+        return (await self._written()).status is not None
+
+    async def _written(self) -> logs.Written:
+        """What the recorder wrote down, once it has."""
         await self._output_whole()
-        written = await asyncio.to_thread(logs.written, self._paths.output)
-        return written.status is not None
+        return await asyncio.to_thread(logs.written, self._paths.output)
 
     async def kill(self, signal: int) -> None:
         """See sandbox.Sandbox. The gate, process 1, passes a signal on to all others; SIGKILL ends

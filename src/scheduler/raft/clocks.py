@@ -70,10 +70,10 @@ class Clocks:
 
     def look(self) -> int:
         """By how much the wall clock was set since the last look, 0 if it was not."""
-        before_s = self._monotonic_s()
+        before_ns = self.monotonic_ns()
         wall_ns = self._wall_ns()
-        after_ns = int(self._monotonic_s() * 1e9)
-        if after_ns - before_s * 1e9 > READ_NS_MAX:
+        after_ns = self.monotonic_ns()
+        if after_ns - before_ns > READ_NS_MAX:
             return 0
         difference_ns = wall_ns - after_ns
         last_ns, self._difference_ns = self._difference_ns, difference_ns

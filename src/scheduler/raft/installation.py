@@ -99,11 +99,6 @@ class Installation:
             held is not None and held.term == position.term
         )
 
-    @property
-    def has_arrived(self) -> bool:
-        """Whether there is something to `install`."""
-        return self._arrived is not None
-
     async def install(self, member: Member, persist: Callable[[], Awaitable[None]]) -> None:
         """What has arrived takes the place of the state, unless this replica has come further."""
         if self._arrived is None:

@@ -233,11 +233,8 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         )
         self._running = _Running(clock)
         with self._running:
-            super().__init__(self._node(config.replica_id), [], conf, transportClass=_Sender)
+            super().__init__(self._nodes[config.replica_id], [], conf, transportClass=_Sender)
         self._poller = _NoPoller()
-
-    def _node(self, peer: str) -> Peer:
-        return self._nodes[peer]
 
     def __dir__(self) -> list[str]:
         # The library looks itself over for replicated methods while it is half made; properties
@@ -297,11 +294,11 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
     def library_receive(self, peer: str, message: dict[str, Any]) -> None:
         """A message in the library's own form."""
         with self._running:
-            SyncObj._SyncObj__onMessageReceived(self, self._node(peer), message)
+            SyncObj._SyncObj__onMessageReceived(self, self._nodes[peer], message)
 
     def library_connected(self, peer: str, connected: bool) -> None:
         """The library sends an election only when connected to somebody."""
-        node = self._node(peer)
+        node = self._nodes[peer]
         if connected:
             self._SyncObj__onNodeConnected(node)
         else:
@@ -369,11 +366,11 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     def count(self, voters: Iterable[str]) -> None:
         """Elections, commitment and standing down ask these peers from now on, and no others."""
-        self._SyncObj__otherNodes = {self._node(peer) for peer in sorted(voters)}
+        self._SyncObj__otherNodes = {self._nodes[peer] for peer in sorted(voters)}
 
     def follow(self, peer: str) -> None:
         """A leader begins to send to `peer`, of which nothing is known."""
-        node = self._node(peer)
+        node = self._nodes[peer]
         self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
         self._SyncObj__raftMatchIndex[node] = 0
         self._SyncObj__lastResponseTime[node] = self.clock()
@@ -383,7 +380,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
         return index
 
     def set_next_index(self, peer: str, index: int) -> None:
-        self._SyncObj__raftNextIndex[self._node(peer)] = index
+        self._SyncObj__raftNextIndex[self._nodes[peer]] = index
 
     def match_index(self, peer: str) -> int:
         index: int = self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)
@@ -398,7 +395,7 @@ class RaftLibrary(SyncObj):  # type: ignore[misc]
 
     def forget_match(self, peer: str) -> None:
         """What this peer has acknowledged counts no more: its disk is another one."""
-        self._SyncObj__raftMatchIndex[self._node(peer)] = 0
+        self._SyncObj__raftMatchIndex[self._nodes[peer]] = 0
 
     def step_down(self) -> None:
         """Leads no more, though nobody else does yet: as where it hears no majority."""

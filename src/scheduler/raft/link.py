@@ -1,7 +1,7 @@
 """One connection with one peer: mutual TLS, in it frames (RaftFrame), each behind its length.
 
 Of a gRPC stream a message costs about four times the processor time: three switches between
-threads each way. A shard sends ten for each commit (docs/decisions/0022-frames.md).
+threads each way. A leader sends ten for each container (docs/decisions/0022-frames.md).
 """
 
 from __future__ import annotations

@@ -760,9 +760,8 @@ class Member(RaftLibrary):
         """The connected peers that need entries which the journal has no more."""
         if not self.is_leader:
             return []
-        base = self.journal.base_index
         return [
-            peer for peer in self.others if self.next_index(peer) <= base and peer in self.connected
+            peer for peer in self.others if peer in self.connected and self._needs_snapshot(peer)
         ]
 
     def progress_of(self, peer: str) -> int:

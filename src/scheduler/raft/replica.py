@@ -478,8 +478,7 @@ class Replica:
     async def _round(self) -> None:
         member = self._member
         self._receive()
-        if self._installation.has_arrived:
-            await self._installation.install(member, self._persist)
+        await self._installation.install(member, self._persist)
         self._take_proposals()
         self._change_members()
         member.tick()

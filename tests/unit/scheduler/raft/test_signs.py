@@ -35,7 +35,7 @@ def picture(bench: Bench) -> dict[str, Any]:
         peer: (
             member.next_index(peer),
             member.match_index(peer),
-            member._SyncObj__lastResponseTime.get(member._node(peer)),
+            member._SyncObj__lastResponseTime.get(member._nodes[peer]),
             {name: str(value) for name, value in vars(member._progress[peer]).items()},
         )
         for peer in member._progress

@@ -41,16 +41,16 @@ SNAPSHOT_PIN_S: Final = 120.0
 SNAPSHOT_RETRY_S: Final = 0.5
 # How often the journal's head is looked at.
 COMPACTION_INTERVAL_S: Final = 1.0
-# A silent stream between replicas is sent an empty frame, and is given up without any.
-STREAM_PING_S: Final = 0.5
-STREAM_SILENCE_S: Final = 2.0
+# A silent link between replicas is sent an empty frame, and is given up without any.
+LINK_PING_S: Final = 0.5
+LINK_SILENCE_S: Final = 2.0
 # A kernel takes a connection at once, however busy the machine is; the probe looks so often
 # meanwhile.
 PROBE_S: Final = 0.2
 PROBE_PULSES: Final = 4
 # Between two dials of a peer that does not answer.
 REDIAL_S: Final = 0.1
-# Opening a stream to a peer, until its hello.
+# Opening a link to a peer, until its hello.
 DIAL_DEADLINE_S: Final = 2.0
 # What is still on its way on a link that has ended, its farewell last, has so long to go.
 FAREWELL_S: Final = 2.0

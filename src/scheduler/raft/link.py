@@ -18,15 +18,15 @@ from .limits import (
     DIAL_DEADLINE_S,
     FAREWELL_S,
     FRAME_BYTES_MAX,
+    LINK_PING_S,
+    LINK_SILENCE_S,
     REASON_CHARACTERS_MAX,
-    STREAM_PING_S,
-    STREAM_SILENCE_S,
     WAITING_BYTES_MAX,
 )
 from .transport import TransportError
 
 _LENGTH_BYTES = 4
-_SILENT_PULSES_MAX = round(STREAM_SILENCE_S / STREAM_PING_S)
+_SILENT_PULSES_MAX = round(LINK_SILENCE_S / LINK_PING_S)
 _ALIVE = bytes(_LENGTH_BYTES)
 """An empty frame."""
 
@@ -151,14 +151,14 @@ class Link(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if not self.ended.is_set():
-            self._timer = self._loop.call_later(STREAM_PING_S, self._pulse)
+            self._timer = self._loop.call_later(LINK_PING_S, self._pulse)
 
     def _pulse(self) -> None:
         # Pulses are counted, not seconds: a process that was itself stopped for a while must not
         # conclude from its own clock that the others were silent.
         self._silent_pulses += 1
         if self._silent_pulses >= _SILENT_PULSES_MAX:
-            self.end(f"silent for {STREAM_SILENCE_S} s", tell=False)
+            self.end(f"silent for {LINK_SILENCE_S} s", tell=False)
             return
         if not self._sent:
             self.send(_ALIVE)

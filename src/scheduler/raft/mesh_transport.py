@@ -2,7 +2,7 @@
 the other one when that does not.
 
 A link is a connection once a hello has gone each way. Each end sends something at least every
-STREAM_PING_S and gives the link up after STREAM_SILENCE_S without anything, so that a peer that
+LINK_PING_S and gives the link up after LINK_SILENCE_S without anything, so that a peer that
 is stopped, cut off or gone is noticed however TCP sees it. A new link of a peer takes the place
 of its old one at once. Whoever has a replica's certificate and means this group is listened to,
 unless it was removed: then the hello tells it so. Where to dial is asked over gRPC, and snapshots
@@ -15,7 +15,8 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -229,10 +230,17 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
             if self._handler is not None:
                 self._handler.on_disconnected(link.peer)
 
-    def _receive(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
-        """What a connection carries. Raises TransportError."""
+    def _receive(
+        self,
+        greeted: Callable[[Link, raft_pb2.RaftHello], None],
+        link: Link,
+        frame: raft_pb2.RaftFrame,
+    ) -> None:
+        """What a link carries: a hello, for `greeted`, then all else. Raises TransportError."""
         kind = frame.WhichOneof("frame")
-        if kind == "message":
+        if not link.greeted and kind != "farewell":
+            greeted(link, self._check_hello(link, frame))
+        elif kind == "message":
             message = message_in(frame.message)
             if self._handler is not None:
                 self._handler.on_message(link.peer, message)
@@ -309,7 +317,8 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
     async def _dial(self, peer: str) -> tuple[str, bool]:
         """One connection's life: why it ended, and whether it ever was one."""
         loop = asyncio.get_running_loop()
-        link = Link(lambda link: self._dialled(link, peer), self._answered, self._closed)
+        receive = partial(self._receive, self._answered)
+        link = Link(lambda link: self._dialled(link, peer), receive, self._closed)
         try:
             async with asyncio.timeout(DIAL_DEADLINE_S):
                 host, port = await self._frames_address(peer)
@@ -347,12 +356,8 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
         else:
             link.send(framed(raft_pb2.RaftFrame(hello=self._hello(expected))))
 
-    def _answered(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
-        """What comes on a link that this replica dialled."""
-        if link.greeted or frame.WhichOneof("frame") == "farewell":
-            self._receive(link, frame)
-            return
-        hello = self._check_hello(link, frame)
+    def _answered(self, link: Link, hello: raft_pb2.RaftHello) -> None:
+        """On a link that this replica dialled."""
         handler = self._handler
         if handler is None:
             raise TransportError("this replica stops")
@@ -377,7 +382,7 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
     # -- being dialled -------------------------------------------------------------------------
 
     def _accepted(self) -> Link:
-        return Link(self._admit_link, self._asked, self._closed)
+        return Link(self._admit_link, partial(self._receive, self._asked), self._closed)
 
     def _admit_link(self, link: Link) -> None:
         if self._handler is None:
@@ -385,12 +390,8 @@ class MeshTransport(raft_pb2_grpc.RaftServiceServicer):
         elif not link.peer:
             link.end(f"links are for schedulers, not for {link.role or 'who has no role'}")
 
-    def _asked(self, link: Link, frame: raft_pb2.RaftFrame) -> None:
-        """What comes on a link that the peer dialled."""
-        if link.greeted or frame.WhichOneof("frame") == "farewell":
-            self._receive(link, frame)
-            return
-        hello = self._check_hello(link, frame)
+    def _asked(self, link: Link, hello: raft_pb2.RaftHello) -> None:
+        """On a link that the peer dialled."""
         name = link.peer
         self._check_turn(name, dialler=name)
         if self._handler is None:

@@ -24,9 +24,9 @@ from tickmesh.mesh.local import free_ports
 from tickmesh.proto.tickmesh.internal.v1 import raft_pb2, raft_pb2_grpc
 from tickmesh.scheduler.raft.limits import (
     FRAME_BYTES_MAX,
+    LINK_PING_S,
+    LINK_SILENCE_S,
     REASON_CHARACTERS_MAX,
-    STREAM_PING_S,
-    STREAM_SILENCE_S,
     WAITING_BYTES_MAX,
 )
 from tickmesh.scheduler.raft.link import framed
@@ -320,7 +320,7 @@ async def test_a_peer_that_falls_silent_is_given_up(mesh: Mesh) -> None:
         await b.heard.until(lambda: b.heard.count("connected") == 1)
         begun_s = asyncio.get_running_loop().time()
         await b.heard.until(lambda: b.heard.count("disconnected") == 1)
-        assert asyncio.get_running_loop().time() - begun_s > STREAM_SILENCE_S / 2
+        assert asyncio.get_running_loop().time() - begun_s > LINK_SILENCE_S / 2
 
 
 def sockets() -> dict[int, str]:
@@ -513,7 +513,7 @@ async def test_whoever_answers_at_a_peers_address_must_be_that_peer(
     b = await mesh.end("b")
     a = await mesh.end("a")
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(4 * STREAM_PING_S):
+        async with asyncio.timeout(4 * LINK_PING_S):
             await a.heard.until(lambda: bool(a.heard.events))
     assert a.heard.events == b.heard.events == []
 

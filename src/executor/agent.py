@@ -150,8 +150,6 @@ class Agent:
             clock,
             limits.spares_max,
             limits.spares_memory_bytes,
-            lambda: identity.capacity.slot_count - len(self._room),
-            lambda: self._room.memory_left,
             self._spare_turn,
         )
         self._turns = None
@@ -474,7 +472,6 @@ class Agent:
                 attempt.stop(_RETURNED, f"the executor did not take it: {refusal}")
             else:
                 self._room.take(order.work)
-                self.spares.look()
             self._hold(attempt)
             self._begin(attempt)
 

@@ -2,7 +2,7 @@
 
 A job's memory is counted whole, as it may use it and cannot be made to give it back (its scratch
 disk is part of it). Processor time is a limit and no reservation, so that executors offer more than
-they have. Spares are not counted here: they have what is left, and give it up first.
+they have. Spares are not counted here: one that waits needs next to nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,6 @@ class Room:
         """Taken."""
         self.cpu_millis = 0
         """Taken."""
-
-    def __len__(self) -> int:
-        """Slots taken."""
-        return len(self._taken)
 
     def refusal(self, work: Work) -> str:
         """Why there is no room for an attempt; "" if there is."""
@@ -81,10 +77,3 @@ class Room:
         memory_bytes, cpu_millis = self._taken.pop(attempt_id, (0, 0))
         self.memory_bytes -= memory_bytes
         self.cpu_millis -= cpu_millis
-
-    @property
-    def memory_left(self) -> int | None:
-        """Bytes; None if they are not counted."""
-        if not self.capacity.memory_bytes:
-            return None
-        return max(0, self.capacity.memory_bytes - self.memory_bytes)

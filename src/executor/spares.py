@@ -6,8 +6,11 @@ many spares and who gets one; how a spare is made is the runtime's (see sandbox.
 
 A job has spares while it was executed OFTEN times lately, as many as came in its liveliest second,
 within a budget of count and memory that goes round by how often each job is executed. They are
-given up when the job has a new revision, when nobody executed it for KEEP_S, when attempts need the
-slots or the memory that they would use, and while the host is short of memory.
+given up when the job has a new revision, when nobody executed it for KEEP_S, and while the host is
+short of memory. They take no slot and none of the memory that attempts are promised: a gate that
+waits needs some MiB, and what a spare becomes is counted as the attempt that it is. (Were they
+given up whenever all slots are taken, a queue that fills each slot as it comes free would have a
+spare made and removed for each of its executions.)
 """
 
 import asyncio
@@ -49,6 +52,9 @@ CLOSE_TRIES_MAX = 60
 
 MEMORY_FLOOR = 1, 16
 """Of the host's memory: with less available, there are no spares."""
+
+MEMINFO = Path("/proc/meminfo")
+"""See proc(5)."""
 
 _NS = 1_000_000_000
 
@@ -150,19 +156,14 @@ class Spares:
         clock: Clock,
         count_max: int,
         memory_bytes_max: int,
-        slots_left: Callable[[], int],
-        memory_left: Callable[[], int | None] = lambda: None,
         turn: Turn = lambda _: contextlib.nullcontext(),
     ) -> None:
-        """slots_left, memory_left: what attempts leave of the executor; None: it is not counted.
-        turn: what must be held while a spare is made for a customer."""
+        """turn: what must be held while a spare is made for a customer."""
         self._runtime = runtime
         self._clock = clock
         self._count_max = count_max
         self._memory_bytes_max = memory_bytes_max
-        self._slots_left = slots_left
         self._turn = turn
-        self._memory_left = memory_left
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
         """By job; executed last comes last."""
         self._closing: deque[tuple[Spare, int]] = deque()
@@ -176,10 +177,6 @@ class Spares:
     def jobs(self) -> list[str]:
         """The jobs that have a spare."""
         return [job for job, pool in self._pools.items() if pool.ready]
-
-    def look(self) -> None:
-        """There may be less room for spares than before."""
-        self._wake.set()
 
     async def sandbox(
         self, work: Work, executed: bool, prepare: Callable[[], Awaitable[Sandbox]] | None = None
@@ -272,7 +269,7 @@ class Spares:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._wake.wait()
-                # Whoever woke us by taking a spare, or a place, is still to open its gate.
+                # Whoever woke us by taking a spare is still to open its gate.
                 await asyncio.sleep(OPENING_S)
 
     async def _tend(self) -> bool:
@@ -310,10 +307,7 @@ class Spares:
                 wishes.append(Wish(job, wanted, pool.mould.memory_bytes, executes, held))
         if not wishes or _memory_is_short():
             return {}
-        count_max = min(self._count_max, self._slots_left())
-        left = self._memory_left()
-        memory_bytes_max = self._memory_bytes_max if left is None else left
-        return allot(wishes, count_max, min(memory_bytes_max, self._memory_bytes_max))
+        return allot(wishes, self._count_max, self._memory_bytes_max)
 
     async def _make(self, job: str) -> None:
         pool = self._pools[job]
@@ -354,7 +348,7 @@ class Spares:
 def _memory_is_short() -> bool:
     """Whether the host has little memory to give."""
     sizes = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in MEMINFO.read_text().splitlines():
         name, _, value = line.partition(":")
         sizes[name] = int(value.split()[0])
     numerator, denominator = MEMORY_FLOOR

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tickmesh.executor import spares
 from tickmesh.executor.agent import Limits
 from tickmesh.executor.drain import State
-from tickmesh.executor.inprocess import Image, InProcessRuntime
+from tickmesh.executor.inprocess import Image, InProcessRuntime, InProcessSpare
 from tickmesh.executor.room import Capacity
 from tickmesh.executor.sandbox import Sandbox, Work
 from tickmesh.mesh.clock import SystemClock
@@ -34,6 +35,7 @@ class Gated(InProcessRuntime):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, SystemClock())
         self.made: list[str] = []
+        self.spares: list[InProcessSpare] = []
         self.may_make = asyncio.Event()
         self.may_make.set()
 
@@ -41,6 +43,10 @@ class Gated(InProcessRuntime):
         self.made.append(work.attempt_id)
         await self.may_make.wait()
         return await super().prepare(work)
+
+    async def prepare_spare(self, mould: Work) -> InProcessSpare:
+        self.spares.append(await super().prepare_spare(mould))
+        return self.spares[-1]
 
 
 @pytest.fixture
@@ -120,6 +126,40 @@ async def test_one_customers_queue_of_sandboxes_does_not_keep_another_waiting(
     runtime.may_make.set()
     for attempt in ("a-0", "a-1", "a-2", "z-1"):
         assert (await mesh.leader.end(attempt)).reason == 0
+
+
+async def test_a_spare_outlasts_attempts_that_take_every_slot(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a queue that fills each slot that comes free has a spare made and removed each time."""
+    looks = asyncio.Semaphore(0)
+
+    def enough_memory() -> bool:
+        looks.release()
+        return False
+
+    monkeypatch.setattr(spares, "_memory_is_short", enough_memory)
+    monkeypatch.setattr(spares, "LOOK_S", 0.01)
+    for n in range(2):
+        mesh.leader.work(work(f"a-{n}", memory_bytes=MIB))
+        await mesh.leader.end(f"a-{n}")
+    await mesh.leader.until(lambda: mesh.leader.offers[-1].jobs)
+    queue = {"customer": "zoe", "execution": "customers/zoe/jobs/long/executions/e1"}
+    each = 256 * MIB // 4
+    many = [work(f"z-{n}", "sleep", "60", memory_bytes=each, **queue) for n in range(4)]
+    mesh.leader.work(*many)
+    for n in range(4):
+        await mesh.leader.phase(f"z-{n}", RUNNING)
+    while not looks.locked():
+        await looks.acquire()
+    for _ in range(3):
+        await looks.acquire()
+    assert not any(spare.spent for spare in runtime_of(mesh).spares)
+    mesh.leader.stop("z-0", execution_pb2.EXECUTION_REASON_CANCELLED)
+    await mesh.leader.end("z-0")
+    mesh.leader.work(work("a-2", memory_bytes=MIB))
+    assert (await mesh.leader.end("a-2")).reason == 0
+    assert sum(spare.spent for spare in runtime_of(mesh).spares) == 1
 
 
 async def test_a_drained_executor_gives_back_what_is_armed_and_lets_run_what_runs(

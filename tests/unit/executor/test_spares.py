@@ -109,16 +109,7 @@ class Bed:
     def __init__(self, directory: Path) -> None:
         self.clock = HandClock()
         self.runtime = Watched(directory)
-        self.slots_left = 8
-        self.memory_left: int | None = None
-        self.spares = Spares(
-            self.runtime,
-            self.clock,
-            8,
-            1 << 30,
-            lambda: self.slots_left,
-            lambda: self.memory_left,
-        )
+        self.spares = Spares(self.runtime, self.clock, 8, 1 << 30)
         self._names = 0
 
     def work(self, job: str = "often", revision: int = 1, **more: Any) -> Work:
@@ -217,15 +208,17 @@ async def test_spares_go_when_nobody_executes_the_job_any_more(bed: Bed) -> None
     await bed.settled(0)
 
 
-@pytest.mark.parametrize("short", ["slots_left", "memory_left"])
-async def test_spares_go_while_attempts_need_their_room(bed: Bed, short: str) -> None:
+async def test_spares_go_while_the_host_is_short_of_memory(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await warm(bed)
-    before = getattr(bed, short)
-    setattr(bed, short, 0)
-    bed.spares.look()
+    told = tmp_path / "meminfo"
+    monkeypatch.setattr(spares, "MEMINFO", told)
+    told.write_text("MemTotal:       1600 kB\nMemAvailable:     99 kB\n")
+    await bed.spares.sandbox(bed.work(), False)  # whatever happens makes it look
     await bed.settled(0)
-    setattr(bed, short, before)
-    bed.spares.look()
+    told.write_text("MemTotal:       1600 kB\nMemAvailable:    100 kB\n")
+    await bed.spares.sandbox(bed.work(), False)
     await bed.settled(1)
 
 
@@ -317,7 +310,7 @@ async def test_what_is_wrong_with_the_work_is_told_and_the_spare_is_closed(bed: 
 
 async def test_a_job_without_its_image_is_told_so_and_made_no_spares(tmp_path: Path) -> None:
     runtime = InProcessRuntime(tmp_path, SystemClock(), any_image=False)
-    made = Spares(runtime, HandClock(), 8, 1 << 30, lambda: 8)
+    made = Spares(runtime, HandClock(), 8, 1 << 30)
     running = asyncio.create_task(made.run())
     for number in range(3):
         work = Work(f"a-{number}", "acme", "acme/gone:1", job="often")

@@ -1,6 +1,6 @@
 """`python -m tickmesh.executor --config FILE`."""
 
-from .haste import hurry
+from ..mesh.haste import hurry
 
 hurry()
 

@@ -427,6 +427,11 @@ class Agent:
                         await held.enter_async_context(turn)
             yield
 
+    async def quiet(self) -> None:
+        """See Host."""
+        if self._turns is not None and not self._shutting_down:
+            await self._turns.quiet()
+
     def changed(self, attempt: Attempt) -> None:
         """See Host."""
         if attempt.end is not None:

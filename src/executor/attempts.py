@@ -56,6 +56,10 @@ class Host(Protocol):
         """The attempt's report is another now."""
         ...
 
+    async def quiet(self) -> None:
+        """Return when what follows from an end keeps nobody waiting, or soon."""
+        ...
+
     def removal(self, order: Order) -> AbstractAsyncContextManager[None]:
         """What must be held while an order's sandbox is removed."""
         ...
@@ -142,6 +146,7 @@ class Attempt:
         self._living = asyncio.current_task()
         end = await self._outcome()
         self._living = None
+        await self._host.quiet()
         await self._write(end)
         if self._sandbox is not None:
             try:

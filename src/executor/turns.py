@@ -2,14 +2,15 @@
 
 Making one is bound by the processors: more at once than there are processors only makes each later.
 So there are few turns, and customers take them in turn: whoever has the fewest sandboxes in the
-making goes first, and among those alike whoever was served longest ago. A customer who has none in
-the making does not even wait for a turn's end (up to a limit for all), so that the first of one who
-asks for one sandbox is made while another waits for two thousand. Until such a newcomer's is made,
-whoever has one in the making gets no other; and while newcomers come, there is one turn less, so
-that a processor is there for the next one. Within a customer what is due first comes first.
+making goes first, and among those alike whoever was served longest ago. A customer who has had none
+in the making for LATELY_S does not even wait for a turn's end (up to a limit for all), so that the
+first of one who asks for one sandbox is made while another waits for two thousand. Until such a
+newcomer's is made, others get none; and while newcomers come, there is one turn less, so that a
+processor is there for the next one. Within a customer what is due first comes first.
 
 Removing a sandbox costs a third of making it, and takes a turn too: one that is patient, and waits
-for newcomers.
+for newcomers. What else follows from an end costs as much again, here and at the shard: `quiet` has
+it wait for newcomers too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from collections.abc import AsyncIterator
 SHARED_S = 10.0
 """After a newcomer there is one turn less for so long."""
 
+LATELY_S = 0.5
+"""Who had a turn within so long is no newcomer, though it has none just now: a queue that has every
+turn has none between two. And so long at most newcomers keep a queue waiting."""
+
+QUIET_S = 0.25
+"""So long at most what follows from an end waits for newcomers: a few of them."""
+
 Key = tuple[bool, str]
 """Whether it is patient, and the customer."""
 
@@ -30,10 +38,17 @@ Key = tuple[bool, str]
 class Turns:
     """See the module."""
 
-    def __init__(self, at_once: int, newcomers_max: int, shared_s: float = SHARED_S) -> None:
-        """at_once: turns. newcomers_max: those beyond them, of customers without a turn. shared_s:
-        see SHARED_S."""
+    def __init__(
+        self,
+        at_once: int,
+        newcomers_max: int,
+        shared_s: float = SHARED_S,
+        lately_s: float = LATELY_S,
+    ) -> None:
+        """at_once: turns. newcomers_max: those beyond them, of newcomers. shared_s, lately_s: see
+        SHARED_S, LATELY_S."""
         self._shared_s = shared_s
+        self._lately_s = lately_s
         self._at_once = at_once
         self._limit = at_once + newcomers_max
         self._busy: dict[Key, int] = {}
@@ -43,6 +58,11 @@ class Turns:
         """Turns beyond at_once."""
         self._shared_until_s = 0.0
         """Of the loop's clock: until then there is one turn less."""
+        self._served: dict[Key, float] = {}
+        """Who had a turn lately, and when it ended, in that order."""
+        self._quiet: asyncio.Event = asyncio.Event()
+        """Set while no newcomer has a turn."""
+        self._quiet.set()
         self._waiting: dict[Key, list[tuple[int, int, asyncio.Future[bool]]]] = {}
         """In the order in which they were served last: (due, number, its turn, which says whether
         it is a newcomer's)."""
@@ -70,8 +90,19 @@ class Turns:
         finally:
             self._end(key, newcomer)
 
+    async def quiet(self) -> None:
+        """Return when no newcomer's sandbox is in the making; after QUIET_S in any case."""
+        if self._newcomers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_S):
+                    await self._quiet.wait()
+
     def _end(self, key: Key, newcomer: bool) -> None:
         self._newcomers -= newcomer
+        if not self._newcomers:
+            self._quiet.set()
+        self._served.pop(key, None)
+        self._served[key] = asyncio.get_running_loop().time()
         self._total -= 1
         self._busy[key] -= 1
         if not self._busy[key]:
@@ -87,6 +118,7 @@ class Turns:
             newcomer = self._total >= self._turns()
             if newcomer:
                 self._newcomers += 1
+                self._quiet.clear()
                 self._shared_until_s = asyncio.get_running_loop().time() + self._shared_s
             self._busy[key] = self._busy.get(key, 0) + 1
             self._total += 1
@@ -100,6 +132,7 @@ class Turns:
     def _next(self) -> Key | None:
         """Whose turn it is; None if it is nobody's."""
         full = self._newcomers > 0 or self._total >= self._turns()
+        self._forget()
         best: Key | None = None
         for key, heap in list(self._waiting.items()):
             while heap and heap[0][2].done():  # it has given up
@@ -108,8 +141,14 @@ class Turns:
                 del self._waiting[key]
                 continue
             patient, _ = key
-            if full and (patient or key in self._busy):
+            if full and (patient or key in self._busy or key in self._served):
                 continue
             if best is None or self._busy.get(key, 0) < self._busy.get(best, 0):
                 best = key
         return best
+
+    def _forget(self) -> None:
+        """Whoever was not served lately."""
+        before_s = asyncio.get_running_loop().time() - self._lately_s
+        while self._served and next(iter(self._served.values())) <= before_s:
+            del self._served[next(iter(self._served))]

@@ -1,6 +1,10 @@
 """`python -m tickmesh.scheduler --config FILE [--restore WHERE]`."""
 
-from ..mesh.process import run
-from .server import restore, serve
+from ..mesh.haste import hurry
+
+hurry()
+
+from ..mesh.process import run  # noqa: E402
+from .server import restore, serve  # noqa: E402
 
 run("scheduler", serve, restore)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from tickmesh.executor import turns
 from tickmesh.executor.turns import Turns
 
 
 class Bed:
     """Customers who ask for turns, and keep them until the test ends them."""
 
-    def __init__(self, at_once: int, newcomers_max: int, shared_s: float = 0.0) -> None:
-        self.turns = Turns(at_once, newcomers_max, shared_s)
+    def __init__(
+        self, at_once: int, newcomers_max: int, shared_s: float = 0.0, lately_s: float = 0.0
+    ) -> None:
+        self.turns = Turns(at_once, newcomers_max, shared_s, lately_s)
         self.has: list[str] = []
         self._over: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -86,6 +91,48 @@ async def test_while_newcomers_come_there_is_one_turn_less_for_the_others() -> N
     await bed.end("a1")
     await bed.end("b1")
     assert bed.has == ["a2"]
+
+
+async def test_a_queue_between_two_turns_is_no_newcomer() -> None:
+    bed = Bed(2, 6, shared_s=60.0, lately_s=60.0)
+    await bed.ask("a1", "a2", "a3", "a4", "b1")
+    await bed.end("a1")
+    await bed.end("a2")
+    assert bed.has == ["b1"]
+    await bed.ask("c1")
+    assert bed.has == ["b1", "c1"]
+    await bed.end("b1")
+    await bed.ask("b2")  # served just now: it comes in turn
+    assert bed.has == ["c1"]
+    await bed.end("c1")
+    assert len(bed.has) == 1
+
+
+async def test_newcomers_do_not_keep_a_queue_waiting_for_ever() -> None:
+    bed = Bed(1, 6, lately_s=0.0)
+    await bed.ask("a1", "a2", "b1")
+    await bed.end("a1")
+    assert bed.has == ["b1", "a2"]  # it had no turn for as long as makes a newcomer
+
+
+async def test_what_follows_from_an_end_waits_for_newcomers() -> None:
+    bed = Bed(1, 6)
+    await bed.ask("a1")
+    await bed.turns.quiet()  # nobody has come
+    await bed.ask("b1", "c1")
+    ended = asyncio.create_task(bed.turns.quiet())
+    await bed.end("b1")
+    assert not ended.done()
+    await bed.end("c1")
+    assert ended.done()
+
+
+async def test_newcomers_do_not_keep_an_end_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "QUIET_S", 0.01)
+    bed = Bed(1, 6)
+    await bed.ask("a1", "b1")
+    await bed.turns.quiet()
+    assert bed.has == ["a1", "b1"]
 
 
 async def test_what_is_patient_comes_in_turn_but_never_as_a_newcomer() -> None:

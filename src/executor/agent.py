@@ -10,11 +10,11 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -86,6 +86,9 @@ _REASONS: dict[int, str] = {
 }
 
 log = telemetry.logger(__name__)
+
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -412,9 +415,9 @@ class Agent:
             finally:
                 self._making.discard(order.work.attempt_id)
 
-    async def due(self, order: Order) -> Reading:
+    async def due(self, order: Order, act: Callable[[], T]) -> tuple[Reading, T]:
         """See Host."""
-        return await self._shards[order.shard_id].due(order.start_at_ns)
+        return await self._shards[order.shard_id].due(order.start_at_ns, act)
 
     @contextlib.asynccontextmanager
     async def removal(self, order: Order) -> AsyncIterator[None]:

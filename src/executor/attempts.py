@@ -10,9 +10,9 @@ shutdown), or its timeout. Whoever stops an attempt whose gate is opening waits 
 
 import asyncio
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -37,6 +37,9 @@ BEFORE_START = frozenset(
 log = telemetry.logger(__name__)
 
 
+T = TypeVar("T")
+
+
 class Host(Protocol):
     """What an attempt needs of its agent."""
 
@@ -48,8 +51,9 @@ class Host(Protocol):
         """A sandbox that waits at its gate. Raises what Runtime.prepare does."""
         ...
 
-    async def due(self, order: Order) -> Reading:
-        """Return when an order may start; how the leader's clock stands then."""
+    async def due(self, order: Order, act: Callable[[], T]) -> tuple[Reading, T]:
+        """Call `act` when an order may start. How the leader's clock stood then, and what `act`
+        answered; raises what it raises."""
         ...
 
     def changed(self, attempt: "Attempt") -> None:
@@ -209,15 +213,19 @@ class Attempt:
 
     async def _start(self) -> None:
         """Have a sandbox, and open its gate when it is due. Raises GateGone if nothing ran."""
-        self._sandbox = sandbox = await self._host.sandbox(self.order)
+        self._sandbox = await self._host.sandbox(self.order)
         self.prepared_ns = self._host.clock.now_ns()
         self.ready.set()
         self._host.changed(self)
         if self._recorded is not None:
             await self._recorded
-        self._reading = await self._host.due(self.order)
+        self._reading, started = await self._host.due(self.order, self._open)
+        self.started_ns = await started
+
+    def _open(self) -> Awaitable[int]:
+        assert self._sandbox is not None
         self._opening = True
-        self.started_ns = await sandbox.start()
+        return self._sandbox.start()
 
     async def _discard(self) -> None:
         """Remove a sandbox that never ran, so that another may have its name."""

@@ -1,4 +1,4 @@
-"""Starting on time: one kernel timer for every wait, and how far the leader's clock is from ours.
+"""Starting on time: one kernel timer for all that is due, and how far another clock is from ours.
 
 The timer is a timerfd on the wall clock, not the event loop's own: the loop's wake up to a
 millisecond early or three late, the kernel's never early and about 0.1 ms late; and when somebody
@@ -11,6 +11,7 @@ import ctypes
 import heapq
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..mesh.clock import Clock
@@ -41,12 +42,12 @@ class _Timer(ctypes.Structure):
 
 
 class Clockwork:
-    """Wakes whoever waits for an instant of the wall clock."""
+    """Does what is due at an instant of the wall clock."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
-        """By the instant that they wait for: the herd of an instant is woken as one."""
+        self._due: dict[int, list[Callable[[], None]]] = {}
+        """By its instant: what is due at one is done in one go."""
         self._instants: list[int] = []
         """A heap of those instants."""
         self._loop = asyncio.get_running_loop()
@@ -56,26 +57,27 @@ class Clockwork:
         self._loop.add_reader(self._timer, self._wake)
 
     def close(self) -> None:
-        """End it; what still waits would wait for ever."""
+        """End it; nothing is done any more."""
         self._loop.remove_reader(self._timer)
         os.close(self._timer)
 
-    async def until(self, instant_ns: int) -> None:
-        """Return at an instant, nanoseconds since 1970: never before it by this host's clock."""
-        while self._clock.now_ns() < instant_ns:
-            future: asyncio.Future[None] = self._loop.create_future()
-            others = self._waiting.get(instant_ns)
-            if others is not None:
-                others.append(future)
-            else:
-                self._waiting[instant_ns] = [future]
-                heapq.heappush(self._instants, instant_ns)
-                if self._instants[0] == instant_ns:
-                    self._arm()
-            await future
+    def at(self, instant_ns: int, act: Callable[[], None]) -> None:
+        """Call `act` at an instant, nanoseconds since 1970: never before it by this host's clock.
+
+        It must be quick, and not raise: all others that are due then wait for it. One that is not
+        wanted any more should do nothing.
+        """
+        others = self._due.get(instant_ns)
+        if others is not None:
+            others.append(act)
+            return
+        self._due[instant_ns] = [act]
+        heapq.heappush(self._instants, instant_ns)
+        if self._instants[0] == instant_ns:
+            self._arm()
 
     def _arm(self) -> None:
-        """Set the timer to the earliest instant, though nobody may wait for it any more."""
+        """Set the timer to the earliest instant."""
         if self._instants:
             seconds, nanoseconds = divmod(max(1, self._instants[0]), _NS)
             timer = _Timer(0, 0, seconds, nanoseconds)
@@ -89,9 +91,8 @@ class Clockwork:
             os.read(self._timer, 8)
         now_ns = self._clock.now_ns()
         while self._instants and self._instants[0] <= now_ns:
-            for future in self._waiting.pop(heapq.heappop(self._instants)):
-                if not future.done():
-                    future.set_result(None)
+            for act in self._due.pop(heapq.heappop(self._instants)):
+                act()
         self._arm()
 
 

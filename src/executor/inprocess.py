@@ -27,6 +27,7 @@ import os
 import shutil
 import signal as signals
 import struct
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,7 +239,7 @@ class InProcessSandbox:
         """See sandbox.Sandbox."""
         return self._started_ns
 
-    async def start(self) -> int:
+    def start(self) -> Awaitable[int]:
         """See sandbox.Sandbox."""
         assert not self._started_ns, "a sandbox is started once"
         if self._exit.done():
@@ -248,8 +249,11 @@ class InProcessSandbox:
                 StartReason.COMMAND_NOT_FOUND, errno.ENOENT, "the command cannot be executed"
             )
         self._started_ns = self._clock.now_ns()
-        asyncio.get_running_loop().call_soon(self._go_on)  # as a process: beside its start
-        return self._started_ns
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._go_on)  # as a process: beside its start
+        started: asyncio.Future[int] = loop.create_future()
+        started.set_result(self._started_ns)
+        return started
 
     async def wait(self) -> Exit:
         """See sandbox.Sandbox."""

@@ -5,6 +5,7 @@ InProcessRuntime, which does no work, for measuring and testing the mesh without
 """
 
 import re
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -110,10 +111,11 @@ class Sandbox(Protocol):
         """When its gate was opened, in nanoseconds since 1970; 0 before."""
         ...
 
-    async def start(self) -> int:
-        """Opens the gate. Answers when the command was executed, in nanoseconds since 1970.
+    def start(self) -> Awaitable[int]:
+        """Opens the gate, before it returns. What it answers must be awaited: when the command was
+        executed, in nanoseconds since 1970.
 
-        Raises StartError when it could not be, GateGone when nothing of it can have run; the
+        Either raises StartError when it could not be, GateGone when nothing of it can have run; the
         sandbox is of no more use then.
         """
         ...

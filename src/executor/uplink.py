@@ -12,8 +12,9 @@ stop that the leader had for it has arrived too, because a stream keeps its orde
 
 import asyncio
 import random
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -57,6 +58,9 @@ _OPTIONS = (
 _Call = grpc.aio.StreamStreamCall[Any, Any]
 
 log = telemetry.logger(__name__)
+
+
+T = TypeVar("T")
 
 
 class Receiver(Protocol):
@@ -173,18 +177,44 @@ class Shard:
             return False
         return self.clock.monotonic_ns() - self._heard_ns < self._lease_ns
 
-    async def due(self, start_at_ns: int) -> Reading:
-        """Return at an instant of the leader's clock, or as soon after it as the lease is held; how
-        that clock stands against ours."""
+    async def due(self, start_at_ns: int, act: Callable[[], T]) -> tuple[Reading, T]:
+        """Call `act` at an instant of the leader's clock, or as soon after it as the lease is held.
+        How that clock stood against ours then, and what `act` answered; raises what it raises.
+
+        It is the clockwork that calls it, not a task that is woken: so a herd starts in one go, and
+        nothing that follows from one start comes before another.
+        """
+        loop = asyncio.get_running_loop()
         while True:
             # Both again after every wait: the estimate of the clocks gets better, the lease ends.
             local_ns = start_at_ns - self._reading.offset_ns
             if self.clock.now_ns() < local_ns:
-                await self._clockwork.until(local_ns)
+                acted: asyncio.Future[tuple[Reading, T] | None] = loop.create_future()
+                self._clockwork.at(local_ns, partial(self._act, start_at_ns, act, acted))
+                if (done := await acted) is not None:
+                    return done
             elif not self.in_lease:
                 await self._heard.wait()
             else:
-                return self._reading
+                return self._reading, act()
+
+    def _act(
+        self,
+        start_at_ns: int,
+        act: Callable[[], T],
+        acted: asyncio.Future[tuple[Reading, T] | None],
+    ) -> None:
+        """None: not yet."""
+        if acted.done():
+            return  # who waited has given up
+        reading = self._reading
+        if self.clock.now_ns() < start_at_ns - reading.offset_ns or not self.in_lease:
+            acted.set_result(None)
+            return
+        try:
+            acted.set_result((reading, act()))
+        except Exception as error:
+            acted.set_exception(error)
 
 
 class StreamSilent(Exception):

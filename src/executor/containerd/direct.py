@@ -51,7 +51,8 @@ class DirectExchange:
         return self._go < 0
 
     async def open(self, message: bytes) -> int:
-        """Starts the sandbox with its message. Answers when it was, ns since 1970.
+        """Starts the sandbox with its message, once it is awaited. Answers when it was, ns since
+        1970.
 
         Raises StartError.
         """

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import fcntl
 import os
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from ...mesh.clock import Clock
 from .. import limits
@@ -88,10 +90,11 @@ class Exchange:
         """Whether the gate has ended, or its command was executed already."""
         return self._started < 0 or self._ended.done()
 
-    async def open(self, message: bytes) -> int:
-        """Sends the message. Answers when the command was executed, ns since 1970.
+    def open(self, message: bytes) -> Coroutine[Any, Any, int]:
+        """Sends the message, before it returns. What it answers says when the command was executed,
+        ns since 1970, or raises StartError.
 
-        Raises StartError; GateGone if the message was not even written.
+        Raises GateGone if the message was not even written.
         """
         if self.lost:
             raise GateGone("the sandbox ended before its start")
@@ -102,6 +105,9 @@ class Exchange:
         except OSError as error:  # the kernel limits how much all pipes of a user hold
             raise GateGone("the gate's message cannot be passed", error.errno or 0) from error
         assert written == len(message), "a FIFO of that size takes the message at once"
+        return self._executed()
+
+    async def _executed(self) -> int:
         try:
             async with asyncio.timeout(limits.GATE_DEADLINE_S):
                 await self._ended

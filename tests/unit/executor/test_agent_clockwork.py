@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -21,40 +22,39 @@ async def clockwork() -> AsyncIterator[Clockwork]:
     made.close()
 
 
-async def test_waiters_wake_in_the_order_of_their_instants_and_never_early(
+async def test_what_is_due_is_done_in_the_order_of_its_instants_and_never_early(
     clockwork: Clockwork,
 ) -> None:
-    woken: list[tuple[int, int]] = []
+    done: list[tuple[int, int]] = []
+    last = asyncio.Event()
 
-    async def waiter(base_ns: int, after_ms: int) -> None:
-        instant_ns = base_ns + after_ms * MS
-        await clockwork.until(instant_ns)
-        woken.append((after_ms, time.time_ns() - instant_ns))
+    def note(after_ms: int, instant_ns: int) -> None:
+        done.append((after_ms, time.time_ns() - instant_ns))
+        if len(done) == 5:
+            last.set()
 
-    # All must wait before the first instant comes, however slow this machine is now.
-    for ahead_ms in (10, 100, 1_000, 10_000):
-        base_ns = time.time_ns() + ahead_ms * MS
-        tasks = [asyncio.create_task(waiter(base_ns, after)) for after in (9, 3, 6, -20_000, 3)]
-        await asyncio.sleep(0)
-        if time.time_ns() < base_ns:
-            break
-        for task in tasks:
-            task.cancel()
-        woken.clear()
-    await asyncio.gather(*tasks)
-    assert [after_ms for after_ms, _ in woken] == [-20_000, 3, 3, 6, 9]
-    assert all(late_ns >= 0 for _, late_ns in woken)
-
-
-async def test_a_waiter_that_gives_up_leaves_the_others_on_time(clockwork: Clockwork) -> None:
     base_ns = time.time_ns()
-    first = asyncio.create_task(clockwork.until(base_ns + 2 * MS))
-    second = asyncio.create_task(clockwork.until(base_ns + 4 * MS))
-    await asyncio.sleep(0)
-    first.cancel()
-    await second
-    assert first.cancelled()
-    assert time.time_ns() >= base_ns + 4 * MS
+    for after_ms in (9, 3, 6, -20_000, 3):
+        instant_ns = base_ns + after_ms * MS
+        clockwork.at(instant_ns, partial(note, after_ms, instant_ns))
+    assert not done, "what is past is done by the loop too, and not by who asks"
+    await last.wait()
+    assert [after_ms for after_ms, _ in done] == [-20_000, 3, 3, 6, 9]
+    assert all(late_ns >= 0 for _, late_ns in done)
+
+
+async def test_a_herd_is_done_in_one_go(clockwork: Clockwork) -> None:
+    """Whatever follows from the first comes after the last."""
+    loop = asyncio.get_running_loop()
+    done: list[str] = []
+    last = asyncio.Event()
+    instant_ns = time.time_ns() + 2 * MS
+    for number in range(100):
+        clockwork.at(instant_ns, lambda: loop.call_soon(done.append, "followed"))
+        clockwork.at(instant_ns, partial(done.append, f"{number}"))
+    clockwork.at(instant_ns, lambda: loop.call_soon(last.set))
+    await last.wait()
+    assert done == [*(f"{number}" for number in range(100)), *["followed"] * 100]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ stop that the leader had for it has arrived too, because a stream keeps its orde
 """
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -113,6 +114,8 @@ class Shard:
         """The highest that a leader has claimed."""
         self.leading: Stream | None = None
         self._members_number = 0
+        self._herds: dict[int, list[tuple[Callable[[], object], asyncio.Future[Any]]]] = {}
+        """What waits for an instant of the leader's clock: what to do then, and whom to tell."""
         self._reading = Reading()
         self._heard_ns: int | None = None
         self._heard = asyncio.Event()
@@ -181,40 +184,55 @@ class Shard:
         """Call `act` at an instant of the leader's clock, or as soon after it as the lease is held.
         How that clock stood against ours then, and what `act` answered; raises what it raises.
 
-        It is the clockwork that calls it, not a task that is woken: so a herd starts in one go, and
-        nothing that follows from one start comes before another.
+        It is the clockwork that calls it, not a task that is woken: so the herd of an instant
+        starts in one go, and nothing that follows from one start comes before another.
         """
-        loop = asyncio.get_running_loop()
         while True:
             # Both again after every wait: the estimate of the clocks gets better, the lease ends.
             local_ns = start_at_ns - self._reading.offset_ns
             if self.clock.now_ns() < local_ns:
-                acted: asyncio.Future[tuple[Reading, T] | None] = loop.create_future()
-                self._clockwork.at(local_ns, partial(self._act, start_at_ns, act, acted))
-                if (done := await acted) is not None:
+                acted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                herd = self._herds.get(start_at_ns)
+                if herd is None:
+                    herd = self._herds[start_at_ns] = []
+                    self._clockwork.at(local_ns, partial(self._start, start_at_ns))
+                herd.append((act, acted))
+                done: tuple[Reading, T] | None = await acted
+                if done is not None:
                     return done
             elif not self.in_lease:
                 await self._heard.wait()
             else:
                 return self._reading, act()
 
-    def _act(
-        self,
-        start_at_ns: int,
-        act: Callable[[], T],
-        acted: asyncio.Future[tuple[Reading, T] | None],
-    ) -> None:
-        """None: not yet."""
-        if acted.done():
-            return  # who waited has given up
+    def _start(self, start_at_ns: int) -> None:
+        """An instant has come."""
+        herd = self._herds.pop(start_at_ns)
         reading = self._reading
         if self.clock.now_ns() < start_at_ns - reading.offset_ns or not self.in_lease:
-            acted.set_result(None)
+            for _, acted in herd:
+                if not acted.done():
+                    acted.set_result(None)
             return
+        # All start, then all are told: to wake somebody takes as long as to start him. Nor is
+        # garbage looked for in between, which takes as long as thousands of starts.
+        told: list[tuple[asyncio.Future[Any], object, Exception | None]] = []
+        gc.disable()
         try:
-            acted.set_result((reading, act()))
-        except Exception as error:
-            acted.set_exception(error)
+            for act, acted in herd:
+                if acted.done():
+                    continue  # who waited has given up
+                try:
+                    told.append((acted, act(), None))
+                except Exception as error:
+                    told.append((acted, None, error))
+        finally:
+            gc.enable()
+        for acted, answer, failure in told:
+            if failure is None:
+                acted.set_result((reading, answer))
+            else:
+                acted.set_exception(failure)
 
 
 class StreamSilent(Exception):

@@ -1,6 +1,6 @@
 """`python -m tickmesh.executor --config FILE`."""
 
-from ..mesh.haste import hurry
+from .haste import hurry
 
 hurry()
 

@@ -32,6 +32,7 @@ from .drain import DrainFile, State
 from .errors import ExecutorError
 from .ledger import Entry, Ledger
 from .outputs import Archiver, Keeping, OutputKeeper, archived_soon
+from .quiet import Quiet
 from .room import Capacity, Room
 from .sandbox import ATTEMPT_ID, Runtime, Sandbox, Work
 from .spares import Spares
@@ -155,9 +156,10 @@ class Agent:
             limits.spares_memory_bytes,
             self._spare_turn,
         )
+        self.quiet = Quiet()
         self._turns = None
         if limits.making_at_once:
-            self._turns = Turns(limits.making_at_once, limits.newcomers_max)
+            self._turns = Turns(limits.making_at_once, limits.newcomers_max, self.quiet)
         self._making: set[str] = set()
         """Attempts whose sandbox is being made."""
         self._drain_file = DrainFile(ledger_path.with_name(DRAIN_FILE))
@@ -429,11 +431,6 @@ class Agent:
                     async with asyncio.timeout(PATIENCE_S):
                         await held.enter_async_context(turn)
             yield
-
-    async def quiet(self) -> None:
-        """See Host."""
-        if self._turns is not None and not self._shutting_down:
-            await self._turns.quiet()
 
     def changed(self, attempt: Attempt) -> None:
         """See Host."""

@@ -23,6 +23,7 @@ from .clockwork import Reading
 from .convert import End, Order
 from .errors import ExecutorError, GateGone
 from .ledger import Ledger
+from .quiet import Quiet
 from .sandbox import Exit, Runtime, Sandbox
 
 KILL_DEADLINE_S = 15.0
@@ -46,6 +47,7 @@ class Host(Protocol):
     runtime: Runtime
     ledger: Ledger
     clock: Clock
+    quiet: Quiet
 
     async def sandbox(self, order: Order) -> Sandbox:
         """A sandbox that waits at its gate. Raises what Runtime.prepare does."""
@@ -58,10 +60,6 @@ class Host(Protocol):
 
     def changed(self, attempt: "Attempt") -> None:
         """The attempt's report is another now."""
-        ...
-
-    async def quiet(self) -> None:
-        """Return when what follows from an end keeps nobody waiting, or soon."""
         ...
 
     def removal(self, order: Order) -> AbstractAsyncContextManager[None]:
@@ -150,7 +148,7 @@ class Attempt:
         self._living = asyncio.current_task()
         end = await self._outcome()
         self._living = None
-        await self._host.quiet()
+        await self._host.quiet.wait()
         await self._write(end)
         if self._sandbox is not None:
             try:
@@ -205,7 +203,7 @@ class Attempt:
                     return self._never_started()
                 await self._start()
             # Whatever else is due now starts first; what follows from a start can wait.
-            await asyncio.sleep(0)
+            await self._host.quiet.wait()
             self._host.changed(self)
         self.ready.set()
         assert self._sandbox is not None
@@ -219,12 +217,17 @@ class Attempt:
         self._host.changed(self)
         if self._recorded is not None:
             await self._recorded
-        self._reading, started = await self._host.due(self.order, self._open)
-        self.started_ns = await started
+        try:
+            self._reading, started = await self._host.due(self.order, self._open)
+            self.started_ns = await started
+        finally:
+            if self._opening:
+                self._host.quiet.end()
 
     def _open(self) -> Awaitable[int]:
         assert self._sandbox is not None
         self._opening = True
+        self._host.quiet.begin()
         return self._sandbox.start()
 
     async def _discard(self) -> None:

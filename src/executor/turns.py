@@ -9,8 +9,8 @@ newcomer's is made, others get none; and while newcomers come, there is one turn
 processor is there for the next one. Within a customer what is due first comes first.
 
 Removing a sandbox costs a third of making it, and takes a turn too: one that is patient, and waits
-for newcomers. What else follows from an end costs as much again, here and at the shard: `quiet` has
-it wait for newcomers too.
+for newcomers. What else follows from an end costs as much again, here and at the shard: it waits
+for newcomers too (quiet.py).
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator
 
+from .quiet import Quiet
+
 SHARED_S = 10.0
 """After a newcomer there is one turn less for so long."""
 
 LATELY_S = 0.5
 """Who had a turn within so long is no newcomer, though it has none just now: a queue that has every
 turn has none between two. And so long at most newcomers keep a queue waiting."""
-
-QUIET_S = 0.25
-"""So long at most what follows from an end waits for newcomers: a few of them."""
 
 Key = tuple[bool, str]
 """Whether it is patient, and the customer."""
@@ -42,11 +41,13 @@ class Turns:
         self,
         at_once: int,
         newcomers_max: int,
+        quiet: Quiet,
         shared_s: float = SHARED_S,
         lately_s: float = LATELY_S,
     ) -> None:
-        """at_once: turns. newcomers_max: those beyond them, of newcomers. shared_s, lately_s: see
-        SHARED_S, LATELY_S."""
+        """at_once: turns. newcomers_max: those beyond them, of newcomers. quiet: is told of each
+        newcomer. shared_s, lately_s: see SHARED_S, LATELY_S."""
+        self._quiet = quiet
         self._shared_s = shared_s
         self._lately_s = lately_s
         self._at_once = at_once
@@ -60,9 +61,6 @@ class Turns:
         """Of the loop's clock: until then there is one turn less."""
         self._served: dict[Key, float] = {}
         """Who had a turn lately, and when it ended, in that order."""
-        self._quiet: asyncio.Event = asyncio.Event()
-        """Set while no newcomer has a turn."""
-        self._quiet.set()
         self._waiting: dict[Key, list[tuple[int, int, asyncio.Future[bool]]]] = {}
         """In the order in which they were served last: (due, number, its turn, which says whether
         it is a newcomer's)."""
@@ -90,17 +88,10 @@ class Turns:
         finally:
             self._end(key, newcomer)
 
-    async def quiet(self) -> None:
-        """Return when no newcomer's sandbox is in the making; after QUIET_S in any case."""
-        if self._newcomers:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET_S):
-                    await self._quiet.wait()
-
     def _end(self, key: Key, newcomer: bool) -> None:
         self._newcomers -= newcomer
-        if not self._newcomers:
-            self._quiet.set()
+        if newcomer:
+            self._quiet.end()
         self._served.pop(key, None)
         self._served[key] = asyncio.get_running_loop().time()
         self._total -= 1
@@ -118,7 +109,7 @@ class Turns:
             newcomer = self._total >= self._turns()
             if newcomer:
                 self._newcomers += 1
-                self._quiet.clear()
+                self._quiet.begin()
                 self._shared_until_s = asyncio.get_running_loop().time() + self._shared_s
             self._busy[key] = self._busy.get(key, 0) + 1
             self._total += 1

@@ -1,10 +1,6 @@
 """`python -m tickmesh.gateway --config FILE`."""
 
-from ..mesh.haste import hurry
-
-hurry()
-
-from ..mesh.process import run  # noqa: E402
-from .server import serve  # noqa: E402
+from ..mesh.process import run
+from .server import serve
 
 run("gateway", serve)

@@ -20,8 +20,8 @@ import pytest
 from tests.conformance.test_runtime import WORDS
 from tickmesh.executor import archive
 from tickmesh.executor.containerd import launch
+from tickmesh.executor.haste import PRIORITY
 from tickmesh.mesh.config import Peer, ShardMembers
-from tickmesh.mesh.haste import PRIORITY
 from tickmesh.mesh.local import LocalMesh, LocalOptions
 from tickmesh.mesh.tls import DevelopmentAuthority
 from tickmesh.proto.tickmesh.v1 import (
@@ -239,10 +239,8 @@ async def test_an_executor_that_is_ended_says_so_and_is_quick(mesh: LocalMesh, u
         assert _left(mesh.directory) == []
 
 
-async def test_every_service_goes_before_what_runs_in_sandboxes(mesh: LocalMesh) -> None:
-    services = (*mesh.executors, *mesh.replicas, *mesh.gateways)
-    assert len(services) > 2
-    assert {os.getpriority(os.PRIO_PROCESS, each.pid) for each in services} == {PRIORITY}
+async def test_an_executor_goes_before_what_it_runs(mesh: LocalMesh) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, mesh.executors[0].pid) == PRIORITY
 
 
 def test_containerd_does_not_inherit_the_executors_priority() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from tickmesh.executor import turns
+from tickmesh.executor.quiet import Quiet
 from tickmesh.executor.turns import Turns
 
 
@@ -16,7 +14,8 @@ class Bed:
     def __init__(
         self, at_once: int, newcomers_max: int, shared_s: float = 0.0, lately_s: float = 0.0
     ) -> None:
-        self.turns = Turns(at_once, newcomers_max, shared_s, lately_s)
+        self.quiet = Quiet()
+        self.turns = Turns(at_once, newcomers_max, self.quiet, shared_s, lately_s)
         self.has: list[str] = []
         self._over: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -115,24 +114,16 @@ async def test_newcomers_do_not_keep_a_queue_waiting_for_ever() -> None:
     assert bed.has == ["b1", "a2"]  # it had no turn for as long as makes a newcomer
 
 
-async def test_what_follows_from_an_end_waits_for_newcomers() -> None:
+async def test_what_can_wait_is_told_of_newcomers() -> None:
     bed = Bed(1, 6)
     await bed.ask("a1")
-    await bed.turns.quiet()  # nobody has come
+    await bed.quiet.wait()  # nobody has come
     await bed.ask("b1", "c1")
-    ended = asyncio.create_task(bed.turns.quiet())
+    ended = asyncio.create_task(bed.quiet.wait())
     await bed.end("b1")
     assert not ended.done()
     await bed.end("c1")
     assert ended.done()
-
-
-async def test_newcomers_do_not_keep_an_end_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "QUIET_S", 0.01)
-    bed = Bed(1, 6)
-    await bed.ask("a1", "b1")
-    await bed.turns.quiet()
-    assert bed.has == ["a1", "b1"]
 
 
 async def test_what_is_patient_comes_in_turn_but_never_as_a_newcomer() -> None:

@@ -1,4 +1,4 @@
-"""A service's place before what runs in sandboxes, for the host's processors.
+"""The executor's place before what it runs, for the host's processors.
 
 Taken before anything else, and this module imports next to nothing: most of what a start takes is
 imports, and what ran on without an executor, and may want every processor, is found again after.
@@ -9,11 +9,9 @@ import os
 from pathlib import Path
 
 PRIORITY = -10
-"""A service's niceness: an executor opens gates on time though what it runs wants every processor
-(four such on two processors: lateness p50 0.1 ms instead of 80), and on a machine that has the rest
-of a mesh too, a leader and a gateway hear of what is executed though sandboxes are being made. Its
-session has it too: where the kernel schedules sessions as groups (sched(7), autogroup), niceness
-counts within one alone."""
+"""The executor's own niceness: it opens gates on time though what it runs wants every processor.
+(Four such on two processors: lateness p50 0.1 ms instead of 80.) Its session has it too: where the
+kernel schedules sessions as groups (sched(7), autogroup), niceness counts within one alone."""
 
 
 def hurry() -> None:

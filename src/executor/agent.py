@@ -10,11 +10,11 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -87,9 +87,6 @@ _REASONS: dict[int, str] = {
 }
 
 log = telemetry.logger(__name__)
-
-
-T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -417,7 +414,9 @@ class Agent:
             finally:
                 self._making.discard(order.work.attempt_id)
 
-    async def due(self, order: Order, act: Callable[[], T]) -> tuple[Reading, T]:
+    async def due(
+        self, order: Order, act: Callable[[], Awaitable[int]]
+    ) -> tuple[Reading, Awaitable[int]]:
         """See Host."""
         return await self._shards[order.shard_id].due(order.start_at_ns, act)
 

@@ -12,7 +12,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..mesh import telemetry
 from ..mesh.clock import Clock
@@ -38,9 +38,6 @@ BEFORE_START = frozenset(
 log = telemetry.logger(__name__)
 
 
-T = TypeVar("T")
-
-
 class Host(Protocol):
     """What an attempt needs of its agent."""
 
@@ -53,7 +50,9 @@ class Host(Protocol):
         """A sandbox that waits at its gate. Raises what Runtime.prepare does."""
         ...
 
-    async def due(self, order: Order, act: Callable[[], T]) -> tuple[Reading, T]:
+    async def due(
+        self, order: Order, act: Callable[[], Awaitable[int]]
+    ) -> tuple[Reading, Awaitable[int]]:
         """Call `act` when an order may start. How the leader's clock stood then, and what `act`
         answered; raises what it raises."""
         ...

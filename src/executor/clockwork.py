@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import heapq
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -46,10 +47,9 @@ class Clockwork:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._due: dict[int, list[Callable[[], None]]] = {}
-        """By its instant: what is due at one is done in one go."""
-        self._instants: list[int] = []
-        """A heap of those instants."""
+        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        """A heap: instant, number, what to do then. Those of one instant are done in one go."""
+        self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._timer = _libc.timerfd_create(_CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._timer < 0:
@@ -67,19 +67,15 @@ class Clockwork:
         It must be quick, and not raise: all others that are due then wait for it. One that is not
         wanted any more should do nothing.
         """
-        others = self._due.get(instant_ns)
-        if others is not None:
-            others.append(act)
-            return
-        self._due[instant_ns] = [act]
-        heapq.heappush(self._instants, instant_ns)
-        if self._instants[0] == instant_ns:
+        number = next(self._numbers)
+        heapq.heappush(self._due, (instant_ns, number, act))
+        if self._due[0][1] == number:
             self._arm()
 
     def _arm(self) -> None:
         """Set the timer to the earliest instant."""
-        if self._instants:
-            seconds, nanoseconds = divmod(max(1, self._instants[0]), _NS)
+        if self._due:
+            seconds, nanoseconds = divmod(max(1, self._due[0][0]), _NS)
             timer = _Timer(0, 0, seconds, nanoseconds)
             flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
             if _libc.timerfd_settime(self._timer, flags, ctypes.byref(timer), None) < 0:
@@ -90,9 +86,9 @@ class Clockwork:
         with contextlib.suppress(OSError):
             os.read(self._timer, 8)
         now_ns = self._clock.now_ns()
-        while self._instants and self._instants[0] <= now_ns:
-            for act in self._due.pop(heapq.heappop(self._instants)):
-                act()
+        while self._due and self._due[0][0] <= now_ns:
+            _, _, act = heapq.heappop(self._due)
+            act()
         self._arm()
 
 

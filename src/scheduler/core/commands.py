@@ -393,7 +393,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     commands: list[AnyCommand]
 
 
-ENTRY_VERSION = 4
+ENTRY_VERSION = 5
 """What this program knows. Raise it with every command that is new, and with every change of what
 one means; an entry of an older version keeps its meaning for ever."""
 
@@ -405,6 +405,9 @@ UNCERTAINTY_SINCE = 3
 
 PLAN_SINCE = 4
 """The first version in which customers have plans."""
+
+INSTANTS_SINCE = 5
+"""The first version in which instants are decided throughout as fires.py says."""
 
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from . import executions, history, recurrence
 from .commands import (
+    INSTANTS_SINCE,
     BackfillSchedule,
     DueFire,
     Fire,
@@ -108,6 +109,7 @@ class Turn:
         self.spec = ready(view, schedule.customer, schedule.spec)
         """The schedule's, with its calendars' content."""
         self._now_ms = now_ms
+        self._revised = view.version >= INSTANTS_SINCE
         self._key = schedule.uid.hex()
         self.running = schedule.running
         self.waiting = schedule.waiting
@@ -455,6 +457,8 @@ class Turn:
 
         redefined: what it is has changed, and not only where it stands.
         """
+        if self.pause_reason and self._revised:
+            self.drop_waiting(Outcome.PAUSED)
         changed = replace(
             self.schedule,
             fire_count=self._fired,

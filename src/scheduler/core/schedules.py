@@ -7,6 +7,7 @@ from typing import NamedTuple
 from . import recurrence
 from .commands import (
     DELETED_SINCE,
+    INSTANTS_SINCE,
     CreateSchedules,
     DeleteSchedules,
     NewSchedule,
@@ -204,6 +205,8 @@ def resume(view: View, command: ResumeSchedule, now_ms: int) -> list[Schedule]:
         raise Refused(Why.NOT_PAUSED, command.schedule_id)
     turn = Turn(view, job, schedule, now_ms)
     turn.note_undecided(Outcome.PAUSED)
+    if view.version >= INSTANTS_SINCE:
+        turn.drop_waiting(Outcome.PAUSED)  # left by a pause of a version before
     turn.failures = 0
     turn.renew(pause_reason="")
     return [turn.resume(paused=False)]

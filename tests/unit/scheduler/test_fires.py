@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.unit.scheduler.worlds import HERE, SPEC, World
 from tickmesh.scheduler.core import commands, recurrence
-from tickmesh.scheduler.core.commands import Refused, Why
+from tickmesh.scheduler.core.commands import INSTANTS_SINCE, Refused, Why
 from tickmesh.scheduler.core.fires import BRAKE_FIRES_PER_MINUTE, MISFIRE_GRACE_MS
 from tickmesh.scheduler.core.ledger import Outcome, Row, chained
 from tickmesh.scheduler.core.model import (
@@ -30,6 +30,15 @@ PERIOD_MS = 10_000  # of World.schedule
 @pytest.fixture
 def world() -> World:
     made = World()
+    made.job()
+    return made
+
+
+@pytest.fixture
+def older() -> World:
+    """In which instants are not all decided as they are now."""
+    made = World()
+    made.version = INSTANTS_SINCE - 1
     made.job()
     return made
 
@@ -177,6 +186,41 @@ class TestOverlap:
         end(world, first)
         assert list(world.queries.active()) == []
         assert outcomes(world, schedule)[-1] == (Outcome.PAUSED, 1)
+
+    @pytest.mark.parametrize("overlap", [Overlap.QUEUE, Overlap.REPLACE])
+    def test_a_pause_by_failures_drops_what_waits_so_that_it_goes_on_when_resumed(
+        self, world: World, overlap: Overlap
+    ) -> None:
+        schedule = world.schedule(policy=Policy(overlap=overlap, pause_after_failures=1))
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        assert world.stored(schedule).waiting
+        end(world, first, Reason.EXIT_CODE, 1)
+        stored = world.stored(schedule)
+        assert stored.state is ScheduleState.PAUSED
+        assert not stored.waiting
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        (after,) = fire_when_due(world, schedule)
+        assert after.due_ms == stored.next_ms
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.PAUSED, 1),
+            (Outcome.FIRED, 1),
+        ]
+
+    def test_what_an_older_version_left_waiting_is_dropped_when_it_is_resumed(
+        self, older: World
+    ) -> None:
+        world = older
+        schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE, pause_after_failures=1))
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        end(world, first, Reason.EXIT_CODE, 1)
+        assert world.stored(schedule).waiting, "an older entry keeps its meaning"
+        world.version = INSTANTS_SINCE
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert not world.stored(schedule).waiting
+        assert fire_when_due(world, schedule)
 
 
 class TestMisfires:

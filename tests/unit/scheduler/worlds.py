@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from tickmesh.scheduler.core import commands, recurrence
-from tickmesh.scheduler.core.commands import AnyCommand, Outcome, Placement
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand, Outcome, Placement
 from tickmesh.scheduler.core.ids import UID_BYTES
 from tickmesh.scheduler.core.ledger import Row
 from tickmesh.scheduler.core.model import Attempt, Execution, Job, JobSpec, Policy, Schedule
@@ -47,13 +47,14 @@ class World:
         self.state = State(self.backend)
         self.queries = Queries(self.backend)
         self.now_ms = START_MS
+        self.version = ENTRY_VERSION
         self.last: Applied | None = None
         self._uids = 0
 
     def do(self, *batch: AnyCommand) -> Outcome:
         """Apply one entry; the outcome of its last command."""
         index = self.state.applied[0] + 1
-        self.last = self.state.apply(index, 1, encode_entry(self.now_ms, list(batch)))
+        self.last = self.state.apply(index, 1, encode_entry(self.now_ms, list(batch), self.version))
         return self.last.outcomes[-1]
 
     def next_uid(self) -> bytes:

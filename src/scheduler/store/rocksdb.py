@@ -211,10 +211,9 @@ class RocksBackend:
     def drop_period(self, period: int) -> None:
         """See Backend."""
         prefix = history(period)
-        family = self._periods.pop(prefix, None)
-        if family is not None:
+        if self._periods.pop(prefix, None) is not None:
+            # Not closed: a worker may be flushing it, for a backup or a snapshot.
             del self._period_handles[prefix]
-            family.close()
             self._db.drop_column_family(f"{PERIOD_NAME}{period}")
 
     def flush_wal(self) -> None:
@@ -225,8 +224,12 @@ class RocksBackend:
         """Write memtables to files. Blocks without the interpreter lock: use a thread."""
         self._db.flush()
         self._timers.flush()
-        for family in list(self._periods.values()):
-            family.flush()
+        for prefix, family in list(self._periods.items()):
+            try:
+                family.flush()
+            except Exception:
+                if prefix in self._periods:  # else it was dropped meanwhile
+                    raise
 
     def checkpoint(self, directory: Path) -> None:
         """A consistent copy in a new directory, by hard links: flush first, then this is fast."""

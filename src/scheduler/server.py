@@ -124,7 +124,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await replica.start()
     except (WrongJournal, TransportError) as error:
         raise ConfigError(str(error)) from error
-    shard.changes.index = state.applied[0]
     await server.start()
     process.settle()
     await process.serving(health)

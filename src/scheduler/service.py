@@ -40,7 +40,7 @@ from .operations import Operations
 from .raft.errors import AlreadyMember, ChangeRefused, NoSuchMember, NotLeader, RaftError
 from .raft.errors import OutcomeUnknown as RaftOutcomeUnknown
 from .shard import Shard
-from .watch import Change, pieces
+from .watch import RESIGNED, Change, pieces
 from .zones import Zones
 
 CALLS_MAX = 1_024
@@ -226,12 +226,15 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 told = True
                 yield response
         # Between the end of catching up and this there is no await: nothing falls in between.
+        if self._shard.leading is None:
+            raise Unavailable(RESIGNED)
         stream = changes.open(wanted)
         try:
             if not told:
                 # The first message comes at once: it carries the cursor to go on from.
-                first = [] if one is None else [Change(changes.index, one)]
-                yield self._batch(first, changes.index)
+                index = self._shard.state.meta.index
+                first = [] if one is None else [Change(index, one)]
+                yield self._batch(first, index)
             while True:
                 if one is not None:
                     one = self._shard.queries.execution(one.job_uid, one.id) or one

@@ -37,7 +37,7 @@ from .secrets import Secrets
 from .store.queries import Queries
 from .store.state import Applied, State
 from .timers import Window
-from .watch import Change, Changes
+from .watch import RESIGNED, Change, Changes
 
 FIRE_MAX = 100
 """Timers in one command: about 4 ms of applying. Several share an entry, as far as the machine can
@@ -87,7 +87,6 @@ class Shard:
         self.secrets = secrets or Secrets(())
         self._logins = Logins(self.queries, self.secrets).of
         self.changes = Changes()
-        self.changes.index = state.applied[0]
         self.leading: Dispatcher | None = None
         self._following: Dispatcher | None = None
         """It already hears of what is committed, and may not be ready to lead yet."""
@@ -207,7 +206,7 @@ class Shard:
         self.leading = self._following = None
         self._window = None
         self._ahead = None
-        self.changes.close_all("the shard has another leader: go on from the last cursor")
+        self.changes.close_all(RESIGNED)
         for watcher in self._watchers:
             watcher()
 
@@ -258,7 +257,7 @@ class Shard:
         return [] if self._window is None else self._window.first(count)
 
     def _tell(self, execution: Execution) -> None:
-        self.changes.tell(Change(self.changes.index, execution))
+        self.changes.tell(Change(self.state.meta.index, execution))
 
     async def _fire(self, dispatcher: Dispatcher, window: Window) -> None:
         """Arm what is due within `arm_ahead`, as time goes on."""

@@ -22,6 +22,10 @@ STREAM_QUEUE_MAX = 10_000
 WATCH_BATCH_MAX = 100
 """Executions in one message of a stream: about 50 KiB."""
 
+RESIGNED = "the shard has another leader: go on from the last cursor"
+"""Why streams end when this replica leads no more. A follower may be given a snapshot instead of
+entries, and would miss what changed in between."""
+
 STREAMS_MAX = 1_000
 """Streams on one replica: each costs a queue."""
 
@@ -76,12 +80,9 @@ class Changes:
     def __init__(self) -> None:
         self._streams: dict[Stream, None] = {}
         """In the order of their opening, so that a simulation is the same every time."""
-        self.index = 0
-        """Of the last entry that was applied."""
 
     def note(self, index: int, executions: Iterable[Execution]) -> None:
         """An entry changed these executions."""
-        self.index = index
         for execution in executions:
             self.tell(Change(index, execution))
 

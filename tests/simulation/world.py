@@ -220,7 +220,6 @@ class Node:
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
         world.ledger.holds_list(self.name, self.replica._journal)
-        shard.changes.index = state.applied[0]
         working = asyncio.create_task(shard.run())
         failing = asyncio.create_task(self.replica.failed.wait())
         removed = asyncio.create_task(self.replica.removed.wait())

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from tests.unit.scheduler.worlds import World
+from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import PageTokenInvalid, Unavailable
+from tickmesh.proto.tickmesh.v1 import execution_pb2
 from tickmesh.scheduler import pages, watch
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.history import PERIOD_MS, period
+from tickmesh.scheduler.service import ShardService
+from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.store.queries import Queries
+from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State
 from tickmesh.scheduler.watch import Changes
 
@@ -101,3 +110,60 @@ def test_a_message_that_breaks_off_within_an_entry_has_the_cursor_before_it() ->
     found = watch.pieces(changes)
     assert [len(batch) for batch, _ in found] == [100, 100, 2]
     assert [cursor for _, cursor in found] == [7, 7, 9]
+
+
+class Watched:
+    """A replica's service over the state of a world, without a log."""
+
+    def __init__(self, world: World) -> None:
+        shard = Shard(
+            world.state,
+            SystemClock(),
+            arm_ahead_ms=1_000,
+            executor_lease_ms=1_000,
+            retention_ms=1_000,
+        )
+        replica: Any = SimpleNamespace(
+            subscribe=lambda _: None, on_members=lambda _: None, entry_version=1
+        )
+        shard.bind(replica)
+        shard.leading = SimpleNamespace(soft={}, pending_reason=lambda _: "")  # type: ignore[assignment]
+        world.state.observe(shard.observe)
+        self.shard = shard
+        self._service = ShardService(shard, SystemClock(), "shard-0", "replica-0")
+
+    def watch(self, cursor: str = "") -> Any:
+        job = "customers/acme/jobs/hello"
+        asked = execution_pb2.WatchExecutionsRequest(parent=job, cursor=cursor)
+        return self._service._watch(asked)
+
+
+async def test_the_first_cursor_after_a_snapshot_is_the_snapshots(tmp_path: Path) -> None:
+    ahead = World(RocksBackend(tmp_path / "ahead"))
+    ahead.job()
+    for _ in range(3):
+        ahead.execute()
+    ahead.state.flush()
+    ahead.state.checkpoint(tmp_path / "incoming")
+    ahead.backend.close()
+    world = World(RocksBackend(tmp_path / "state"))
+    world.job()
+    watched = Watched(world)
+    world.state.install(tmp_path / "incoming")
+    first = await anext(watched.watch())
+    assert int(first.cursor) == world.state.applied[0] == 4
+    on = await anext(watched.watch(first.cursor))
+    assert on.cursor == first.cursor
+    world.backend.close()
+
+
+async def test_who_led_while_a_reader_caught_up_does_not_keep_its_stream() -> None:
+    world = World()
+    world.job()
+    watched = Watched(world)
+    world.execute()
+    stream = watched.watch("1")
+    assert [e.name for e in (await anext(stream)).executions]
+    watched.shard.leading = None
+    with pytest.raises(Unavailable):
+        await anext(stream)

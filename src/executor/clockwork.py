@@ -6,10 +6,11 @@ sets the clock, the kernel says so.
 """
 
 import asyncio
-import contextlib
 import ctypes
+import errno
 import heapq
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,14 @@ under a millisecond."""
 
 DELAY_NS_MAX = 1_000_000_000
 """A round trip longer than this says nothing about clocks."""
+
+STEP_NS_MIN = 10_000_000
+"""Wall and monotonic clock may part by so much between two looks: far more than any slewing does in
+a heartbeat, and than it takes to read both."""
+
+READ_NS_MAX = 1_000_000
+READ_TRIES = 5
+"""Of reading both: it usually takes less than a microsecond."""
 
 _CLOCK_REALTIME = 0
 _TFD_TIMER_ABSTIME, _TFD_TIMER_CANCEL_ON_SET = 1, 2
@@ -62,7 +71,8 @@ class Clockwork:
         os.close(self._timer)
 
     def at(self, instant_ns: int, act: Callable[[], None]) -> None:
-        """Call `act` at an instant, nanoseconds since 1970: never before it by this host's clock.
+        """Call `act` at an instant, nanoseconds since 1970: never before it by this host's clock,
+        unless that is set meanwhile. Then it is called at once, to see when its time is now.
 
         It must be quick, and not raise: all others that are due then wait for it. One that is not
         wanted any more should do nothing.
@@ -82,14 +92,49 @@ class Clockwork:
                 raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def _wake(self) -> None:
-        # ECANCELED says that the clock was set: then look at it anew, as at any other wake.
-        with contextlib.suppress(OSError):
+        now_ns: float = self._clock.now_ns()
+        try:
             os.read(self._timer, 8)
-        now_ns = self._clock.now_ns()
+        except OSError as error:
+            if error.errno == errno.ECANCELED:  # the clock was set
+                now_ns = math.inf
+        due: list[Callable[[], None]] = []
         while self._due and self._due[0][0] <= now_ns:
-            _, _, act = heapq.heappop(self._due)
+            due.append(heapq.heappop(self._due)[2])
+        for act in due:
             act()
         self._arm()
+
+
+class Steps:
+    """By how much the wall clock was set, as the monotonic clock shows, which nobody sets."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._total_ns = 0
+        self._difference_ns = self._read()
+
+    def look(self) -> int:
+        """All steps until now together."""
+        difference_ns = self._read()
+        stepped_ns = difference_ns - self._difference_ns
+        self._difference_ns = difference_ns
+        if abs(stepped_ns) >= STEP_NS_MIN:
+            self._total_ns += stepped_ns
+        return self._total_ns
+
+    def _read(self) -> int:
+        """Wall minus monotonic clock. Who is interrupted between the two reads them again."""
+        clock = self._clock
+        found = []
+        for _ in range(READ_TRIES):
+            before_ns = clock.monotonic_ns()
+            now_ns = clock.now_ns()
+            took_ns = clock.monotonic_ns() - before_ns
+            found.append((took_ns, now_ns - before_ns))
+            if took_ns <= READ_NS_MAX:
+                break
+        return min(found)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +155,29 @@ class ClockOffset:
     allow an offset of zero, start at exactly the instant they were told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Steps) -> None:
+        """steps: of our clock. What was measured before one tells as much after it."""
+        self._steps = steps
         self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES_MAX)
+        """Round trips, and the other clock minus ours as if that was never set."""
 
-    def sample(self, sent_ns: int, replied_ns: int, received_ns: int) -> None:
-        """An answer: sent and received by our clock, replied by the other's."""
-        delay_ns = received_ns - sent_ns
+    def sample(self, delay_ns: int, replied_ns: int, received_ns: int) -> None:
+        """An answer, so long after its question: received by our clock, replied by the other's."""
         if 0 <= delay_ns <= DELAY_NS_MAX:
-            self._samples.append((delay_ns, replied_ns - (sent_ns + received_ns) // 2))
+            offset_ns = replied_ns - received_ns + delay_ns // 2
+            self._samples.append((delay_ns, offset_ns + self._steps.look()))
+
+    def _quickest(self) -> tuple[int, int]:
+        """Round trip and offset of the answer that tells most."""
+        delay_ns, offset_ns = min(self._samples)
+        return delay_ns, offset_ns - self._steps.look()
 
     @property
     def reading(self) -> Reading:
         """The other clock minus ours, as far as is certain."""
         if not self._samples:
             return Reading()
-        delay_ns, offset_ns = min(self._samples)
+        delay_ns, offset_ns = self._quickest()
         half_ns = (delay_ns + 1) // 2
         certain_ns = max(0, abs(offset_ns) - half_ns)
         # The truth is at the far side of what one answer allows, at worst.
@@ -136,5 +189,5 @@ class ClockOffset:
         """The other clock minus ours, and how far from that the truth may be; 0, 0: not known."""
         if not self._samples:
             return 0, 0
-        delay_ns, offset_ns = min(self._samples)
+        delay_ns, offset_ns = self._quickest()
         return offset_ns, max(1, (delay_ns + 1) // 2)

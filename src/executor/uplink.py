@@ -7,12 +7,14 @@ then changes. What changed while a message was under way goes into the next one.
 The lease, which the leader tells: it gives an executor up when it has not heard of it for two
 leases, so an executor that has not heard of a leader for one starts nothing more until it has.
 Heard of a leader is an executor whose heartbeat was answered after its inventory: by then every
-stop that the leader had for it has arrived too, because a stream keeps its order.
+stop that the leader had for it has arrived too, because a stream keeps its order. It was heard when
+that heartbeat was sent: who was stopped for a while finds answers that are old.
 """
 
 import asyncio
 import gc
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -26,7 +28,7 @@ from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX
 from ..mesh.tls import CHANNEL_OPTIONS, channel_credentials
 from ..proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
 from .attempts import Attempt
-from .clockwork import ClockOffset, Clockwork, Reading
+from .clockwork import ClockOffset, Clockwork, Reading, Steps
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 3.0
@@ -44,6 +46,9 @@ PACE_S = 0.002
 
 REPORTS_MAX = 1_000
 """Changes in one message: about 100 KiB."""
+
+ASKED_MAX = 16
+"""Heartbeats without an answer that are remembered: a stream ends after a few."""
 
 INVENTORY_SLICE = 250
 """Attempts written into an inventory before others have a turn: about 2 ms."""
@@ -116,8 +121,12 @@ class Shard:
         self._members_number = 0
         self._herds: dict[int, list[tuple[Callable[[], object], asyncio.Future[Any]]]] = {}
         """What waits for an instant of the leader's clock: what to do then, and whom to tell."""
+        self.steps = Steps(clock)
         self._reading = Reading()
+        self._reading_steps_ns = 0
+        """Of our clock, when that was read."""
         self._heard_ns: int | None = None
+        """By the monotonic clock."""
         self._heard = asyncio.Event()
 
     def change(self, attempt: Attempt) -> None:
@@ -166,12 +175,21 @@ class Shard:
         if self.leading is stream:
             self.leading = None
 
-    def heard(self, reading: Reading) -> None:
-        """The leader knows what is held here, and has said what it wants of it."""
-        self._heard_ns = self.clock.monotonic_ns()
-        self._reading = reading
+    def heard(self, reading: Reading, asked_ns: int) -> None:
+        """The leader knows what is held here, and has said what it wants of it. asked_ns: when the
+        heartbeat that it answers was sent, by the monotonic clock."""
+        self._heard_ns = asked_ns
+        self._reading, self._reading_steps_ns = reading, self.steps.look()
         self._heard.set()
         self._heard.clear()
+
+    @property
+    def reading(self) -> Reading:
+        """How the leader's clock stands against ours, which may have been set since."""
+        stepped_ns = self.steps.look() - self._reading_steps_ns
+        if not stepped_ns:
+            return self._reading
+        return Reading(self._reading.offset_ns - stepped_ns, self._reading.uncertainty_ns)
 
     @property
     def in_lease(self) -> bool:
@@ -189,7 +207,8 @@ class Shard:
         """
         while True:
             # Both again after every wait: the estimate of the clocks gets better, the lease ends.
-            local_ns = start_at_ns - self._reading.offset_ns
+            reading = self.reading
+            local_ns = start_at_ns - reading.offset_ns
             if self.clock.now_ns() < local_ns:
                 acted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                 herd = self._herds.get(start_at_ns)
@@ -203,12 +222,12 @@ class Shard:
             elif not self.in_lease:
                 await self._heard.wait()
             else:
-                return self._reading, act()
+                return reading, act()
 
     def _start(self, start_at_ns: int) -> None:
-        """An instant has come."""
+        """An instant has come; or our clock was set, and it may be further away than it was."""
         herd = self._herds.pop(start_at_ns)
-        reading = self._reading
+        reading = self.reading
         if self.clock.now_ns() < start_at_ns - reading.offset_ns or not self.in_lease:
             for _, acted in herd:
                 if not acted.done():
@@ -251,13 +270,16 @@ class Stream:
         self._tls = tls
         self._hello = hello
         self._clock = shard.clock
-        self._offset = ClockOffset()
+        self._offset = ClockOffset(shard.steps)
+        self._asked: deque[tuple[int, int]] = deque(maxlen=ASKED_MAX)
+        """Heartbeats without an answer, which come in their order: what they told as their instant,
+        and when they were sent by the monotonic clock."""
         self._wake = asyncio.Event()
         self._owes_inventory = False
         self._owes_heartbeat = False
         self._owes_offer = False
         self._confirms_ns: int | None = None
-        """A heartbeat of this instant or later follows the inventory."""
+        """A heartbeat of this instant or later, by the monotonic clock, follows the inventory."""
         self._last_word_ns = 0
 
     def wake(self) -> None:
@@ -297,6 +319,7 @@ class Stream:
     async def _attached(self, stub: Any) -> None:
         """One stream, until it ends or is silent."""
         self._owes_inventory, self._owes_heartbeat, self._confirms_ns = False, False, None
+        self._asked.clear()
         # A stream has no deadline: its heartbeats watch over it.
         call: _Call = stub.Attach(wait_for_ready=True)
         tasks = [
@@ -346,8 +369,10 @@ class Stream:
 
     async def _write_heartbeat(self, call: _Call) -> None:
         offset_ns, uncertainty_ns = self._offset.estimate_ns
+        sent_ns = self._clock.now_ns()
+        self._asked.append((sent_ns, self._clock.monotonic_ns()))
         heartbeat = shard_pb2.Heartbeat(
-            sent_ns=self._clock.now_ns(),
+            sent_ns=sent_ns,
             clock_offset_ns=offset_ns,
             clock_uncertainty_ns=uncertainty_ns,
         )
@@ -363,7 +388,7 @@ class Stream:
             if self._owes_inventory:  # to a later term's leader, who has begun meanwhile
                 self._wake.set()
                 return True
-            self._confirms_ns = self._clock.now_ns()
+            self._confirms_ns = self._clock.monotonic_ns()
             await self._write_heartbeat(call)
         if self._shard.leading is self and (reports := self._shard.take_changes()):
             message = shard_pb2.AttemptReports(reports=reports)
@@ -436,8 +461,15 @@ class Stream:
         return False
 
     def _heard_reply(self, reply: shard_pb2.HeartbeatReply) -> None:
-        self._offset.sample(reply.sent_ns, reply.replied_ns, self._clock.now_ns())
+        while self._asked:
+            sent_ns, asked_ns = self._asked.popleft()
+            if sent_ns == reply.sent_ns:
+                break
+        else:
+            return  # to nothing that was asked
+        took_ns, received_ns = self._clock.monotonic_ns() - asked_ns, self._clock.now_ns()
+        self._offset.sample(took_ns, reply.replied_ns, received_ns)
         if self._shard.leading is not self or self._confirms_ns is None:
             return
-        if reply.sent_ns >= self._confirms_ns:
-            self._shard.heard(self._offset.reading)
+        if asked_ns >= self._confirms_ns:
+            self._shard.heard(self._offset.reading, asked_ns)

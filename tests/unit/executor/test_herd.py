@@ -24,7 +24,7 @@ async def shard() -> AsyncIterator[Shard]:
     clock = SystemClock()
     clockwork = Clockwork(clock)
     made = Shard("shard-0", cast(Any, None), clock, clockwork)
-    made.heard(Reading(0, 7))
+    made.heard(Reading(0, 7), clock.monotonic_ns())
     yield made
     clockwork.close()
 
@@ -73,7 +73,8 @@ async def test_a_clock_that_turns_out_to_be_behind_is_waited_for(shard: Shard) -
     at_ns = time.time_ns() + SOON_NS
     waiting = asyncio.create_task(shard.due(at_ns, time.time_ns))
     await asyncio.sleep(0)
-    shard.heard(Reading(-SOON_NS, 1))  # it was taken for 50 ms further than it is
+    # It was taken for 50 ms further than it is.
+    shard.heard(Reading(-SOON_NS, 1), time.monotonic_ns())
     reading, started_ns = await waiting
     assert reading == Reading(-SOON_NS, 1)
     assert started_ns >= at_ns + SOON_NS
@@ -97,6 +98,6 @@ async def test_nothing_starts_without_a_lease(
     await asyncio.sleep(0)
     assert not started
     held = True
-    shard.heard(Reading())
+    shard.heard(Reading(), time.monotonic_ns())
     await waiting
     assert len(started) == 1

@@ -481,6 +481,13 @@ class World:
         self.note(f"{node.name} was removed, and ends")
         if node.is_old:
             return
+        assert node.replica is not None
+        removed = node.name, node.replica.introduction.incarnation
+        for members in self.lists():
+            listed = members.find(node.name)
+            if listed is not None and not listed.incarnation and members.has_removed(*removed):
+                node.wipe()  # it was added again meanwhile, for another disk: this is that one
+                return
         node.retired = True
         self.retired.append(node.name)
         self.nodes.remove(node)

@@ -347,7 +347,10 @@ class Turn:
         if policy.misfire is Misfire.LATEST:
             chosen = [latest_ms]
         elif policy.misfire is Misfire.ALL:
-            chosen = self._last_instants(first_ms, latest_ms, policy.misfire_max)
+            most = policy.misfire_max
+            if spec.max_fires is not None and self._revised:
+                most = min(most, spec.max_fires - self._claimed)
+            chosen = self._last_instants(first_ms, latest_ms, most)
         chosen = [nominal_ms for nominal_ms in chosen if nominal_ms >= oldest_ms]
         missed = count - len(chosen)
         if missed:

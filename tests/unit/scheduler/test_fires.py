@@ -255,6 +255,29 @@ class TestMisfires:
         assert [e.due_ms - schedule.due_ms for e in made] == [n * PERIOD_MS for n in (2, 3, 4, 5)]
         assert outcomes(world, schedule) == [(Outcome.MISSED, 2)] + [(Outcome.CAUGHT_UP, 1)] * 4
 
+    def test_all_fires_no_more_than_so_many_in_all(self, world: World) -> None:
+        policy = Policy(misfire=Misfire.ALL)
+        schedule = world.schedule(policy=policy, every=((PERIOD_MS, 0),), max_fires=3)
+        (first,) = fire_when_due(world, schedule)
+        world.now_ms += 6 * PERIOD_MS
+        second, third = world.fire(world.stored(schedule))
+        assert third.due_ms - second.due_ms == PERIOD_MS
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 3)
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.MISSED, 3),
+            (Outcome.CAUGHT_UP, 1),
+            (Outcome.CAUGHT_UP, 1),
+        ]
+        assert second.missed == 3
+
+    def test_all_of_an_older_version_did_not_count_them(self, older: World) -> None:
+        policy = Policy(misfire=Misfire.ALL)
+        schedule = older.schedule(policy=policy, every=((PERIOD_MS, 0),), max_fires=3)
+        older.now_ms += 6 * PERIOD_MS
+        assert len(older.fire(older.stored(schedule))) == 5
+
     def test_all_of_a_very_long_absence_finds_the_last_ones(self, world: World) -> None:
         policy = Policy(misfire=Misfire.ALL, misfire_max=3)
         schedule = world.schedule(policy=policy, every=((1_000, 0),))

@@ -217,9 +217,14 @@ class Turn:
         policy = self.schedule.policy
         return (
             policy.overlap is not Overlap.ALLOW
-            and bool(self.running or self.waiting)
+            and bool(self._others(self.schedule.next_ms) or self.waiting)
             and self.schedule.due_ms > self._now_ms
         )
+
+    def _others(self, nominal_ms: int) -> tuple[bytes, ...]:
+        """What runs beside an instant's own execution, whose revocation may be under way."""
+        identity = execution_id(nominal_ms, self.schedule.uid)
+        return tuple(each for each in self.running if each != identity or not self._revised)
 
     def decide(
         self, nominal_ms: int, outcome: Outcome, placement: Placement | None, missed: int = 0
@@ -229,7 +234,7 @@ class Turn:
         due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
         self._last_ms = max(self._last_ms, nominal_ms)
         if self._has_execution(nominal_ms):
-            if not (self.running or self.waiting):
+            if not (self._others(nominal_ms) or self.waiting):
                 self._run(nominal_ms, due_ms, outcome, placement)
             return
         if policy.start_deadline_ms and now_ms - due_ms > policy.start_deadline_ms:

@@ -69,6 +69,17 @@ def end(
     return world.execution(execution)
 
 
+def change(world: World, schedule: Schedule, spec: recurrence.Spec | None = None) -> None:
+    """Update its payload, or what it says."""
+    stored = world.stored(schedule)
+    world.do(
+        commands.UpdateSchedule(
+            *(stored.customer, stored.job_id, stored.schedule_id, stored.version, stored.labels),
+            *(spec or stored.spec, stored.policy, b"changed"),
+        )
+    )
+
+
 def fire_when_due(world: World, schedule: Schedule) -> list[Execution]:
     """Let the next timer come up at its due time (not ahead)."""
     stored = world.stored(schedule)
@@ -186,6 +197,33 @@ class TestOverlap:
         end(world, first)
         assert list(world.queries.active()) == []
         assert outcomes(world, schedule)[-1] == (Outcome.PAUSED, 1)
+
+    @pytest.mark.parametrize("overlap", [Overlap.SKIP, Overlap.QUEUE, Overlap.REPLACE])
+    def test_an_instants_own_revocation_does_not_stand_in_its_way(
+        self, world: World, overlap: Overlap
+    ) -> None:
+        schedule = world.schedule(policy=Policy(overlap=overlap))
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.now_ms += 1_000
+        change(world, schedule)
+        assert world.execution(armed).stop is Reason.REVOKED
+        fire_when_due(world, schedule)
+        # The executor hears of the revocation only now.
+        again = end(world, armed, Reason.REVOKED, started=False)
+        assert again.state is ExecutionState.PENDING
+        assert end(world, again).state is ExecutionState.SUCCEEDED
+        assert not world.stored(schedule).running
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
+
+    def test_in_an_older_version_it_did(self, older: World) -> None:
+        schedule = older.schedule(policy=Policy(overlap=Overlap.SKIP))
+        older.now_ms = schedule.due_ms - 2_000
+        (armed,) = older.fire(schedule)
+        older.now_ms += 1_000
+        change(older, schedule)
+        fire_when_due(older, schedule)
+        assert end(older, armed, Reason.REVOKED, started=False).state is ExecutionState.REVOKED
 
     @pytest.mark.parametrize("overlap", [Overlap.QUEUE, Overlap.REPLACE])
     def test_a_pause_by_failures_drops_what_waits_so_that_it_goes_on_when_resumed(

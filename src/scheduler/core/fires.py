@@ -337,11 +337,17 @@ class Turn:
         """Decide every instant that is later than the grace; the last of them."""
         schedule = self.schedule
         spec, policy, first_ms = self.spec, schedule.policy, self._first_unrecorded()
-        until_ms = self._now_ms - MISFIRE_GRACE_MS - spec.jitter_ms
-        if not first_ms or first_ms > max(until_ms, schedule.next_ms):
+        until_ms = self._now_ms - MISFIRE_GRACE_MS
+        if not self._revised:
+            until_ms -= spec.jitter_ms
+        if not first_ms or (first_ms > schedule.next_ms and self._is_after(first_ms, until_ms)):
             # It was armed and taken back, came up again, and was missed: it stays taken back.
             return (first_ms or self._now_ms) - 1
         latest_ms, later = recurrence.latest_fire(spec, first_ms, until_ms, hash_key=self._key)
+        if latest_ms is not None and self._is_after(latest_ms, until_ms):
+            # Its jitter has it due later. Those before it are due before it.
+            before_ms = latest_ms - 1
+            latest_ms, later = recurrence.latest_fire(spec, first_ms, before_ms, hash_key=self._key)
         if latest_ms is None:
             latest_ms = first_ms
         count = 1 + later
@@ -368,6 +374,12 @@ class Turn:
             placement, missed = None, 0
         self._last_ms = latest_ms
         return latest_ms
+
+    def _is_after(self, nominal_ms: int, until_ms: int) -> bool:
+        """Whether an instant is due after a time."""
+        if self._revised:
+            nominal_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
+        return nominal_ms > until_ms
 
     def _last_instants(self, first_ms: int, latest_ms: int, most: int) -> list[int]:
         """The last `most` instants in [first, latest], oldest first."""

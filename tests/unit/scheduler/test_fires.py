@@ -293,6 +293,32 @@ class TestMisfires:
         assert [e.due_ms - schedule.due_ms for e in made] == [n * PERIOD_MS for n in (2, 3, 4, 5)]
         assert outcomes(world, schedule) == [(Outcome.MISSED, 2)] + [(Outcome.CAUGHT_UP, 1)] * 4
 
+    def test_jitter_lets_the_latest_be_but_one(self, world: World) -> None:
+        hour_ms = 3_600_000
+        schedule = world.schedule(every=((hour_ms, 0),), jitter_ms=hour_ms // 2)
+        for late_ms in range(0, hour_ms, 10 * 60_000):
+            world.now_ms = world.stored(schedule).next_ms + 24 * hour_ms + late_ms
+            caught_up = world.fire(world.stored(schedule))
+            stored = world.stored(schedule)
+            assert len(caught_up) == 1
+            assert caught_up[0].missed >= 23
+            assert stored.due_ms > world.now_ms - MISFIRE_GRACE_MS, "none is late any more"
+
+    def test_all_is_up_to_the_cap_with_jitter_too(self, world: World) -> None:
+        minute_ms = 60_000
+        policy = Policy(misfire=Misfire.ALL, misfire_max=3)
+        schedule = world.schedule(policy=policy, every=((minute_ms, 0),), jitter_ms=60 * minute_ms)
+        world.now_ms += 600 * minute_ms
+        assert len(world.fire(world.stored(schedule))) == 3
+        assert world.stored(schedule).due_ms > world.now_ms - MISFIRE_GRACE_MS
+
+    def test_with_jitter_an_older_version_fired_several(self, older: World) -> None:
+        minute_ms = 60_000
+        schedule = older.schedule(every=((minute_ms, 0),), jitter_ms=60 * minute_ms)
+        older.now_ms += 600 * minute_ms
+        for _ in range(59):
+            assert older.fire(older.stored(schedule))
+
     def test_all_fires_no_more_than_so_many_in_all(self, world: World) -> None:
         policy = Policy(misfire=Misfire.ALL)
         schedule = world.schedule(policy=policy, every=((PERIOD_MS, 0),), max_fires=3)

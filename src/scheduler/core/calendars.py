@@ -127,6 +127,7 @@ def follow_pins(view: View, schedule: Schedule, now_ms: int) -> bool:
     job = view.job(schedule.customer, schedule.job_id)
     assert job is not None, "a job with schedules is never deleted"
     turn = Turn(view, job, schedule, now_ms)
+    turn.keep(ready(view, schedule.customer, spec))
     paused = schedule.state is ScheduleState.PAUSED
     turn.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)
     turn.take_back()

@@ -118,6 +118,8 @@ class Turn:
         self._missed = schedule.missed_count
         self._last_ms = schedule.last_ms
         self._brake = (schedule.brake_minute, schedule.brake_count)
+        self._kept_ms = 0
+        """See `keep`."""
         self._count = schedule.ledger_count
         self._hash = schedule.ledger_hash
 
@@ -156,8 +158,11 @@ class Turn:
         self.note(Outcome.DEFINED, from_ms, detail=definition)
 
     def note_undecided(self, outcome: Outcome) -> None:
-        """One row for the instants that have passed and were not decided, if there are any."""
+        """One row for the instants that have passed and were not decided, if there are any, but for
+        the one that is kept."""
         first_ms, until_ms = self._first_unrecorded(), self._now_ms
+        if self._kept_ms:
+            until_ms = self._kept_ms - 1
         if not first_ms or first_ms > until_ms:
             return
         _, later = recurrence.latest_fire(self.spec, first_ms, until_ms, hash_key=self._key)
@@ -178,6 +183,28 @@ class Turn:
         while nominal_ms and self._has_execution(nominal_ms):
             nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
         return nominal_ms or 0
+
+    def keep(self, spec: Spec) -> bool:
+        """Keep the instant that has passed and that jitter has due later, by what the schedule says
+        and by what it will say (`spec`, ready); whether there is one. `resume` goes on with it."""
+        jitter_ms = min(self.spec.jitter_ms, spec.jitter_ms)
+        if not jitter_ms or not self._revised:
+            return False
+        now_ms, key, next_ms = self._now_ms, self._key, self.schedule.next_ms
+        passed_ms, _ = recurrence.latest_fire(self.spec, now_ms - jitter_ms, now_ms, hash_key=key)
+        if passed_ms is None or passed_ms != recurrence.next_fire(
+            spec, passed_ms - 1, hash_key=key
+        ):
+            return False
+        undecided = 0 < next_ms <= passed_ms
+        if not undecided and not self._has_execution(passed_ms):
+            return False
+        if min(recurrence.due_ms(each, passed_ms, hash_key=key) for each in (self.spec, spec)) <= (
+            now_ms
+        ):
+            return False
+        self._kept_ms = passed_ms
+        return True
 
     def drop_waiting(self, outcome: Outcome) -> None:
         """What waits for running executions will not run."""
@@ -436,8 +463,10 @@ class Turn:
             self.spec = ready(self._view, self.schedule.customer, self.schedule.spec)
 
     def resume(self, *, paused: bool) -> Schedule:
-        """Go on from the first instant after now, or stay paused before it."""
-        nominal_ms, due_ms = following(self.schedule, self.spec, self._now_ms, self._claimed)
+        """Go on from the first instant after now (or the one that is kept), or stay paused before
+        it."""
+        after_ms = self._kept_ms - 1 if self._kept_ms else self._now_ms
+        nominal_ms, due_ms = following(self.schedule, self.spec, after_ms, self._claimed)
         if nominal_ms:
             self.note_skips(self._now_ms, nominal_ms)
         waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE

@@ -138,9 +138,10 @@ def update(view: View, command: UpdateSchedule, now_ms: int) -> list[Schedule]:
     check_version(schedule.version, command.version, command.schedule_id)
     stored = pinned(view, job.customer, command.spec)
     spec = ready(view, job.customer, stored)
-    if recurrence.next_fire(spec, now_ms, hash_key=schedule.uid.hex()) is None:
-        raise Refused(Why.NEVER_FIRES, command.schedule_id)
     turn = Turn(view, job, schedule, now_ms)
+    coming = recurrence.next_fire(spec, now_ms, hash_key=schedule.uid.hex())
+    if not turn.keep(spec) and coming is None:
+        raise Refused(Why.NEVER_FIRES, command.schedule_id)
     paused = schedule.state is ScheduleState.PAUSED
     turn.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)
     turn.take_back()
@@ -204,6 +205,7 @@ def resume(view: View, command: ResumeSchedule, now_ms: int) -> list[Schedule]:
     if schedule.state is not ScheduleState.PAUSED:
         raise Refused(Why.NOT_PAUSED, command.schedule_id)
     turn = Turn(view, job, schedule, now_ms)
+    turn.keep(turn.spec)
     turn.note_undecided(Outcome.PAUSED)
     if view.version >= INSTANTS_SINCE:
         turn.drop_waiting(Outcome.PAUSED)  # left by a pause of a version before

@@ -322,7 +322,7 @@ class TestMisfires:
     def test_all_fires_no_more_than_so_many_in_all(self, world: World) -> None:
         policy = Policy(misfire=Misfire.ALL)
         schedule = world.schedule(policy=policy, every=((PERIOD_MS, 0),), max_fires=3)
-        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
         world.now_ms += 6 * PERIOD_MS
         second, third = world.fire(world.stored(schedule))
         assert third.due_ms - second.due_ms == PERIOD_MS
@@ -402,6 +402,92 @@ class TestPauses:
         for _ in range(2):
             fire_when_due(world, schedule)
         assert world.stored(schedule).state is ScheduleState.FINISHED
+
+
+class TestChangesUnderJitter:
+    """An instant has passed, and is due only later."""
+
+    HOUR_MS = 3_600_000
+
+    @pytest.fixture
+    def schedule(self, world: World) -> Schedule:
+        world.calendar(dates=("2020-01-01",))
+        made = world.schedule(
+            every=((self.HOUR_MS, 0),),
+            jitter_ms=self.HOUR_MS // 2,
+            calendars=(recurrence.Pin("holidays"),),
+        )
+        world.now_ms = (made.next_ms + made.due_ms) // 2
+        assert made.next_ms < world.now_ms < made.due_ms - 2_000
+        return made
+
+    def test_a_change_keeps_it(self, world: World, schedule: Schedule) -> None:
+        change(world, schedule)
+        world.change_calendar(dates=("2020-01-02",))
+        assert world.stored(schedule).due_ms == schedule.due_ms
+        (execution,) = fire_when_due(world, schedule)
+        assert (execution.nominal_ms, execution.due_ms) == (schedule.next_ms, schedule.due_ms)
+        assert execution.payload == b"changed"
+        assert world.stored(schedule).next_ms == schedule.next_ms + self.HOUR_MS
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
+
+    def test_armed_already_it_is_taken_back_and_fires_as_changed(
+        self, world: World, schedule: Schedule
+    ) -> None:
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule, None)
+        change(world, schedule)
+        (again,) = fire_when_due(world, schedule)
+        assert (again.id, again.payload) == (armed.id, b"changed")
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
+
+    def test_it_fires_after_a_pause_that_is_over_in_time(
+        self, world: World, schedule: Schedule
+    ) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        change(world, schedule)
+        assert world.stored(schedule).due_ms == 0
+        world.now_ms = schedule.due_ms - 1
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert world.stored(schedule).due_ms == schedule.due_ms
+        assert fire_when_due(world, schedule)
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
+
+    def test_it_is_told_when_it_was_due_in_the_pause(
+        self, world: World, schedule: Schedule
+    ) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        change(world, schedule)
+        world.now_ms = schedule.due_ms
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert world.stored(schedule).next_ms == schedule.next_ms + self.HOUR_MS
+        assert outcomes(world, schedule) == [(Outcome.PAUSED, 1)]
+
+    @pytest.mark.parametrize("jitter", [0, 1])
+    def test_a_change_by_which_it_is_due_no_more_misses_it(
+        self, world: World, schedule: Schedule, jitter: int
+    ) -> None:
+        change(world, schedule, replace(schedule.spec, jitter_ms=jitter))
+        assert world.stored(schedule).next_ms == schedule.next_ms + self.HOUR_MS
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 1)]
+
+    def test_one_before_the_schedule_was_there_is_none_of_it(self, world: World) -> None:
+        world.now_ms += 1
+        schedule = world.schedule(every=((self.HOUR_MS, 0),), jitter_ms=self.HOUR_MS - 1)
+        change(world, schedule)
+        assert world.stored(schedule).next_ms == schedule.next_ms
+
+    def test_the_only_one_is_kept(self, world: World) -> None:
+        schedule = world.schedule(at_ms=(world.now_ms + 1_000,), jitter_ms=self.HOUR_MS)
+        world.now_ms = schedule.due_ms - 2_000
+        change(world, schedule)
+        assert fire_when_due(world, schedule)
+
+    def test_an_older_version_missed_it(self, older: World) -> None:
+        schedule = older.schedule(every=((self.HOUR_MS, 0),), jitter_ms=self.HOUR_MS // 2)
+        older.now_ms = schedule.due_ms - 2_000
+        change(older, schedule)
+        assert outcomes(older, schedule) == [(Outcome.MISSED, 1)]
 
 
 class TestRetries:

@@ -179,6 +179,8 @@ class Turn:
 
     def _first_unrecorded(self) -> int:
         """The next instant that has no row; 0: there is none."""
+        if self._revised and self._exhausted:
+            return 0
         nominal_ms: int | None = self.schedule.next_ms
         while nominal_ms and self._has_execution(nominal_ms):
             nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
@@ -237,6 +239,21 @@ class Turn:
     def _claimed(self) -> int:
         """Of max_fires: those that wait will have fired."""
         return self._fired + len(self.waiting)
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether no further instant may fire: only those that did, and were taken back."""
+        most = self.spec.max_fires
+        return most is not None and self._claimed >= most
+
+    def _following(self, after_ms: int) -> tuple[int, int]:
+        """As `following`. What was armed and taken back has been counted: it comes up again even
+        where that was the last of `max_fires`."""
+        found = following(self.schedule, self.spec, after_ms, self._claimed)
+        if found[0] or not (self._revised and self._exhausted):
+            return found
+        again = following(self.schedule, self.spec, after_ms, 0)
+        return again if again[0] and self._has_execution(again[0]) else found
 
     @property
     def must_wait(self) -> bool:
@@ -432,7 +449,7 @@ class Turn:
 
     def move_on(self, after_ms: int) -> None:
         """Set the timer for the first instant after one, and note what is skipped on the way."""
-        nominal_ms, due_ms = following(self.schedule, self.spec, after_ms, self._claimed)
+        nominal_ms, due_ms = self._following(after_ms)
         if nominal_ms:
             self.note_skips(after_ms, nominal_ms)
         finished = not nominal_ms
@@ -466,7 +483,7 @@ class Turn:
         """Go on from the first instant after now (or the one that is kept), or stay paused before
         it."""
         after_ms = self._kept_ms - 1 if self._kept_ms else self._now_ms
-        nominal_ms, due_ms = following(self.schedule, self.spec, after_ms, self._claimed)
+        nominal_ms, due_ms = self._following(after_ms)
         if nominal_ms:
             self.note_skips(self._now_ms, nominal_ms)
         waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE

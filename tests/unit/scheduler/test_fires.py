@@ -404,6 +404,49 @@ class TestPauses:
         assert world.stored(schedule).state is ScheduleState.FINISHED
 
 
+class TestTheLastOfSoManyFires:
+    @pytest.fixture
+    def armed(self, world: World) -> Execution:
+        """The second of two, a second before it is due."""
+        schedule = world.schedule(every=((PERIOD_MS, 0),), max_fires=2)
+        world.fire(schedule)
+        schedule = world.stored(schedule)
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule, None)
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+        world.now_ms += 1_000
+        return armed
+
+    @pytest.fixture
+    def schedule(self, world: World, armed: Execution) -> Schedule:
+        found = world.queries.schedule(armed.job_uid, armed.schedule_id)
+        assert found is not None
+        return found
+
+    def test_a_change_after_it_was_armed_does_not_lose_it(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
+        change(world, schedule)
+        assert world.execution(armed).state is ExecutionState.REVOKED
+        (again,) = fire_when_due(world, schedule)
+        assert (again.id, again.payload) == (armed.id, b"changed")
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+
+    def test_no_other_instant_takes_its_place(self, world: World, schedule: Schedule) -> None:
+        spec = replace(schedule.spec, every=((PERIOD_MS, 1_500),))
+        change(world, schedule, spec)
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+
+    def test_missed_anew_it_stays_taken_back(self, world: World, schedule: Schedule) -> None:
+        change(world, schedule)
+        world.now_ms += 10 * PERIOD_MS
+        assert not world.fire(world.stored(schedule))
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+
+
 class TestChangesUnderJitter:
     """An instant has passed, and is due only later."""
 

@@ -100,6 +100,7 @@ class Operations:
                 f"{who} belongs to the group {found.group_id!r}, not to {config.group_id!r}: check "
                 "the address, and its scheduler.shard and scheduler.group_id"
             )
+        await self._replica.read_barrier()  # the list is the last one, for what is said of it
         members = self._replica.committed_members
         listed = members.find(found.replica_id)
         if listed is not None:
@@ -122,6 +123,7 @@ class Operations:
     async def remove_replica(self, request: cluster_pb2.RemoveReplicaRequest) -> cluster_pb2.Shard:
         """See cluster.proto."""
         self._check_versions(self._replica.entry_version)
+        await self._replica.read_barrier()
         return self._answer(await self._replica.remove_replica(request.replica_id))
 
     def _check_versions(self, version: int) -> None:
@@ -169,6 +171,8 @@ class Operations:
         settings = self._settings
         links = Path(settings.data_directory) / LINKS
         try:
+            # With all that was acknowledged before: another replica may lead, unknown to this one.
+            await self._replica.read_barrier()
             index, term = await self._replica.checkpoint(links)
             origin = backup.Origin(
                 shard_id=settings.shard.shard_id,

@@ -22,6 +22,7 @@ from ..mesh.errors import (
     NotBuilt,
     NotFound,
     OutcomeUnknown,
+    Overloaded,
     TickmeshError,
     Unavailable,
     invalid,
@@ -122,7 +123,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return shard_pb2.CallResponse(replies=replies)
 
     async def _answer(self, calls: Any, leading: Dispatcher) -> list[shard_pb2.Reply]:
-        """Submit every write, then read, then take the writes' outcomes."""
+        """Submit every write, then read, then take the writes' outcomes. What is refused at once is
+        refused as a read is answered: by who still leads."""
         answers: list[Any] = [None] * len(calls)
         reads: list[tuple[int, Any, Any]] = []
         steps: list[tuple[int, asyncio.Task[Any]]] = []
@@ -130,7 +132,14 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             try:
                 if call.method in self._calls.methods.writes:
                     kind, write = self._calls.methods.writes[call.method]
-                    answers[index] = write(kind.FromString(call.request))
+                    request = kind.FromString(call.request)
+                    try:
+                        answers[index] = write(request)
+                    except Overloaded:
+                        raise
+                    except TickmeshError as error:
+                        # By the state here, which may be behind: as true as what is read there.
+                        reads.append((index, _refusing(error), request))
                 elif call.method in self._calls.methods.reads:
                     kind, read = self._calls.methods.reads[call.method]
                     reads.append((index, read, kind.FromString(call.request)))
@@ -478,6 +487,13 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         except TickmeshError as error:
             await refuse(context, error)
             raise
+
+
+def _refusing(error: TickmeshError) -> Callable[[Any], Any]:
+    def refuse(_request: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 def resident_memory_bytes() -> int:

@@ -45,14 +45,14 @@ class Installation:
         """At the start: an installation that was interrupted. Raises JournalError."""
         position = self._journal.installing
         if position is not None:
-            if self._state.applied != (position.index, position.term):
-                if not self._incoming.is_dir():
-                    raise JournalError(
-                        f"the installation of snapshot {position} was interrupted, and its files"
-                        f" {self._incoming} are gone. Wipe this replica's directory and start it"
-                        " without bootstrap"
-                    )
-                self._state.install(self._incoming)
+            held = self._state.applied == (position.index, position.term)
+            if not held and not self._incoming.is_dir():
+                raise JournalError(
+                    f"the installation of snapshot {position} was interrupted, and its files"
+                    f" {self._incoming} are gone. Wipe this replica's directory and start it"
+                    " without bootstrap"
+                )
+            self._state.install(self._incoming)
             self._check(position)
             self._journal.end_install()
         clear(self._incoming)

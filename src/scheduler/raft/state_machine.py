@@ -40,7 +40,8 @@ class StateMachine(Protocol):
     def install(self, directory: Path) -> None:
         """Replaces the whole state by a checkpoint's files, which it may take away.
 
-        After a crash within it the state, opened again, is the old or the new one as a whole; the
-        replica calls it again if it is the old one.
+        After a crash within it the state, opened again, is the old or the new one as a whole, and
+        the replica calls it again: if the files are gone, it is the new one, and all that is left
+        to do is to remove what is left of the old one.
         """
         ...

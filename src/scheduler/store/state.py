@@ -172,10 +172,10 @@ class State:
             if target.is_dir():
                 target.rename(old)
             directory.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
             descriptor = os.open(target.parent, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
+        shutil.rmtree(old, ignore_errors=True)  # also what a crash has left of it
         self.backend.reopen()
         self._load()
 

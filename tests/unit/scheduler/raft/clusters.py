@@ -151,8 +151,9 @@ class ListState:
 
     def install(self, directory: Path) -> None:
         self.install_hook()
-        data = (directory / "state").read_bytes()
-        self.stored = self.durable = msgspec.msgpack.decode(data, type=Stored)
+        if directory.is_dir():
+            data = (directory / "state").read_bytes()
+            self.stored = self.durable = msgspec.msgpack.decode(data, type=Stored)
 
     def after_crash(self) -> ListState:
         """The state as the next start finds it."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tickmesh.scheduler.raft.config import ReplicaConfig
+from tickmesh.scheduler.raft.installation import Installation
+from tickmesh.scheduler.raft.journal import Position
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State, encode_entry
@@ -61,9 +66,15 @@ def test_a_crash_at_any_step_leaves_one_whole_state_or_another_try(
         assert state.applied == (7, 1)
     else:
         assert state.applied in ((3, 1), (0, 0))
-        state.install(checkpoint)
+    config = ReplicaConfig(
+        group_id="shard-0", replica_id="a", peers=("b", "c"), directory=tmp_path / "raft"
+    )
+    journal: Any = SimpleNamespace(installing=Position(7, 1), end_install=lambda: None)
+    nothing: Any = None
+    Installation(config, state, nothing, nothing, journal).finish()
     assert state.applied == (7, 1)
     state.backend.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raft", "source", "state"]
 
 
 def test_leftovers_of_an_interrupted_installation_do_not_stop_the_next(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import msgspec
 
 from ..mesh.clock import Clock
 from ..mesh.errors import FailedPrecondition, Overloaded
 from .core.commands import SINCE, AnyCommand, Outcome
 from .raft.errors import NotLeader, OutcomeUnknown
-from .store.state import Applied, State, encode_entry
+from .raft.limits import PAYLOAD_BYTES_MAX
+from .store.state import Applied, State, encode_command, encode_entry
 
 COMMANDS_MAX = 512
 """Commands in one entry: bounds how long applying it keeps others waiting."""
@@ -29,11 +32,25 @@ APPLY_S_MAX = 0.1
 machine that has too much to do, applying takes many times as long, and nobody hears of this replica
 meanwhile."""
 
+ENTRY_BYTES_MAX = PAYLOAD_BYTES_MAX - 64
+"""Commands in one entry, which adds a few bytes of its own: what the log takes."""
+
 QUEUE_MAX = 20_000
 """Commands that wait: a few seconds' work. Beyond it callers are told to come back."""
 
 RETRY_AFTER_MS = 500
 """What they are told: about what half of the queue takes."""
+
+
+class Waiting(NamedTuple):
+    """A command that waits for its entry."""
+
+    since: int
+    """The version of entries that it is new in."""
+    raw: msgspec.Raw
+    """Encoded when it is submitted: what cannot be fails for itself, and its size is known."""
+    weight: int
+    future: asyncio.Future[Outcome]
 
 
 class Log(Protocol):
@@ -59,7 +76,7 @@ class Proposals:
         self._log = log
         self._state = state
         self._clock = clock
-        self._queue: deque[tuple[AnyCommand, int, asyncio.Future[Outcome]]] = deque()
+        self._queue: deque[Waiting] = deque()
         self._wake = asyncio.Event()
         self._weight = WEIGHT_MAX
         """Of the next entry, at most."""
@@ -83,8 +100,9 @@ class Proposals:
                 f"the shard has {QUEUE_MAX} commands waiting: try again later",
                 retry_after_ms=RETRY_AFTER_MS,
             )
+        raw = encode_command(command)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append((command, weight, future))
+        self._queue.append(Waiting(SINCE.get(type(command), 1), raw, weight, future))
         self._wake.set()
         return future
 
@@ -100,26 +118,27 @@ class Proposals:
             if batch:
                 await self._propose(batch)
 
-    def _take(self) -> list[tuple[AnyCommand, asyncio.Future[Outcome]]]:
-        batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]] = []
-        total = 0
+    def _take(self) -> list[Waiting]:
+        batch: list[Waiting] = []
+        weight = size = 0
         while self._queue and len(batch) < COMMANDS_MAX:
-            command, weight, future = self._queue[0]
-            if batch and total + weight > self._weight:
-                break
+            first = self._queue[0]
+            if not first.future.cancelled():
+                weight += first.weight
+                size += len(first.raw)
+                if batch and (weight > self._weight or size > ENTRY_BYTES_MAX):
+                    break
+                batch.append(first)
             self._queue.popleft()
-            if not future.cancelled():
-                batch.append((command, future))
-                total += weight
         return batch
 
-    async def _propose(self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]]) -> None:
+    async def _propose(self, batch: list[Waiting]) -> None:
         now_ms = max(self._clock.now_ns() // 1_000_000, self._state.meta.time_ms)
         version = self.version
         batch = self._known_to_all(batch, version)
         if not batch:
             return
-        payload = encode_entry(now_ms, [command for command, _ in batch], version)
+        payload = encode_entry(now_ms, [each.raw for each in batch], version)
         try:
             applied = await self._log.propose(payload)
         except asyncio.CancelledError:
@@ -133,9 +152,9 @@ class Proposals:
             return
         assert isinstance(applied, Applied)
         self._learn()
-        for (_, future), outcome in zip(batch, applied.outcomes, strict=True):
-            if not future.done():
-                future.set_result(outcome)
+        for each, outcome in zip(batch, applied.outcomes, strict=True):
+            if not each.future.done():
+                each.future.set_result(outcome)
 
     def _learn(self) -> None:
         """How much the next entry may hold."""
@@ -144,11 +163,9 @@ class Proposals:
         else:
             self._weight = min(WEIGHT_MAX, self._weight + WEIGHT_MIN)
 
-    def _known_to_all(
-        self, batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]], version: int
-    ) -> list[tuple[AnyCommand, asyncio.Future[Outcome]]]:
+    def _known_to_all(self, batch: list[Waiting], version: int) -> list[Waiting]:
         """Without what some replica does not understand; that is refused."""
-        new = [pair for pair in batch if SINCE.get(type(pair[0]), 1) > version]
+        new = [each for each in batch if each.since > version]
         if not new:
             return batch
         error = FailedPrecondition(
@@ -156,15 +173,15 @@ class Proposals:
             " older one, or has not been heard of since the last election. Upgrade or start it"
         )
         self._fail(new, error)
-        return [pair for pair in batch if SINCE.get(type(pair[0]), 1) <= version]
+        return [each for each in batch if each.since <= version]
 
     def _fail_queue(self, error: Exception) -> None:
-        waiting = [(command, future) for command, _, future in self._queue]
+        waiting = list(self._queue)
         self._queue.clear()
         self._fail(waiting, error)
 
     @staticmethod
-    def _fail(batch: list[tuple[AnyCommand, asyncio.Future[Outcome]]], error: Exception) -> None:
-        for _, future in batch:
-            if not future.done():
-                future.set_exception(error)
+    def _fail(batch: list[Waiting], error: Exception) -> None:
+        for each in batch:
+            if not each.future.done():
+                each.future.set_exception(error)

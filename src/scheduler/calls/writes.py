@@ -17,7 +17,6 @@ from ...mesh.errors import (
     JobHasSchedules,
     NotFound,
     NotPaused,
-    Overloaded,
     ResourceExhausted,
     TickmeshError,
     TooManyKeys,
@@ -147,7 +146,7 @@ class Writes:
 
         try:
             submitted = self._shard.proposals.submit(command, weight)
-        except Overloaded:
+        except Exception:
             self._shard.release(placements or [])
             raise
         return Write(submitted, answered, placements or [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -58,9 +58,16 @@ class DurableBackend(Backend, Protocol):
     def reopen(self) -> None: ...
 
 
-def encode_entry(time_ms: int, batch: list[AnyCommand], version: int = ENTRY_VERSION) -> bytes:
-    """What is proposed for a batch of commands."""
-    return _encode(Entry(version, time_ms, batch))
+def encode_command(command: AnyCommand) -> msgspec.Raw:
+    """A command as it stands in its entry."""
+    return msgspec.Raw(_encode(command))
+
+
+def encode_entry(
+    time_ms: int, batch: Sequence[AnyCommand | msgspec.Raw], version: int = ENTRY_VERSION
+) -> bytes:
+    """What is proposed for a batch of commands, be they encoded already or not."""
+    return _encode((version, time_ms, batch))
 
 
 class _Head(msgspec.Struct, array_like=True):

@@ -16,6 +16,7 @@ from .. import convert, pages
 from ..core.commands import PLAN_SINCE, CreateApiKey, RevokeApiKey, UpdateCustomer
 from ..core.ids import UID_BYTES, spell, unspell
 from ..core.model import ApiKey, Customer
+from ..core.recurrence.limits import HORIZON_MS
 from ..shard import Shard
 from .updates import merge, update
 from .writes import Methods, Write, Writes
@@ -121,6 +122,8 @@ class Customers:
             expire_ms = convert.to_ms(asked.expire_time)
             if expire_ms <= self._shard.now_ms():
                 raise invalid("api_key.expire_time", "is not in the future")
+            if expire_ms >= HORIZON_MS:
+                raise invalid("api_key.expire_time", "is too far in the future: leave it out")
         for index, scope in enumerate(asked.scopes):
             if scope == customer_pb2.API_SCOPE_UNSPECIFIED:
                 raise invalid(f"api_key.scopes[{index}]", "is none of the scopes")

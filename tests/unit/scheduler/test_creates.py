@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 
 from tickmesh.mesh.errors import InvalidRequest
-from tickmesh.proto.tickmesh.v1 import calendar_pb2, execution_pb2, job_pb2, schedule_pb2
+from tickmesh.proto.tickmesh.v1 import (
+    calendar_pb2,
+    customer_pb2,
+    execution_pb2,
+    job_pb2,
+    schedule_pb2,
+)
 from tickmesh.scheduler.calls import Calls
 from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand, DeleteSchedules
-from tickmesh.scheduler.core.ids import UID_BYTES
+from tickmesh.scheduler.core.recurrence.limits import HORIZON_MS
 from tickmesh.scheduler.plans import Plans
 from tickmesh.scheduler.store import keys
 
@@ -65,7 +71,7 @@ class Leader:
         )
         numbers = itertools.count(1_000)
         self.world = world
-        self._calls = Calls(shard, lambda size: uid(next(numbers))[:size].rjust(UID_BYTES, b"."))
+        self._calls = Calls(shard, lambda size: uid(next(numbers))[:size].rjust(size, b"."))
 
     def stored(self) -> dict[bytes, bytes]:
         """All that is, but for how far it has come."""
@@ -266,3 +272,17 @@ async def test_a_repetition_after_its_times_have_passed_answers_what_is_stored(m
     gets = schedule_pb2.ListSchedulesRequest(parent=HELLO)
     listed = (await leader.call("ScheduleService/ListSchedules", gets)).schedules
     assert [each.name for each in listed] == sorted(each.name for each in first[:-1])
+
+
+@pytest.mark.parametrize("seconds", [1, HORIZON_MS // 1_000, (1 << 63) - 1])
+async def test_a_key_expires_at_a_time_that_comes(seconds: int) -> None:
+    """One of 300 million years fits no entry."""
+    leader = Leader()
+    request = customer_pb2.CreateApiKeyRequest(parent=ACME)
+    request.api_key.expire_time.seconds = seconds
+    with pytest.raises(InvalidRequest) as refused:
+        await leader.call("CustomerService/CreateApiKey", request)
+    assert refused.value.fields[0][0] == "api_key.expire_time"
+    request.api_key.expire_time.seconds = HORIZON_MS // 1_000 - 1
+    made = await leader.call("CustomerService/CreateApiKey", request)
+    assert made.api_key.expire_time == request.api_key.expire_time

@@ -215,7 +215,7 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is refused. Default: never. In the future when it is created."""
+        """From when on it is refused. Default: never. In the future when it is created, and before 2300."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -14,7 +14,8 @@ class Clock(Protocol):
         ...
 
     def monotonic_ns(self) -> int:
-        """Nanoseconds that never run backwards, from an arbitrary start."""
+        """Nanoseconds that never run backwards, from an arbitrary start. Time for which the machine
+        was suspended counts: others went on meanwhile, and a lease has ended."""
         ...
 
 
@@ -27,4 +28,4 @@ class SystemClock:
 
     def monotonic_ns(self) -> int:
         """See Clock."""
-        return time.monotonic_ns()
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -49,6 +49,8 @@ class Clocks:
         self._samples: dict[str, deque[tuple[int, int]]] = {}
         self._known: tuple[PeerClock, ...] | None = ()  # None: samples have changed since
         self._off: tuple[PeerClock, ...] = ()
+        self._agreed: frozenset[str] = frozenset()
+        """Whose clocks agreed with ours until it was set, if none has been seen to since."""
         self._difference_ns: int | None = None
         self.step_count = 0
         self.last_step_ns = 0
@@ -81,7 +83,9 @@ class Clocks:
             return 0
         self.step_count += 1
         self.last_step_ns = difference_ns - last_ns
+        agreed = self._agreed.union(clock.peer for clock in self.known if clock not in self.off)
         self.forget()  # what was measured was measured against the clock as it was
+        self._agreed = agreed
         return self.last_step_ns
 
     def sample(self, peer: str, asked_ns: int, clock_ns: int) -> None:
@@ -100,6 +104,8 @@ class Clocks:
             if peer in self._samples:
                 self._samples[peer].clear()
         self._known = None
+        if not peers:
+            self._agreed = frozenset()
 
     @property
     def known(self) -> tuple[PeerClock, ...]:
@@ -116,6 +122,8 @@ class Clocks:
                 for clock in found
                 if abs(clock.offset_ns) - clock.uncertainty_ns > self._skew_ns_max
             )
+            if len(self._off) < len(found):
+                self._agreed = frozenset()
         return self._known
 
     @property
@@ -138,3 +146,9 @@ class Clocks:
             if len(group) >= needed:
                 return tuple(group)
         return ()
+
+    @property
+    def left(self) -> tuple[PeerClock, ...]:
+        """Those that agreed with ours until it was set, and differ by more than the bound since,
+        while no other agrees: then ours is the one that is wrong, however few there are."""
+        return tuple(clock for clock in self.off if clock.peer in self._agreed)

@@ -27,8 +27,9 @@ class Verdict:
         self._due_s = math.inf
 
     def watch(self) -> tuple[PeerClock, ...]:
-        """Notes what has changed. A majority that agrees on another time than this leader's, which
-        must not lead on then; empty if there is none."""
+        """Notes what has changed. Those whose clocks say that this leader's is wrong, which must
+        not lead on then: a majority that agrees on another time, or those that this one has left
+        when it was set. Empty if there are none."""
         member = self._member
         stepped_ns = member.clocks.look()
         if stepped_ns:
@@ -41,6 +42,9 @@ class Verdict:
         clocks_off = member.clocks.off
         if clocks_off or self._off:
             if against := member.clocks.against:
+                return against
+            # Of two that are left neither has a majority; but who was set is the one to doubt.
+            if self._all_are_known and (against := member.clocks.left):
                 return against
             off = tuple(clock.peer for clock in clocks_off)
             if off != self._off:
@@ -61,7 +65,7 @@ class Verdict:
         clocks = ", ".join(f"{clock.peer} {clock.offset_ns / 1e9:+.3f} s" for clock in against)
         fault = (
             f"the wall clock of {config.replica_id} is off by more than"
-            f" {config.clock_skew_max_s:g} s: a majority agrees on another time ({clocks}). It does"
+            f" {config.clock_skew_max_s:g} s: the others agree on another time ({clocks}). It does"
             " not lead: set its clock, and look at what disciplines it"
         )
         if not told and fault != self.fault:
@@ -76,12 +80,16 @@ class Verdict:
     def is_given(self) -> bool:
         """Whether a new leader may decide by its clock: nobody's differs, or all are measured, or
         that was waited for long enough."""
-        member = self._member
         now_s = self._clock()
-        connected = len(member.connected & member.voting)
-        if member.clocks.off and len(member.clocks.known) < connected:
+        if self._member.clocks.off and not self._all_are_known:
             self._due_s = min(self._due_s, now_s + CLOCK_VERDICT_S)
             if now_s < self._due_s:
                 return False
         self._due_s = math.inf
         return True
+
+    @property
+    def _all_are_known(self) -> bool:
+        """Whether the clocks of all who are connected are measured."""
+        member = self._member
+        return len(member.clocks.known) >= len(member.connected & member.voting)

@@ -128,6 +128,38 @@ def test_who_is_wrong_is_a_question_of_majorities(
     assert {clock.peer for clock in host.clocks.against} == set(against)
 
 
+def test_of_two_the_one_that_was_set_is_wrong() -> None:
+    host = Host()
+    host.clocks.look()
+    host.hears("b", 10)
+    host.hears("c", 900)  # it has been wrong before
+    host.clocks.look()
+    host.wall_ns += 1_000 * MS
+    host.clocks.look()
+    host.hears("b", -990)
+    assert host.clocks.against == ()
+    assert [clock.peer for clock in host.clocks.left] == ["b"]
+    host.hears("c", -100)  # somebody agrees with us
+    assert host.clocks.left == ()
+    host.clocks.forget("c")
+    assert host.clocks.left == (), "that has settled it"
+
+
+def test_of_two_that_always_differed_nobody_knows_which_is_wrong() -> None:
+    host = Host()
+    host.clocks.look()
+    host.hears("b", 900)
+    host.clocks.look()
+    host.wall_ns += 5_000 * MS
+    host.clocks.look()
+    host.hears("b", -4_100)
+    assert host.clocks.left == ()
+    host.wall_ns -= 4_100 * MS
+    host.clocks.look()
+    host.hears("b", 0)
+    assert host.clocks.off == host.clocks.left == ()
+
+
 def test_what_may_be_the_network_s_delay_is_no_fault() -> None:
     host = Host()
     for peer in "bc":
@@ -180,6 +212,28 @@ async def test_a_leader_whose_clock_jumps_hands_over_at_once(tmp_path: Path, ste
         await cluster.leader(leader.name)
         await measured(leader)
         await until(lambda: leader.replica.status().clock_fault == "")
+
+
+@virtual
+@pytest.mark.parametrize("step_s", [-3.0, 3600.0])
+async def test_of_two_that_are_left_the_one_whose_clock_jumps_does_not_lead_on(
+    tmp_path: Path, step_s: float
+) -> None:
+    async with running(tmp_path) as cluster:
+        leader = await group_with_state(cluster)
+        heir, away = cluster.others(leader)
+        await cluster.crash(away.name)
+        await until(lambda: len(leader.replica.status().connected) == 1)
+        leader.disk.clock_off_s = step_s
+        stepped_s = asyncio.get_running_loop().time()
+        await until(lambda: not leader.replica.is_leader)
+        await cluster.leader(heir.name)
+        assert asyncio.get_running_loop().time() - stepped_s < 0.3, "not by an election timeout"
+        assert await heir.replica.propose(b"after") == 2
+        assert f"clock of {leader.name} is off" in leader.replica.status().clock_fault
+        assert heir.replica.status().clock_fault == ""
+        await asyncio.sleep(5.0)
+        assert heir.replica.is_leader
 
 
 @virtual

@@ -86,7 +86,7 @@ class Operations:
     async def add_replica(self, request: cluster_pb2.AddReplicaRequest) -> cluster_pb2.Shard:
         """See cluster.proto."""
         address, config = request.address, self._replica.config
-        self._check_versions(self._replica.entry_version)
+        self._check_versions()
         try:
             found = await self._introduce(address)
         except TransportError as error:
@@ -115,20 +115,24 @@ class Operations:
                 f"{who} has data, up to entry {found.last_index}, or was started with bootstrap: "
                 "start it with an empty data directory and without"
             )
-        self._check_versions(found.entry_version)
+        if found.entry_version < max(self._state.meta.entry_version, MEMBERS_SINCE):
+            raise FailedPrecondition(
+                f"{who} runs an older version of the scheduler, which does not know what is in "
+                "this shard's log: upgrade it first"
+            )
         return self._answer(
             await self._replica.add_replica(found.replica_id, address, found.incarnation)
         )
 
     async def remove_replica(self, request: cluster_pb2.RemoveReplicaRequest) -> cluster_pb2.Shard:
         """See cluster.proto."""
-        self._check_versions(self._replica.entry_version)
+        self._check_versions()
         await self._replica.read_barrier()
         return self._answer(await self._replica.remove_replica(request.replica_id))
 
-    def _check_versions(self, version: int) -> None:
+    def _check_versions(self) -> None:
         # What was once committed in a version is applied by whoever still is a replica.
-        if max(version, self._state.meta.entry_version) < MEMBERS_SINCE:
+        if max(self._replica.entry_version, self._state.meta.entry_version) < MEMBERS_SINCE:
             raise FailedPrecondition(
                 "this needs a newer version of the scheduler on every replica of the shard: one "
                 "runs an older one, or has not been heard of since the last election. Upgrade or "

@@ -71,6 +71,8 @@ ENDS_MAX = 100
 OVERLOADED_PAUSE_S = 0.1
 """Before asking again where the queue of commands is full: a tenth of what clearing it takes."""
 
+_REASONS = frozenset(Reason)
+
 Ended: TypeAlias = tuple[bytes, bytes, Attempt]
 """Job uid, execution id, and the attempt as it ended."""
 
@@ -676,9 +678,11 @@ def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version
     """The durable record of an attempt's end, as every replica knows it in a version of entries."""
     attempt = execution.attempts[-1]
     told = version >= OUTPUT_SINCE and report.HasField("output_bytes")
-    reason = Reason(report.reason)
-    if reason is Reason.RETURNED and version < PLACEMENT_SINCE:
-        reason = Reason.INFRASTRUCTURE
+    reason = Reason.INFRASTRUCTURE  # also for what only a newer executor knows
+    if report.reason in _REASONS and (
+        report.reason != Reason.RETURNED or version >= PLACEMENT_SINCE
+    ):
+        reason = Reason(report.reason)
     return Attempt(
         number=attempt.number,
         executor=attempt.executor,

@@ -11,6 +11,7 @@ from tickmesh.mesh.errors import FailedPrecondition
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.commands import ENTRY_VERSION, OUTPUT_SINCE, UNCERTAINTY_SINCE
+from tickmesh.scheduler.core.model import Reason
 from tickmesh.scheduler.dispatch import ended_attempt
 from tickmesh.scheduler.proposals import Proposals
 from tickmesh.scheduler.store import state as states
@@ -125,3 +126,12 @@ def test_how_certain_the_time_was_is_told_once_every_replica_knows_of_it() -> No
     old = ended_attempt(execution, report, UNCERTAINTY_SINCE - 1)
     assert (old.started_ns, old.uncertainty_ns) == (5, 0)
     assert ended_attempt(execution, report, UNCERTAINTY_SINCE).uncertainty_ns == 70_000
+
+
+def test_a_reason_that_only_a_newer_executor_knows_is_recorded_as_a_failure_of_the_mesh() -> None:
+    world = World()
+    world.job("report")
+    (execution,) = world.execute("report")
+    report = shard_pb2.AttemptReport(reason=max(Reason) + 1, message="the moon was full")
+    ended = ended_attempt(execution, report, ENTRY_VERSION)
+    assert (ended.reason, ended.message) == (Reason.INFRASTRUCTURE, "the moon was full")

@@ -49,8 +49,13 @@ class Stream:
         """Why the stream ends, if it does."""
 
     def put(self, change: Change) -> None:
-        """Add a change, or give up on a reader that is too slow."""
+        """Add a change, or give up on a reader that is too slow: it is told nothing of that entry,
+        and nothing later, so that its last cursor comes before all that it misses."""
+        if self.closed:
+            return
         if len(self.queue) >= STREAM_QUEUE_MAX:
+            while self.queue and self.queue[-1].at == change.at:
+                self.queue.pop()
             self.close("the stream is read too slowly: go on from the last cursor")
         else:
             self.queue.append(change)

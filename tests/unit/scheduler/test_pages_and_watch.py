@@ -103,6 +103,34 @@ async def test_a_reader_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPa
         await stream.take()
 
 
+@pytest.mark.parametrize("each", [1, 3])
+async def test_a_reader_that_was_too_slow_goes_on_where_it_was_cut_off(
+    each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told the beginning of the entry that was too much, with a cursor after it, and then
+    what came later."""
+    monkeypatch.setattr(watch, "STREAM_QUEUE_MAX", 4)
+    changes, world = changes_after(0)
+    stream = changes.open(lambda execution: True)
+    made = [execution.id for _ in range(5) for execution in world.execute(count=each)]
+    seen: list[bytes] = []
+    told = world.state.meta.index - 5
+
+    async def read() -> None:
+        nonlocal told
+        while True:
+            for batch, cursor in watch.pieces(await stream.take()):
+                seen.extend(change.execution.id for change in batch)
+                told = cursor
+            if len(made) < 5 * each + 2:
+                made.extend(execution.id for execution in world.execute())
+
+    with pytest.raises(Unavailable):
+        await read()
+    seen += [identity for _, _, identity in world.queries.changes(told, 1_000)]
+    assert seen == made
+
+
 def test_a_message_that_breaks_off_within_an_entry_has_the_cursor_before_it() -> None:
     _, world = changes_after(1)
     made = world.execute()[0]

@@ -218,7 +218,10 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             customer, job_id = names.parse_job(asked.parent, "parent")
         schedule_id = ""
         if asked.schedule:
-            schedule_id = names.parse_schedule(asked.schedule, "schedule").schedule
+            parts = names.parse_schedule(asked.schedule, "schedule")
+            if parts.customer != customer or job_id not in (parts.job, names.ANY_JOB):
+                raise invalid("schedule", f"is not a schedule of {asked.parent}")
+            schedule_id, job_id = parts.schedule, parts.job
 
         def wanted(execution: Execution) -> bool:
             if one is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.scheduler.worlds import World
 from tickmesh.mesh.clock import SystemClock
-from tickmesh.mesh.errors import PageTokenInvalid, Unavailable
+from tickmesh.mesh.errors import InvalidRequest, PageTokenInvalid, Unavailable
 from tickmesh.proto.tickmesh.v1 import execution_pb2
 from tickmesh.scheduler import pages, watch
 from tickmesh.scheduler.core import commands
@@ -160,9 +160,10 @@ class Watched:
         self.shard = shard
         self._service = ShardService(shard, SystemClock(), "shard-0", "replica-0")
 
-    def watch(self, cursor: str = "") -> Any:
-        job = "customers/acme/jobs/hello"
-        asked = execution_pb2.WatchExecutionsRequest(parent=job, cursor=cursor)
+    def watch(self, cursor: str = "", job: str = "hello", schedule: str = "") -> Any:
+        asked = execution_pb2.WatchExecutionsRequest(
+            parent=f"customers/acme/jobs/{job}", cursor=cursor, schedule=schedule
+        )
         return self._service._watch(asked)
 
 
@@ -195,3 +196,24 @@ async def test_who_led_while_a_reader_caught_up_does_not_keep_its_stream() -> No
     watched.shard.leading = None
     with pytest.raises(Unavailable):
         await anext(stream)
+
+
+async def test_the_schedule_that_is_watched_is_of_one_job() -> None:
+    """Schedules of other jobs with the same id were told as well."""
+    world = World()
+    fired = []
+    for job_id in ("hello", "other"):
+        world.job(job_id)
+        schedule = world.schedule(job_id=job_id)
+        world.now_ms = max(world.now_ms, schedule.due_ms)
+        fired += world.fire(schedule)
+    watched = Watched(world)
+    name = "customers/acme/jobs/hello/schedules/often"
+    stream = watched.watch("1", "-", name)
+    assert [e.schedule for e in (await anext(stream)).executions] == [name]
+    world.end(fired[1])
+    world.end(fired[0])
+    assert [e.schedule for e in (await anext(stream)).executions] == [name]
+    for job, schedule in (("other", name), ("-", name.replace("acme", "evil"))):
+        with pytest.raises(InvalidRequest):
+            await anext(watched.watch("", job, schedule))

@@ -134,7 +134,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                     kind, write = self._calls.methods.writes[call.method]
                     request = kind.FromString(call.request)
                     try:
-                        answers[index] = write(request)
+                        answers[index] = submitted = write(request)
+                        _release_later(submitted, leading)
                     except Overloaded:
                         raise
                     except TickmeshError as error:
@@ -162,7 +163,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 answers[index] = explain(error)
         for index, answer in enumerate(answers):
             if isinstance(answer, Write):
-                answers[index] = await self._written(answer, leading)
+                answers[index] = await self._written(answer)
         return [self._reply(answer) for answer in answers]
 
     async def _read(self, reads: list[tuple[int, Any, Any]], answers: list[Any]) -> None:
@@ -179,13 +180,11 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 answers[index] = explain(error)
 
     @staticmethod
-    async def _written(write: Write, leading: Dispatcher) -> Any:
+    async def _written(write: Write) -> Any:
         try:
             return write.respond(await write.outcome)
         except Exception as error:
             return explain(error)
-        finally:
-            leading.release(write.placements)
 
     @staticmethod
     def _reply(answer: Any) -> shard_pb2.Reply:
@@ -497,6 +496,12 @@ def _refusing(error: TickmeshError) -> Callable[[Any], Any]:
         raise error
 
     return refuse
+
+
+def _release_later(write: Write, leading: Dispatcher) -> None:
+    """Give its places back once it is decided, wait the callers for it or have they gone."""
+    if write.placements:
+        write.outcome.add_done_callback(lambda _: leading.release(write.placements))
 
 
 def resident_memory_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
@@ -13,6 +14,8 @@ from .. import convert
 from ..core.commands import Refused, Why
 from ..raft.replica import Replica
 from .writes import refusal
+
+PUBLIC_PACKAGE = "tickmesh.v1"
 
 UPDATE_TRIES_MAX = 5
 """Of a read-modify-write that others get in between of; then it is theirs."""
@@ -60,7 +63,7 @@ def merge(given: Message, stored: Message, mask: FieldMask, fields: frozenset[st
 def _merge_path(given: Any, stored: Any, parts: list[str], path: str) -> None:
     head, rest = parts[0], parts[1:]
     descriptor = given.DESCRIPTOR.fields_by_name.get(head)
-    if descriptor is None or (rest and (descriptor.message_type is None or descriptor.is_repeated)):
+    if descriptor is None or (rest and not _has_parts(descriptor)):
         raise invalid("update_mask", f"{path[:80]!r} is not a field")
     if rest:
         _merge_path(getattr(given, head), getattr(stored, head), rest, path)
@@ -77,3 +80,10 @@ def _merge_path(given: Any, stored: Any, parts: list[str], path: str) -> None:
         getattr(stored, head).CopyFrom(getattr(given, head))
     else:
         setattr(stored, head, getattr(given, head))
+
+
+def _has_parts(field: FieldDescriptor) -> bool:
+    """Whether a path goes on within it: not where its parts mean something together only, as those
+    of a duration, which are checked as a whole where they are given."""
+    ours = field.message_type is not None and field.message_type.file.package == PUBLIC_PACKAGE
+    return ours and not field.is_repeated

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from tickmesh.mesh.errors import InvalidRequest
 from tickmesh.mesh.plans import Plan
@@ -13,6 +15,7 @@ from tickmesh.proto.tickmesh.v1 import execution_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler import convert
 from tickmesh.scheduler.calls.jobs import JOB_FIELDS
 from tickmesh.scheduler.calls.schedules import SCHEDULE_FIELDS
+from tickmesh.scheduler.calls.updates import merge
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.model import Attempt, Misfire, Overlap, Policy, Reason, Retry
 from tickmesh.scheduler.core.recurrence import Calendar, Spec, with_calendars
@@ -240,3 +243,31 @@ def test_what_is_crowded_only_at_times_is_refused(given: schedule_pb2.Recurrence
 )
 def test_sixty_in_a_minute_are_allowed(given: schedule_pb2.Recurrence) -> None:
     convert.check_rate(convert.spec_of(given, START_MS, "recurrence"), START_MS, "recurrence")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("timeout.seconds", "retry_policy.backoff.nanos", "labels.key", "container.env.value"),
+        *("container.image.name", "timeout.", "container..image", "nothing", "container.nothing"),
+    ],
+)
+def test_a_mask_names_what_can_be_given_by_itself(path: str) -> None:
+    """By its seconds alone a timeout could be set to 0, which is none at all."""
+    stored = job_pb2.Job(timeout=Duration(seconds=5), labels={"key": "value"})
+    before = job_pb2.Job.FromString(stored.SerializeToString())
+    refused = told(merge, job_pb2.Job(), stored, FieldMask(paths=[path]), JOB_FIELDS)
+    assert list(refused) == ["update_mask"]
+    assert stored == before
+
+
+def test_a_mask_sets_what_it_names_once_or_twice_and_nothing_else() -> None:
+    stored = job_pb2.Job(display_name="old", timeout=Duration(seconds=5), labels={"a": "1"})
+    stored.container.image, stored.container.working_dir = "old:1", "/old"
+    given = job_pb2.Job(display_name="new", labels={"b": "2"})
+    given.container.image = "new:1"
+    mask = FieldMask(paths=["container.image", "labels", "timeout", "container.image"])
+    merge(given, stored, mask, JOB_FIELDS)
+    asked = job_pb2.Job(display_name="old", labels={"b": "2"})
+    asked.container.image, asked.container.working_dir = "new:1", "/old"
+    assert stored == asked

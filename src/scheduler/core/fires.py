@@ -118,6 +118,7 @@ class Turn:
         self._missed = schedule.missed_count
         self._last_ms = schedule.last_ms
         self._brake = (schedule.brake_minute, schedule.brake_count)
+        self._told_ms = schedule.told_ms or schedule.next_ms or now_ms
         self._kept_ms = 0
         """See `keep`."""
         self._count = schedule.ledger_count
@@ -160,6 +161,7 @@ class Turn:
     def note_undecided(self, outcome: Outcome) -> None:
         """One row for the instants that have passed and were not decided, if there are any, but for
         the one that is kept."""
+        self._tell_skips(self._now_ms)
         first_ms, until_ms = self._first_unrecorded(), self._now_ms
         if self._kept_ms:
             until_ms = self._kept_ms - 1
@@ -277,6 +279,7 @@ class Turn:
         policy, now_ms = self.schedule.policy, self._now_ms
         due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
         self._last_ms = max(self._last_ms, nominal_ms)
+        self._tell_skips(nominal_ms)
         if self._has_execution(nominal_ms):
             if not (self._others(nominal_ms) or self.waiting):
                 self._run(nominal_ms, due_ms, outcome, placement)
@@ -450,7 +453,8 @@ class Turn:
     def move_on(self, after_ms: int) -> None:
         """Set the timer for the first instant after one, and note what is skipped on the way."""
         nominal_ms, due_ms = self._following(after_ms)
-        if nominal_ms:
+        self._tell_skips(after_ms)
+        if nominal_ms and not self._revised:
             self.note_skips(after_ms, nominal_ms)
         finished = not nominal_ms
         self.finish(
@@ -461,15 +465,31 @@ class Turn:
             deferred=False,
         )
 
-    def note_skips(self, after_ms: int, until_ms: int) -> None:
-        """Tell what is left out between two instants."""
-        for skip in recurrence.skips(self.spec, after_ms, until_ms, hash_key=self._key):
+    def _tell_skips(self, until_ms: int) -> None:
+        """Tell what has been left out up to an instant, since that was told last. What is still to
+        come may yet be changed."""
+        until_ms = min(until_ms, self._now_ms)
+        if self._revised and until_ms > self._told_ms:
+            self._told_ms = self.note_skips(self._told_ms, until_ms + 1) - 1
+
+    def note_skips(self, after_ms: int, until_ms: int) -> int:
+        """Tell what is left out between two instants; until when it could."""
+        skips, told_ms = recurrence.skips(self.spec, after_ms, until_ms, hash_key=self._key)
+        for skip in skips:
             outcome = Outcome.CLOCK if skip.by_clock else Outcome.EXCLUDED
             self.note(outcome, skip.first_ms, skip.last_ms, skip.count, skip.calendar)
+        return told_ms
 
     def renew(self, **changes: Any) -> None:
         """Change what the schedule is; `resume` must follow."""
         before = self.schedule
+        if self._revised:
+            # Up to what was armed ahead, instants are decided by what held before. What was too
+            # much to tell of them stays untold.
+            decided_ms = max(self._now_ms, self._last_ms)
+            if decided_ms > self._told_ms:
+                self.note_skips(self._told_ms, decided_ms + 1)
+                self._told_ms = decided_ms
         if before.due_ms:
             self._view.delete_timer(timer(before))
         self.schedule = replace(
@@ -484,7 +504,7 @@ class Turn:
         it."""
         after_ms = self._kept_ms - 1 if self._kept_ms else self._now_ms
         nominal_ms, due_ms = self._following(after_ms)
-        if nominal_ms:
+        if nominal_ms and not self._revised:
             self.note_skips(self._now_ms, nominal_ms)
         waits = ScheduleState.PAUSED if paused else ScheduleState.ACTIVE
         return self.finish(
@@ -511,6 +531,7 @@ class Turn:
             fire_count=self._fired,
             missed_count=self._missed,
             last_ms=self._last_ms,
+            told_ms=self._told_ms if self._revised else 0,
             update_ms=self._now_ms,
             version=self.schedule.version + 1,
         )
@@ -530,6 +551,7 @@ class Turn:
             fire_count=self._fired,
             missed_count=self._missed,
             last_ms=self._last_ms,
+            told_ms=self._told_ms if self._revised else 0,
             running=self.running,
             waiting=self.waiting,
             failures=self.failures,

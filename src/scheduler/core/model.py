@@ -216,6 +216,9 @@ class Schedule(Record, frozen=True):
     """Of the last row: see ledger.py."""
     purged_ms: int = 0
     """When executions of it were last forgotten before their time: see history.purge."""
+    told_ms: int = 0
+    """Up to which instant its ledger tells what is left out; 0: up to the next one. Since version
+    5."""
 
 
 class Calendar(Record, frozen=True):

@@ -34,7 +34,7 @@ class _Plan(NamedTuple):
     due: tuple[int, int]
     """(nominal, due) of the first fire."""
     skips: bool
-    """Something is skipped before that."""
+    """Something is skipped before that, and is told at once: so it was before INSTANTS_SINCE."""
 
 
 def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
@@ -59,7 +59,8 @@ def create(view: View, command: CreateSchedules, now_ms: int) -> list[Schedule]:
             plan = _planned(view, job, new, now_ms, index)
             if not recurrence.draws(plan.stored):
                 plans[new.spec] = plan
-        schedule, row = _made(job, new, plan, command.request, now_ms)
+        told_ms = now_ms if view.version >= INSTANTS_SINCE else 0
+        schedule, row = _made(job, new, plan, command.request, now_ms, told_ms)
         made.append(schedule)
         fresh.append((schedule, row, plan.skips))
     for schedule, row, skips in fresh:
@@ -85,12 +86,14 @@ def _planned(view: View, job: Job, new: NewSchedule, now_ms: int, index: int) ->
     if nominal_ms is None:
         raise Refused(Why.NEVER_FIRES, new.schedule_id, index)
     due_ms = recurrence.due_ms(spec, nominal_ms, hash_key=key)
-    skips = recurrence.skips(spec, now_ms, nominal_ms, hash_key=key)
+    skips: list[recurrence.Skip] = []
+    if view.version < INSTANTS_SINCE:
+        skips, _ = recurrence.skips(spec, now_ms, nominal_ms, hash_key=key)
     return _Plan(stored, (nominal_ms, due_ms), bool(skips))
 
 
 def _made(
-    job: Job, new: NewSchedule, plan: _Plan, request: bytes, now_ms: int
+    job: Job, new: NewSchedule, plan: _Plan, request: bytes, now_ms: int, told_ms: int
 ) -> tuple[Schedule, Row]:
     """The schedule, and the first row of its ledger, which says what it is."""
     stored, (nominal_ms, due_ms), _ = plan
@@ -128,6 +131,7 @@ def _made(
         request,
         ledger_count=1,
         ledger_hash=row.hash,
+        told_ms=told_ms,
     )
     return schedule, row
 

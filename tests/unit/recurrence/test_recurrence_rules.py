@@ -184,11 +184,25 @@ def test_a_preview_and_the_skips_name_the_calendar() -> None:
     )
     found = [fire.note for fire in preview(spec, NEW_YEAR, 1) if fire.skipped]
     assert found == ["excluded by calendar a", "excluded by calendar b"]
-    told = skips(spec, NEW_YEAR, NEW_YEAR + 4 * DAY_MS)
+    told, until_ms = skips(spec, NEW_YEAR, NEW_YEAR + 4 * DAY_MS)
+    assert until_ms == NEW_YEAR + 4 * DAY_MS
     assert [(skip.calendar, skip.count, skip.by_clock) for skip in told] == [
         ("a", 1, False),
         ("b", 1, False),
     ]
+
+
+def test_skips_end_where_too_many_instants_between_them_fire() -> None:
+    spec = Spec(every=((1_000, 0),), excluded_windows=((5_000, 8_000), (2_000_000, 2_010_000)))
+    found: list[tuple[int, int]] = []
+    after_ms, rounds = 0, 0
+    while after_ms < 2_100_000:
+        told, until_ms = skips(spec, after_ms, 2_100_001)
+        found += [(skip.first_ms, skip.count) for skip in told]
+        assert until_ms > after_ms + 1
+        after_ms, rounds = until_ms - 1, rounds + 1
+    assert found == [(5_000, 3), (2_000_000, 10)]
+    assert rounds == 3
 
 
 def test_an_exclusion_of_its_own_is_told_before_a_calendars() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -237,6 +238,13 @@ def test_whatever_a_schedule_goes_through_its_ledger_stands(
                 pass
     stored = world.stored(schedule)
     assert verify(world, stored).problems == []
+    told = sorted(
+        (row.first_ms, row.last_ms, row.outcome.name)
+        for row in world.rows(stored.uid, 0, 100_000)
+        if row.outcome is Outcome.EXCLUDED or (row.outcome in audit.FIRED and row.count == 1)
+    )
+    for (_, last_ms, _), (first_ms, _, _) in pairwise(told):
+        assert last_ms < first_ms, told
     world.do(commands.DeleteSchedules("acme", "hello", ["often"], 0, False))
     gone = world.queries.deleted_schedule("acme", "hello", "often", None)
     assert gone is not None and gone.uid == schedule.uid

@@ -659,3 +659,72 @@ class TestSkips:
         for _ in range(20):
             fire_when_due(world, schedule)
         assert (Outcome.EXCLUDED, 24) in outcomes(world, schedule)
+
+    HOUR_MS = 3_600_000
+
+    def excluding(self, world: World, first: int, end: int) -> Schedule:
+        """Hourly, but not in some of the hours to come."""
+        window = (world.now_ms + first * self.HOUR_MS, world.now_ms + end * self.HOUR_MS)
+        return world.schedule(every=((self.HOUR_MS, 0),), excluded_windows=(window,))
+
+    def test_they_are_told_once_however_often_the_schedule_is_changed(self, world: World) -> None:
+        schedule = self.excluding(world, 2, 6)
+        fire_when_due(world, schedule)
+        for _ in range(2):
+            change(world, schedule)
+        world.now_ms += 2 * self.HOUR_MS
+        change(world, schedule)
+        fire_when_due(world, schedule)
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.EXCLUDED, 2),
+            (Outcome.EXCLUDED, 2),
+            (Outcome.FIRED, 1),
+        ]
+
+    def test_what_is_left_out_no_more_before_it_comes_fires_only(self, world: World) -> None:
+        schedule = self.excluding(world, 2, 6)
+        fire_when_due(world, schedule)
+        change(world, schedule, replace(schedule.spec, excluded_windows=()))
+        fire_when_due(world, schedule)
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+
+    def test_what_was_armed_has_its_row_already(self, world: World) -> None:
+        schedule = world.schedule(every=((PERIOD_MS, 0),))
+        world.now_ms = schedule.due_ms - 2_000
+        world.fire(schedule)
+        window = (world.now_ms, schedule.due_ms + PERIOD_MS + 1)
+        change(world, schedule, replace(schedule.spec, excluded_windows=(window,)))
+        fire_when_due(world, schedule)
+        assert outcomes(world, schedule) == [
+            (Outcome.FIRED, 1),
+            (Outcome.EXCLUDED, 1),
+            (Outcome.FIRED, 1),
+        ]
+
+    def test_they_are_told_after_an_absence_and_after_a_pause(self, world: World) -> None:
+        schedule = self.excluding(world, 2, 6)
+        world.now_ms += 8 * self.HOUR_MS + 60_000
+        world.fire(world.stored(schedule))
+        assert outcomes(world, schedule) == [
+            (Outcome.MISSED, 3),
+            (Outcome.EXCLUDED, 4),
+            (Outcome.CAUGHT_UP, 1),
+        ]
+        paused = world.stored(schedule)
+        window = (paused.next_ms + self.HOUR_MS, paused.next_ms + 3 * self.HOUR_MS)
+        change(world, schedule, replace(paused.spec, excluded_windows=(window,)))
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        world.now_ms = window[1]
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert outcomes(world, schedule)[3:] == [(Outcome.EXCLUDED, 2), (Outcome.PAUSED, 2)]
+
+    def test_an_older_version_told_them_ahead(self, older: World) -> None:
+        schedule = self.excluding(older, 2, 6)
+        fire_when_due(older, schedule)
+        assert outcomes(older, schedule) == [(Outcome.FIRED, 1), (Outcome.EXCLUDED, 4)]
+        older.version = INSTANTS_SINCE
+        change(older, schedule)
+        fire_when_due(older, schedule)
+        told = [(Outcome.FIRED, 1), (Outcome.EXCLUDED, 4), (Outcome.FIRED, 1)]
+        assert outcomes(older, schedule) == told, "not again"

@@ -23,17 +23,26 @@ class Skip(msgspec.Struct, frozen=True):
     """Which calendar's; empty: the schedule's own."""
 
 
-def skips(spec: Spec, after_ms: int, until_ms: int, *, hash_key: str = "") -> list[Skip]:
-    """Returns what is skipped strictly between two fires, oldest first.
+def skips(
+    spec: Spec, after_ms: int, until_ms: int, *, hash_key: str = ""
+) -> tuple[list[Skip], int]:
+    """Returns what is skipped strictly between two instants, oldest first, and until when that is.
 
-    Nearly always nothing, and then cheap. At most PREVIEW_SKIPPED_MAX runs are told.
+    Nearly always nothing, and then cheap. At most PREVIEW_SKIPPED_MAX runs are told, and COUNT_MAX
+    instants looked at that do fire: then it ends earlier.
     """
     found: list[Skip] = []
+    told_ms = until_ms
     if spec.crons and _clocks_change(spec, after_ms, until_ms):
         found += _by_clock(spec, after_ms, until_ms, hash_key)
     if spec.excluded_dates or spec.excluded_windows or spec.calendars:
-        found += _by_exclusion(spec, after_ms, until_ms, hash_key)
-    return sorted(found, key=lambda skip: skip.first_ms)[:PREVIEW_SKIPPED_MAX]
+        excluded, told_ms = _by_exclusion(spec, after_ms, until_ms, hash_key)
+        found = [skip for skip in found if skip.first_ms < told_ms] + excluded
+    found.sort(key=lambda skip: skip.first_ms)
+    if len(found) > PREVIEW_SKIPPED_MAX:
+        found = found[:PREVIEW_SKIPPED_MAX]
+        told_ms = found[-1].last_ms + 1
+    return found, told_ms
 
 
 def _clocks_change(spec: Spec, after_ms: int, until_ms: int) -> bool:
@@ -56,16 +65,21 @@ def _by_clock(spec: Spec, after_ms: int, until_ms: int, hash_key: str) -> Iterat
             yield Skip(instant_ms, instant_ms, 1, True)
 
 
-def _by_exclusion(spec: Spec, after_ms: int, until_ms: int, hash_key: str) -> Iterator[Skip]:
+def _by_exclusion(
+    spec: Spec, after_ms: int, until_ms: int, hash_key: str
+) -> tuple[list[Skip], int]:
     ready = program(spec, hash_key)
     start_ms = max(after_ms + 1, spec.start_ms or 0)
-    for _ in range(PREVIEW_SKIPPED_MAX):
+    found: list[Skip] = []
+    fires = 0
+    while len(found) < PREVIEW_SKIPPED_MAX and fires < COUNT_MAX:
         first_ms = ready.next_unexcluded_ms(start_ms)
         if first_ms >= until_ms:
-            return
+            return found, until_ms
         end_ms, calendar = ready.exclusion(first_ms)
         end_ms = min(end_ms, until_ms)
         if not end_ms:
+            fires += 1
             start_ms = first_ms + 1
             continue
         count, instant_ms = 0, first_ms
@@ -74,5 +88,6 @@ def _by_exclusion(spec: Spec, after_ms: int, until_ms: int, hash_key: str) -> It
             last_ms = instant_ms
             instant_ms = ready.next_unexcluded_ms(instant_ms + 1)
         last_ms = last_ms if instant_ms >= end_ms else end_ms - 1
-        yield Skip(first_ms, last_ms, count, False, calendar)
+        found.append(Skip(first_ms, last_ms, count, False, calendar))
         start_ms = end_ms
+    return found, min(start_ms, until_ms)

@@ -261,6 +261,8 @@ class Dispatcher:
             if placement is not None:
                 _, asked = self._reserved.pop(id(placement))
                 self.hosts.give(self.hosts[placement.executor], asked.customer, asked.need)
+        if self._waiting.any_ready:
+            self._room()  # what they were for may not have taken them
 
     def _asked_of(
         self, customer: str, job_id: str, job_uid: bytes, revision: int, spec: JobSpec

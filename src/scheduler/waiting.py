@@ -91,6 +91,11 @@ class Waiting:
         ready = (len(heap) for queue in self._queues.values() for heap in queue.by_need.values())
         return len(self._later) + sum(ready)
 
+    @property
+    def any_ready(self) -> bool:
+        """Whether somebody waits for nothing but a place."""
+        return bool(self._queues)
+
     def before(self, customer: str) -> bool:
         """Whether somebody who waits would be overtaken by a customer's new execution."""
         return customer in self._queues or (bool(self._queues) and not self.stuck)

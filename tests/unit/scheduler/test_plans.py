@@ -374,6 +374,23 @@ async def test_what_waits_follows_its_customer_to_another_plan(leader: Leader) -
     assert (work.runtime, list(work.capabilities)) == ("", [])
 
 
+async def test_what_waits_is_given_a_place_that_was_reserved_in_vain(leader: Leader) -> None:
+    """Where nothing else happened it waited for ever: what the place was for was refused, or it had
+    become another revision meanwhile and waited itself."""
+    job = leader.world.job()
+    link = leader.attach("one")
+    assert leader.shard.leading is not None
+    reserved = []
+    while (place := leader.shard.place(job)) is not None:
+        reserved.append(place)
+    leader.execute()
+    for _ in range(10):  # turns of the loop: it has looked for room long since
+        await asyncio.sleep(0)
+    assert leader.shard.leading._waiting.stuck and not link.outbox
+    leader.shard.release(reserved[:1])
+    assert (await leader.work(link)).execution
+
+
 async def test_a_change_of_plan_is_held_against_what_comes_after_it(leader: Leader) -> None:
     leader.world.job()
     request = schedule_pb2.CreateScheduleRequest(

@@ -29,6 +29,7 @@ from .core.commands import (
     Outcome,
     Placement,
 )
+from .core.executions import total_timeout_over_ms
 from .core.ids import attempt_id
 from .core.model import Attempt, Execution, ExecutionState, Job, JobSpec, Reason, Timer
 from .placing import Asked, Hosts, Need, No, hashed, need_of
@@ -403,9 +404,9 @@ class Dispatcher:
         self._pump_wake.set()
 
     def _note_timeout(self, execution: Execution) -> None:
-        total_ms = self._spec(execution).total_timeout_ms
-        if total_ms:
-            self._total_timeouts[execution.id] = execution.due_ms + total_ms
+        over_ms = total_timeout_over_ms(execution, self._spec(execution))
+        if over_ms:
+            self._total_timeouts[execution.id] = over_ms
 
     def _spec(self, execution: Execution) -> JobSpec:
         """What an execution runs. A revision never changes, so those met lately are remembered."""

@@ -243,7 +243,7 @@ class Job:
     timeout: timedelta | None = None
     """How long one attempt may run."""
     total_timeout: timedelta | None = None
-    """From the due time to the end of the last attempt."""
+    """From the due time, or from its creation if that is later, to the end of the last attempt."""
     grace_period: timedelta | None = None
     """Between SIGTERM and SIGKILL."""
     retry_policy: RetryPolicy | None = None

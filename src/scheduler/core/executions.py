@@ -33,6 +33,7 @@ from .model import (
     Execution,
     ExecutionState,
     Job,
+    JobSpec,
     Reason,
 )
 from .view import View
@@ -255,6 +256,14 @@ def stop(view: View, execution: Execution, reason: Reason, now_ms: int) -> Execu
         execution = replace(execution, stop=reason, again=False)
         view.put_execution(execution)
     return execution
+
+
+def total_timeout_over_ms(execution: Execution, spec: JobSpec) -> int:
+    """When the total timeout is over; 0: it has none. It begins with the due time, or when the
+    execution was made if that is later: it was caught up, or waited for another's end."""
+    if not spec.total_timeout_ms:
+        return 0
+    return max(execution.due_ms, execution.create_ms) + spec.total_timeout_ms
 
 
 def end(view: View, command: EndAttempts, now_ms: int) -> list[Execution]:

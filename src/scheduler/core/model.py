@@ -146,7 +146,8 @@ class JobSpec(Record, frozen=True):
     at_most_once: bool
     retry: Retry = Retry()
     total_timeout_ms: int = 0
-    """From the due time to the end of the last attempt; 0: no bound but the attempts' own."""
+    """To the end of the last attempt, see executions.total_timeout_over_ms; 0: no bound but the
+    attempts' own."""
     network: Network = Network.NONE
     executor_labels: tuple[tuple[str, str], ...] = ()
     """Sorted. Only executors with all of these run it."""

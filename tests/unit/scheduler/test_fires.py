@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tests.unit.scheduler.worlds import HERE, SPEC, World
 from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.commands import INSTANTS_SINCE, Refused, Why
+from tickmesh.scheduler.core.executions import total_timeout_over_ms
 from tickmesh.scheduler.core.fires import BRAKE_FIRES_PER_MINUTE, MISFIRE_GRACE_MS
 from tickmesh.scheduler.core.ledger import Outcome, Row, chained
 from tickmesh.scheduler.core.model import (
@@ -582,6 +583,24 @@ class TestRetries:
         ):
             (made,) = world.execute("once")
             assert end(world, made, reason, started=started).state is state
+
+    def test_the_total_timeout_begins_with_the_due_time_or_later(self, world: World) -> None:
+        spec = replace(SPEC, total_timeout_ms=5_000)
+        schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE))
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        assert total_timeout_over_ms(armed, spec) == armed.due_ms + 5_000
+        assert total_timeout_over_ms(armed, SPEC) == 0
+        fire_when_due(world, schedule)
+        world.now_ms += 6_000
+        end(world, armed)
+        (queued,) = world.queries.active()
+        assert total_timeout_over_ms(queued, spec) == world.now_ms + 5_000
+        end(world, queued)
+        world.now_ms += 60_000
+        (caught_up,) = world.fire(world.stored(schedule))
+        assert caught_up.due_ms < world.now_ms - 5_000
+        assert total_timeout_over_ms(caught_up, spec) == world.now_ms + 5_000
 
     def test_the_total_timeout_is_told_as_such(self, world: World, made: Execution) -> None:
         world.do(commands.Cancel([(made.job_uid, made.id)], Reason.TIMEOUT))

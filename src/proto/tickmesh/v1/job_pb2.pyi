@@ -168,8 +168,9 @@ class Job(_message.Message):
     @_builtins.property
     def total_timeout(self) -> _duration_pb2.Duration:
         """From the due time to the end of the last attempt, waiting and retries included; then what runs is
-        ended as for timeout, nothing is tried again, and the reason is TIMEOUT. Default: none. 100
-        milliseconds to 24 hours, and not less than timeout if that is set (INVALID_ARGUMENT).
+        ended as for timeout, nothing is tried again, and the reason is TIMEOUT. What is caught up, or
+        waited for another execution's end (overlap_policy), has this long from its creation on. Default:
+        none. 100 milliseconds to 24 hours, and not less than timeout if that is set (INVALID_ARGUMENT).
         """
 
     @_builtins.property

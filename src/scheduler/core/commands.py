@@ -409,6 +409,10 @@ PLAN_SINCE = 4
 INSTANTS_SINCE = 5
 """The first version in which instants are decided throughout as fires.py says."""
 
+OUTWEIGHED_SINCE = 5
+"""The first version in which what is cancelled while it is being taken back ends as cancelled,
+whichever of the two its executor heard of first."""
+
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""
 

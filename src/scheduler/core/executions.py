@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from . import jobs
 from .commands import (
+    OUTWEIGHED_SINCE,
     Assign,
     Cancel,
     EndAttempts,
@@ -299,6 +300,8 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
     reason, message = attempt.reason, attempt.message
     if reason is Reason.CANCELLED and execution.stop in STOPPED:
         reason, message = execution.stop, STOPPED[execution.stop]
+    elif _outweighed(view, execution, attempt):
+        reason, message = execution.stop, STOPPED.get(execution.stop, "")
     elif attempt.reason is Reason.RETURNED:
         if execution.stop:
             reason, message = execution.stop, STOPPED.get(execution.stop, "")
@@ -316,6 +319,12 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
         view.put_execution(execution)
         return execution
     return _finished(view, execution, reason, message, now_ms)
+
+
+def _outweighed(view: View, execution: Execution, attempt: Attempt) -> bool:
+    """Whether an executor took back what was stopped for another reason meanwhile."""
+    revoked = attempt.reason is Reason.REVOKED and execution.stop is not Reason.NONE
+    return revoked and view.version >= OUTWEIGHED_SINCE
 
 
 def _return_after_ms(execution: Execution) -> int:

@@ -250,6 +250,31 @@ class TestSchedules:
         assert world.fire(world.stored(schedule)) == []
         assert world.execution(armed).state is ExecutionState.CANCELLED
 
+    def test_what_is_cancelled_while_it_is_taken_back_does_not_come_up_again(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        world.do(commands.Cancel([(armed.job_uid, armed.id)]))
+        # Its executor had heard of the pause already.
+        ended = end(world, armed, Reason.REVOKED)
+        assert (ended.state, ended.reason) == (ExecutionState.CANCELLED, Reason.CANCELLED)
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert world.fire(world.stored(schedule)) == []
+
+    def test_an_older_entry_still_takes_back_what_was_cancelled_meanwhile(self) -> None:
+        world = World()
+        world.version = commands.OUTWEIGHED_SINCE - 1
+        world.job()
+        schedule = world.schedule()
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        world.do(commands.Cancel([(armed.job_uid, armed.id)]))
+        assert end(world, armed, Reason.REVOKED).state is ExecutionState.REVOKED
+
     def test_a_fire_that_is_due_is_not_taken_back(self, world: World) -> None:
         schedule = world.schedule()
         world.now_ms = schedule.due_ms

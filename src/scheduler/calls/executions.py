@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from ...mesh import names
-from ...mesh.errors import NotFound, invalid
+from ...mesh.errors import AlreadyExists, NotFound, invalid
 from ...proto.tickmesh.v1 import execution_pb2
 from .. import convert, pages
 from ..core import commands
@@ -17,6 +17,18 @@ from .writes import Methods, Write, Writes, request_hash
 
 FILTER_LOOKED_AT_MAX = 10_000
 """Executions that a filtered listing looks at a page: about 0.1 s."""
+
+
+def _asked(made: list[Execution], job_ids: list[str]) -> list[Execution]:
+    """What was made for a request, now or earlier. Raises AlreadyExists if that was another one:
+    its answer would be taken for that of these jobs, which were not executed."""
+    if [execution.job_id for execution in made] != job_ids:
+        raise AlreadyExists(
+            "the request_id has executed other jobs already, and nothing was executed now: use a "
+            "request_id once in all calls of a customer",
+            fields=(("request_id", "has executed other jobs"),),
+        )
+    return made
 
 
 class Executions:
@@ -59,7 +71,7 @@ class Executions:
         )
         return self._writes.submit(
             commands.ExecuteJobs(customer, [new], request_hash(request.request_id)),
-            lambda made: self.message(made[0]),
+            lambda made: self.message(_asked(made, [job_id])[0]),
             placements=[placement],
         )
 
@@ -87,7 +99,7 @@ class Executions:
         return self._writes.submit(
             commands.ExecuteJobs(customer, new, request_hash(request.request_id)),
             lambda made: execution_pb2.BatchExecuteJobsResponse(
-                executions=[self.message(execution) for execution in made]
+                executions=[self.message(execution) for execution in _asked(made, job_ids)]
             ),
             weight=len(new),
             placements=[item.placement for item in new],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh.errors import InvalidRequest
+from tickmesh.mesh.errors import AlreadyExists, InvalidRequest
 from tickmesh.proto.tickmesh.v1 import (
     calendar_pb2,
     customer_pb2,
@@ -286,3 +286,19 @@ async def test_a_key_expires_at_a_time_that_comes(seconds: int) -> None:
     request.api_key.expire_time.seconds = HORIZON_MS // 1_000 - 1
     made = await leader.call("CustomerService/CreateApiKey", request)
     assert made.api_key.expire_time == request.api_key.expire_time
+
+
+async def test_a_request_id_that_has_executed_another_job_is_refused() -> None:
+    leader = Leader()
+    leader.world.job("other")
+    made = await leader.call("ExecutionService/ExecuteJob", execute("this", ""))
+    before = leader.stored()
+    other = execution_pb2.ExecuteJobRequest(name=f"{ACME}/jobs/other", request_id="once")
+    with pytest.raises(AlreadyExists, match="other jobs") as caught:
+        await leader.call("ExecutionService/ExecuteJob", other)
+    assert caught.value.fields[0][0] == "request_id"
+    with pytest.raises(AlreadyExists):
+        await leader.call("ExecutionService/BatchExecuteJobs", execute_all("this", ""))
+    assert leader.stored() == before
+    again = await leader.call("ExecutionService/ExecuteJob", execute("this", ""))
+    assert again.name == made.name

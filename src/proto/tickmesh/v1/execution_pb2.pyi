@@ -410,7 +410,8 @@ class ExecuteJobRequest(_message.Message):
     """Given to the process, in the file named by TICKMESH_PAYLOAD_FILE. At most 64 KiB."""
     request_id: _builtins.str
     """Makes the call safe to repeat: the same request_id executes once and then answers the same
-    execution, for a day at least, and not longer than history is kept. Up to 64 characters.
+    execution, for a day at least, and not longer than history is kept. Of the customer, not of the
+    job: for another job it is refused (ALREADY_EXISTS). Up to 64 characters.
     """
     validate_only: _builtins.bool
     """If true, everything is checked and nothing is executed."""

@@ -39,6 +39,13 @@ from .view import (
     decode_zone,
 )
 
+PAGE_BYTES_MAX = 3 * 1024 * 1024
+"""Of the records in a page, which ends before the one that is too much: within MESSAGE_BYTES_MAX,
+with up to 1 KiB for each that its message adds to the record."""
+
+ATTEMPT_BYTES = 256
+"""An attempt's message without its text, or what an execution's has beside its attempts."""
+
 
 class Queries:
     """Reads of what is applied. After a read barrier they are linearizable."""
@@ -139,11 +146,15 @@ class Queries:
         `keep` filters; after `looked_at_max` executions the page ends, short or even empty.
         """
         found: list[Execution] = []
+        size = 0
         stored = self._executions(customer, job_uid, after)
         for looked_at, (key, execution) in enumerate(stored):
             if len(found) == count or looked_at == looked_at_max:
                 return found, key
             if execution is not None and keep(execution):
+                size += _size(execution)
+                if found and size > PAGE_BYTES_MAX:
+                    return found, key
                 found.append(execution)
         return found, b""
 
@@ -213,10 +224,12 @@ class Queries:
         self, prefix: bytes, after: bytes, count: int
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         pairs: list[tuple[bytes, bytes]] = []
+        size = 0
         # `after` comes from a page token, which a client can forge: it must not lead elsewhere.
         start = max(after, prefix)
         for key, value in self._backend.scan(start, keys.after_prefix_of(prefix)):
-            if len(pairs) == count:
+            size += len(value)
+            if len(pairs) == count or (pairs and size > PAGE_BYTES_MAX):
                 return pairs, key
             pairs.append((key, value))
         return pairs, b""
@@ -294,3 +307,9 @@ class Queries:
             if len(found) == count:
                 break
         return found
+
+
+def _size(execution: Execution) -> int:
+    """Of an execution's message, about."""
+    texts = [execution.message, *(attempt.message for attempt in execution.attempts)]
+    return sum(len(text.encode()) + ATTEMPT_BYTES for text in texts)

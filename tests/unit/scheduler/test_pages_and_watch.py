@@ -6,15 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.unit.scheduler.worlds import World
+from tests.unit.scheduler.test_creates import Leader
+from tests.unit.scheduler.worlds import HERE, SPEC, World
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import InvalidRequest, PageTokenInvalid, Unavailable
-from tickmesh.proto.tickmesh.v1 import execution_pb2
+from tickmesh.mesh.limits import MESSAGE_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
+from tickmesh.proto.tickmesh.v1 import execution_pb2, schedule_pb2
 from tickmesh.scheduler import pages, watch
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.history import PERIOD_MS, period
+from tickmesh.scheduler.core.model import Attempt, Reason, Retry
 from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.store.queries import Queries
@@ -217,3 +221,56 @@ async def test_the_schedule_that_is_watched_is_of_one_job() -> None:
     for job, schedule in (("other", name), ("-", name.replace("acme", "evil"))):
         with pytest.raises(InvalidRequest):
             await anext(watched.watch("", job, schedule))
+
+
+LARGE = 64 * 1024
+
+
+async def pages_of(leader: Leader, method: str, request: Any, field: str) -> list[list[str]]:
+    """The names in each page, all of which are answers that may be sent."""
+    found = []
+    while True:
+        answer = await leader.call(method, request)
+        assert answer.ByteSize() <= MESSAGE_BYTES_MAX
+        found.append([each.name for each in getattr(answer, field)])
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
+
+
+async def test_a_page_of_large_records_ends_before_it_is_too_large_to_send() -> None:
+    leader = Leader()
+    world = leader.world
+    new = [
+        msgspec.structs.replace(world.new_schedule(f"s-{number:03}"), payload=b"x" * LARGE)
+        for number in range(100)
+    ]
+    world.do(commands.CreateSchedules("acme", "hello", new, b""))
+    request = schedule_pb2.ListSchedulesRequest(parent="customers/acme/jobs/hello")
+    found = await pages_of(leader, "ScheduleService/ListSchedules", request, "schedules")
+    assert len(found) == 3
+    assert [name[-5:] for page in found for name in page] == [each.schedule_id for each in new]
+
+
+@pytest.mark.parametrize("job", ["hello", "-"])
+async def test_a_page_of_executions_that_failed_often_and_told_much_ends_early_too(
+    job: str,
+) -> None:
+    leader = Leader()
+    world = leader.world
+    retry = Retry(max_attempts=20, backoff_ms=100)
+    world.do(commands.DeleteJob("acme", "hello", 0))
+    world.job(spec=msgspec.structs.replace(SPEC, retry=retry))
+    made = [execution for _ in range(200) for execution in world.execute()]
+    for number in range(1, 21):
+        told = "é" * STATUS_MESSAGE_CHARACTERS_MAX
+        attempt = Attempt(number, "", "", 0, exit_code=1, reason=Reason.EXIT_CODE, message=told)
+        world.do(commands.EndAttempts([(each.job_uid, each.id, attempt) for each in made]))
+        placed = [(each.job_uid, each.id, HERE) for each in made]
+        world.do(commands.Assign(placed))
+    parent = f"customers/acme/jobs/{job}"
+    request = execution_pb2.ListExecutionsRequest(parent=parent, page_size=1_000)
+    found = await pages_of(leader, "ExecutionService/ListExecutions", request, "executions")
+    assert len(found) == 4
+    names = [name for page in found for name in page]
+    assert len(names) == len(set(names)) == len(made)

@@ -749,6 +749,7 @@ class Schedules:
         time_zone: str = "",
         gap_policy: GapPolicy | None = None,
         fold_policy: FoldPolicy | None = None,
+        schedule: str = "",
         after: datetime | None = None,
         count: int = 0,
         with_skipped: bool = False,
@@ -756,7 +757,8 @@ class Schedules:
     ) -> Sequence[Fire]:
         """The next fires of a recurrence, and what daylight saving does to each; stores nothing.
 
-        recurrence: or its parts, as in create(). after: default now. count: default 10.
+        recurrence: or its parts, as in create(). schedule: one that has it or may get it: H, jitter
+        and max_fires are then as for that. after: default now. count: default 10.
         with_skipped: also the instants among them that do not fire, with the reason.
         """
         wanted = recurrence or convert.recurrence_of(
@@ -772,6 +774,7 @@ class Schedules:
             recurrence=convert.to_recurrence(wanted, "recurrence", self._customer),
             after_time=convert.to_timestamp(after, "after_time"),
             count=count,
+            schedule=names.schedule(self._customer, schedule) if schedule else "",
         )
         answer = self._transport.unary(self._stub.PreviewSchedule, request, deadline_s)
         fires = [convert.from_fire(each) for each in answer.fires]

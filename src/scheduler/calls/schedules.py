@@ -327,9 +327,23 @@ class Schedules:
         after_ms = convert.to_ms(request.after_time) if request.HasField("after_time") else now_ms
         customer = names.parse_customer(request.parent)
         asked_ms = min(after_ms, now_ms)
-        _, spec = self._checked_spec(request.recurrence, customer, asked_ms, "recurrence")
+        key, fired = "", 0
+        stored = None
+        if request.schedule:
+            if names.parse_schedule(request.schedule, "schedule").customer != customer:
+                raise invalid("schedule", f"is not a schedule of {request.parent}")
+            stored = found.schedule(self._shard.queries, request.schedule, "schedule")
+            key, fired = stored.uid.hex(), stored.fire_count + len(stored.waiting)
+        if stored is not None and request.recurrence == convert.recurrence_message(
+            stored.spec, customer
+        ):
+            # It need not be one that could be created now: some of its times may have passed.
+            spec = pins.ready(self._shard.queries.view(), customer, stored.spec)
+        else:
+            _, spec = self._checked_spec(request.recurrence, customer, asked_ms, "recurrence")
         response = schedule_pb2.PreviewScheduleResponse()
-        for fire in recurrence.preview(spec, after_ms, request.count or PREVIEW_DEFAULT):
+        count = request.count or PREVIEW_DEFAULT
+        for fire in recurrence.preview(spec, after_ms, count, hash_key=key, fired=fired):
             told = response.skipped if fire.skipped else response.fires
             told.add(due_time=convert.from_ms(fire.due_ms), local_time=fire.local, note=fire.note)
         return response

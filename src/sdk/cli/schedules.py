@@ -470,7 +470,9 @@ def preview(
     else:
         recurrence = _recurrence(given)
     for_people = output == "table"
-    fires = client.schedules.preview(recurrence, after=after, count=count, with_skipped=for_people)
+    fires = client.schedules.preview(
+        recurrence, schedule=schedule or "", after=after, count=count, with_skipped=for_people
+    )
     if for_people and fires:
         print_table(tables.FIRES, fires)
     else:

@@ -302,3 +302,44 @@ async def test_a_request_id_that_has_executed_another_job_is_refused() -> None:
     assert leader.stored() == before
     again = await leader.call("ExecutionService/ExecuteJob", execute("this", ""))
     assert again.name == made.name
+
+
+async def test_a_schedules_preview_is_of_what_is_drawn_for_it() -> None:
+    leader = Leader()
+    asked = create_schedule("this", "nightly")
+    del asked.schedule.recurrence.crons[:]
+    asked.schedule.recurrence.crons.append("H H * * *")
+    asked.schedule.recurrence.jitter.FromSeconds(600)
+    asked.schedule.recurrence.max_fires = 2
+    created = await leader.call("ScheduleService/CreateSchedule", asked)
+    assert created.recurrence.crons
+    preview = schedule_pb2.PreviewScheduleRequest(
+        parent=ACME, recurrence=created.recurrence, schedule=created.name
+    )
+    for left in (2, 1, 0):
+        stored = leader.world.queries.schedule(
+            leader.world.queries.job("acme", "hello").uid, "nightly"
+        )
+        told = await leader.call("ScheduleService/PreviewSchedule", preview)
+        assert len(told.fires) == left
+        if left:
+            assert told.fires[0].due_time.ToMilliseconds() == stored.due_ms
+            leader.world.now_ms = stored.due_ms
+            leader.world.fire(stored)
+
+
+async def test_times_of_a_schedule_that_have_passed_do_not_stop_its_preview() -> None:
+    leader = Leader()
+    asked = create_schedule("this", "twice")
+    del asked.schedule.recurrence.crons[:]
+    for after_ms in (1_000, 60_000):
+        asked.schedule.recurrence.times.add().FromMilliseconds(leader.world.now_ms + after_ms)
+    created = await leader.call("ScheduleService/CreateSchedule", asked)
+    leader.world.now_ms += 2_000
+    preview = schedule_pb2.PreviewScheduleRequest(
+        parent=ACME, recurrence=created.recurrence, schedule=created.name
+    )
+    assert len((await leader.call("ScheduleService/PreviewSchedule", preview)).fires) == 1
+    preview.schedule = preview.schedule.replace("acme", "somebody")
+    with pytest.raises(InvalidRequest, match="not a schedule of"):
+        await leader.call("ScheduleService/PreviewSchedule", preview)

@@ -893,10 +893,16 @@ class PreviewScheduleRequest(_message.Message):
     RECURRENCE_FIELD_NUMBER: _builtins.int
     AFTER_TIME_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """customers/{customer}: where to ask. Required."""
     count: _builtins.int
     """How many fires. Default 10; at most 1,000."""
+    schedule: _builtins.str
+    """A schedule that has this recurrence, or may be changed to it: a resource name. H and jitter are
+    drawn for it, and its fires so far count for max_fires. Default: none; then H and jitter are drawn
+    for no schedule, and each schedule has its own.
+    """
     @_builtins.property
     def recurrence(self) -> Global___Recurrence:
         """The recurrence. Required."""
@@ -912,10 +918,11 @@ class PreviewScheduleRequest(_message.Message):
         recurrence: Global___Recurrence | None = ...,
         after_time: _timestamp_pb2.Timestamp | None = ...,
         count: _builtins.int = ...,
+        schedule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "recurrence", b"recurrence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "count", b"count", "parent", b"parent", "recurrence", b"recurrence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "count", b"count", "parent", b"parent", "recurrence", b"recurrence", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,7 @@ from ..core import commands
 from ..shard import Shard
 from . import found
 from .updates import check_given, merge, update
-from .writes import Making, Methods, Write, Writes, labels
+from .writes import Making, Methods, Write, Writes, check_answer_size, labels
 
 JOB_FIELDS = frozenset(
     {
@@ -58,6 +58,7 @@ class Jobs:
     def batch_create(self, request: job_pb2.BatchCreateJobsRequest) -> Write:
         """See the proto."""
         customer = names.parse_customer(request.parent)
+        check_answer_size(request, len(request.jobs))
         making = self._writes.making(request.request_id)
         new = [
             self._new(item.job, item.job_id, customer, making, index, f"jobs[{index}].job")

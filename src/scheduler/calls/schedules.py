@@ -21,7 +21,16 @@ from ..shard import Shard
 from . import found
 from .executions import Executions
 from .updates import check_given, merge, update
-from .writes import REQUEST_BYTES, Making, Methods, Write, Writes, labels, request_hash
+from .writes import (
+    REQUEST_BYTES,
+    Making,
+    Methods,
+    Write,
+    Writes,
+    check_answer_size,
+    labels,
+    request_hash,
+)
 
 SCHEDULE_FIELDS = frozenset(
     {
@@ -102,6 +111,7 @@ class Schedules:
     def batch_create(self, request: schedule_pb2.BatchCreateSchedulesRequest) -> Write:
         """See the proto."""
         customer, job_id = names.parse_job(request.parent, "parent")
+        check_answer_size(request, len(request.schedules))
         making = self._writes.making(request.request_id)
         known: dict[bytes, recurrence.Spec] = {}
         """By their messages: many schedules of a batch fire at the same times."""

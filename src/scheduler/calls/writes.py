@@ -15,6 +15,7 @@ from ...mesh.errors import (
     EtagMismatch,
     FailedPrecondition,
     JobHasSchedules,
+    MessageTooLarge,
     NotFound,
     NotPaused,
     ResourceExhausted,
@@ -22,6 +23,7 @@ from ...mesh.errors import (
     TooManyKeys,
     invalid,
 )
+from ...mesh.limits import MESSAGE_BYTES_MAX
 from ..core import recurrence
 from ..core.calendars import CALENDARS_MAX
 from ..core.commands import AnyCommand, LearnZones, Outcome, Placement, Refused, Why
@@ -32,6 +34,10 @@ from ..shard import Shard
 
 REQUEST_BYTES = 12
 """What is stored of a request_id: nobody has so many that two are alike."""
+
+
+SET_BYTES = 1024
+"""What the server sets in a message, at most: names, times, an etag, defaults."""
 
 
 class Write(NamedTuple):
@@ -82,6 +88,17 @@ class Making:
         if not self.request:
             return b""
         return hashlib.blake2b(self.request + b"%d" % index, digest_size=UID_BYTES).digest()
+
+
+def check_answer_size(request: Message, count: int) -> None:
+    """Raises MessageTooLarge for a batch whose answer could not be sent once it is made."""
+    size, size_max = request.ByteSize(), MESSAGE_BYTES_MAX - count * SET_BYTES
+    if size > size_max:
+        raise MessageTooLarge(
+            f"the request has {size:,} bytes, and its answer more; with {count:,} items it may have"
+            f" {size_max:,}: split it",
+            metadata={"limit_bytes": str(size_max), "bytes": str(size)},
+        )
 
 
 def labels(message: Any) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh.errors import AlreadyExists, InvalidRequest
+from tickmesh.mesh.errors import AlreadyExists, InvalidRequest, MessageTooLarge
+from tickmesh.mesh.limits import MESSAGE_BYTES_MAX
 from tickmesh.proto.tickmesh.v1 import (
     calendar_pb2,
     customer_pb2,
@@ -343,3 +344,39 @@ async def test_times_of_a_schedule_that_have_passed_do_not_stop_its_preview() ->
     preview.schedule = preview.schedule.replace("acme", "somebody")
     with pytest.raises(InvalidRequest, match="not a schedule of"):
         await leader.call("ScheduleService/PreviewSchedule", preview)
+
+
+@pytest.mark.parametrize("what", ["Jobs", "Schedules"])
+async def test_a_batch_is_made_only_if_its_answer_can_be_sent(what: str) -> None:
+    """One that was just within the limit was made, and its caller told of an error."""
+    leader = Leader()
+    count, text = 1_000, "x" * 3_100
+    made: Any
+    request: Any
+    if what == "Jobs":
+        made = job_pb2.Job(display_name="")
+        made.container.image = "hello:1"
+        made.container.args.append(text)
+        items = [job_pb2.NewJob(job_id=f"j{n}", job=made) for n in range(count)]
+        request = job_pb2.BatchCreateJobsRequest(parent=ACME, jobs=items)
+        method, repeated = "JobService/BatchCreateJobs", request.jobs
+    else:
+        made = schedule_pb2.Schedule(payload=text.encode())
+        made.recurrence.crons.append("0 3 * * *")
+        new = [schedule_pb2.NewSchedule(schedule_id=f"s{n}", schedule=made) for n in range(count)]
+        request = schedule_pb2.BatchCreateSchedulesRequest(parent=HELLO, schedules=new)
+        method, repeated = "ScheduleService/BatchCreateSchedules", request.schedules
+    too_large = type(request).FromString(request.SerializeToString())
+    for item in getattr(too_large, what.lower()):
+        if what == "Jobs":
+            item.job.container.args[0] = "x" * 4_100
+        else:
+            item.schedule.payload = b"x" * 4_100
+    assert too_large.ByteSize() <= MESSAGE_BYTES_MAX
+    before = leader.stored()
+    with pytest.raises(MessageTooLarge):
+        await leader.call(method, too_large)
+    assert leader.stored() == before
+    answer = await leader.call(method, request)
+    assert len(answer.ListFields()[0][1]) == len(repeated)
+    assert answer.ByteSize() <= MESSAGE_BYTES_MAX

@@ -462,7 +462,7 @@ class BatchCreateJobsRequest(_message.Message):
     """As in CreateJobRequest, for the whole batch."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewJob]:
-        """1 to 1,000."""
+        """1 to 1,000. The request may have 4 MiB less 1 KiB for each, so that the answer can be sent."""
 
     def __init__(
         self,

@@ -671,7 +671,7 @@ class BatchCreateSchedulesRequest(_message.Message):
     """As in CreateScheduleRequest, for the whole batch."""
     @_builtins.property
     def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewSchedule]:
-        """1 to 1,000."""
+        """1 to 1,000. The request may have 4 MiB less 1 KiB for each, so that the answer can be sent."""
 
     def __init__(
         self,

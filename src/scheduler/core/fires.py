@@ -216,16 +216,17 @@ class Turn:
             self.note(outcome, nominal_ms)
         self.waiting = ()
 
-    def take_back(self) -> None:
-        """Revoke the armed fires: those whose instant has come up and is not due yet."""
-        schedule = self.schedule
+    def take_back(self) -> int:
+        """Revoke the armed fires: those whose instant has come up and is not due yet. The first of
+        these instants; 0: there are none."""
+        schedule, first_ms = self.schedule, 0
         # Fires are armed a little ahead of their due time, so few instants lie between now and the
         # last one that fired. Jitter moves due times later: look back by it.
         nominal_ms: int | None = self._now_ms - self.spec.jitter_ms
         while nominal_ms is not None:
             nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
             if nominal_ms is None or nominal_ms > schedule.last_ms:
-                return
+                break
             due_ms = recurrence.due_ms(self.spec, nominal_ms, hash_key=self._key)
             identity = execution_id(nominal_ms, schedule.uid)
             armed = self._view.execution(schedule.job_uid, identity)
@@ -234,6 +235,9 @@ class Turn:
             armed = executions.stop(self._view, armed, Reason.REVOKED, self._now_ms)
             if armed.state not in ACTIVE_STATES:
                 self.running = tuple(each for each in self.running if each != identity)
+            if Reason.REVOKED in (armed.stop, armed.reason):
+                first_ms = first_ms or nominal_ms
+        return first_ms
 
     # -- deciding ------------------------------------------------------------------------------
 

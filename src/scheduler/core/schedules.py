@@ -185,14 +185,19 @@ def delete(view: View, command: DeleteSchedules, now_ms: int) -> list[Schedule]:
 
 
 def pause(view: View, command: PauseSchedule, now_ms: int) -> list[Schedule]:
-    """Pausing what is paused changes the reason; what is finished has nothing to pause."""
+    """Pausing what is paused changes the reason; what is finished has nothing to pause, unless its
+    last fires are armed and not due yet: then these are what a resumption goes on with."""
     job, schedule = found(view, command.customer, command.job_id, command.schedule_id)
-    if schedule.state is ScheduleState.FINISHED:
+    finished = schedule.state is ScheduleState.FINISHED
+    if finished and view.version < INSTANTS_SINCE:
         return [schedule]
     turn = Turn(view, job, schedule, now_ms)
-    turn.take_back()
+    armed_ms = turn.take_back()
+    if finished and not armed_ms:
+        return [schedule]
     turn.drop_waiting(Outcome.PAUSED)
     changed = turn.finish(
+        next_ms=armed_ms if finished else schedule.next_ms,
         redefined=schedule.state is not ScheduleState.PAUSED,
         state=ScheduleState.PAUSED,
         pause_reason=command.reason,

@@ -435,6 +435,34 @@ class TestTheLastOfSoManyFires:
         assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
         assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
 
+    def test_a_pause_takes_it_back_until_it_is_resumed(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", "wait"))
+        assert world.execution(armed).state is ExecutionState.REVOKED
+        assert world.stored(schedule).state is ScheduleState.PAUSED
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        (again,) = fire_when_due(world, schedule)
+        assert again.id == armed.id
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
+
+    def test_paused_until_it_is_over_it_is_finished(self, world: World, schedule: Schedule) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", "wait"))
+        world.now_ms += 10 * PERIOD_MS
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+
+    def test_once_it_is_due_there_is_nothing_to_pause(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
+        world.now_ms = armed.due_ms
+        before = world.stored(schedule)
+        assert world.do(commands.PauseSchedule("acme", "hello", "often", "")) == [before]
+        assert world.stored(schedule) == before
+        assert world.execution(armed).state is ExecutionState.PENDING
+
     def test_no_other_instant_takes_its_place(self, world: World, schedule: Schedule) -> None:
         spec = replace(schedule.spec, every=((PERIOD_MS, 1_500),))
         change(world, schedule, spec)

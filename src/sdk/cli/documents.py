@@ -104,6 +104,8 @@ def _value(kind: Any, content: Any, path: str) -> Any:
         return from_plain(typing.cast(Any, kind), content, path)
     try:
         return _scalar(kind, content, path)
+    except OverflowError:
+        raise invalid(path, f"{content!r} is too large") from None
     except ValueError as error:
         raise invalid(path, str(error)) from None
 
@@ -129,6 +131,8 @@ def _scalar(kind: Any, content: Any, path: str) -> Any:
             return parse_size(content)
         if isinstance(content, bool) or not isinstance(content, int):
             raise ValueError(f"{content!r} is not a whole number")
+        if abs(content) >= 1 << (63 if path.endswith("_bytes") else 31):
+            raise OverflowError
         return content
     return _text(content, path)
 

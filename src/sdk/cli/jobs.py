@@ -133,7 +133,7 @@ def _create_from_file(settings: Settings, file: TextIO, validate_only: bool, out
 
     try:
         found = [document for document in yaml.safe_load_all(file) if document is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise invalid(file.name, f"is not YAML: {error}") from None
     documents_found = found[0] if len(found) == 1 and isinstance(found[0], list) else found
     if not documents_found:

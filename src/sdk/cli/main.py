@@ -137,6 +137,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except errors.TickmeshError as error:
         _complain(describe(error))
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), EXIT_GENERIC)
+    except UnicodeEncodeError as error:
+        _complain(f"{error.object!r} is not UTF-8")
+        return EXIT_USAGE
     except BrokenPipeError:  # `tickmesh ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_GENERIC

@@ -84,6 +84,15 @@ def _console(stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+def printable(text: str) -> str:
+    """With what would break a line or speak to the terminal spelled out: others wrote it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def build_table(columns: Sequence[Column[T]], things: Iterable[T]) -> Table:
     """A rich table without lines, as kubectl's."""
     from rich.table import Table
@@ -93,7 +102,7 @@ def build_table(columns: Sequence[Column[T]], things: Iterable[T]) -> Table:
     for column in columns:
         table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
     for thing in things:
-        cells = [column.show(thing) for column in columns]
+        cells = [printable(column.show(thing)) for column in columns]
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
     return table
 

@@ -102,7 +102,9 @@ class _Parsed(_ParamType):
             return value
         try:
             return self._parse(value)
-        except (ValueError, OverflowError) as error:
+        except OverflowError:
+            self.fail(f"{value!r} is too large", param, ctx)
+        except ValueError as error:
             self.fail(str(error), param, ctx)
 
 

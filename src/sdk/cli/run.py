@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from datetime import timedelta
@@ -66,7 +67,7 @@ def run(
 
     if payload is not None and payload_file is not None:
         raise click.UsageError("--payload and --payload-file exclude one another")
-    content = (payload or "").encode()
+    content = os.fsencode(payload or "")  # the bytes that were typed, be they text or not
     if payload_file is not None:
         content = sys.stdin.buffer.read() if str(payload_file) == "-" else payload_file.read_bytes()
     handle = settings.client.execute(job, content, active_key=active_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -134,7 +135,7 @@ def _payload(given: dict[str, Any]) -> bytes:
         raise click.UsageError("--payload and --payload-file exclude one another")
     if given["payload_file"] is not None:
         return bytes(given["payload_file"].read_bytes())
-    return (given["payload"] or "").encode()
+    return os.fsencode(given["payload"] or "")
 
 
 def _policies(given: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def test_what_is_printed_is_read_again(thing: sdk.Job | sdk.Schedule) -> None:
         ({"container": {"image": "x"}, "at_most_once": "yes"}, "job.at_most_once"),
         ({"container": {"image": "x"}, "resources": {"pids": "9"}}, "job.resources.pids"),
         ({"container": {"image": "x"}, "resources": {"memory_bytes": "big"}}, "memory_bytes"),
+        ({"container": {"image": "x"}, "timeout": f"{'9' * 400}d"}, "job.timeout: .* too large"),
+        ({"container": {"image": "x"}, "resources": {"pids": 1 << 31}}, "pids: .* is too large"),
+        ({"container": {"image": "x"}, "resources": {"memory_bytes": 1 << 63}}, "is too large"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(document: object, where: str) -> None:

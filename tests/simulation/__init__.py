@@ -10,6 +10,7 @@
     versions    what callers are told of things that have versions
     watches     readers of WatchExecutions, and what they must have been told
     keepers     a caller that changes how much history is kept
+    backups     an operator who has backups made, and what must be in them
     almanacs    a caller that changes what schedules follow: calendars, and zones' files
     pace        how fast things happen
     limits      limits that are small, and history that is short, in some simulations

@@ -98,6 +98,8 @@ class Host:
         self.lease_s = lease_s
         self.stretch = stretch
         self.held: dict[str, Held] = {}
+        self.stops_for_s = 0.0
+        """So long its process is to be stopped when it has sent its leader a heartbeat."""
         self._incarnations = itertools.count(1)
 
     def boot(self) -> None:
@@ -105,6 +107,12 @@ class Host:
         process = self.machine.process = Process(self.machine.name)
         agent = Agent(self, f"{self.machine.name}.{next(self._incarnations)}")
         process.spawn(agent.run())
+
+    def stop(self) -> None:
+        """The process is stopped for a while."""
+        if self.machine.process is not None:
+            self.machine.process.stop(self.stops_for_s)
+        self.stops_for_s = 0.0
 
     def kill(self) -> None:
         """The process ends; containers run on. What was not recorded yet is forgotten."""
@@ -244,6 +252,7 @@ class Agent:
                 try:
                     async for message in stream.down:
                         self._hear(replica, stream, message)
+                        await asyncio.sleep(0)  # what it has woken may come before the next
                 finally:
                     beating.cancel()
                     del self._streams[replica]
@@ -266,6 +275,8 @@ class Agent:
         while True:
             heartbeat = shard_pb2.Heartbeat(sent_ns=self._machine.now_ns())
             stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
+            if self._host.stops_for_s and self._streams.get(self._leading) is stream:
+                self._host.stop()
             await asyncio.sleep(HEARTBEAT_S * self._host.stretch)
 
     def _hear(self, replica: str, stream: Stream[Any], message: shard_pb2.ShardMessage) -> None:
@@ -290,9 +301,14 @@ class Agent:
                     if reply.sent_ns >= confirms_ns and now_ns - reply.sent_ns < 50_000_000:
                         self._offset_ns = reply.replied_ns - (reply.sent_ns + now_ns) // 2
                     if reply.sent_ns >= confirms_ns:
-                        self._heard_s = asyncio.get_running_loop().time()
+                        self._heard_s = self._sent_s(reply.sent_ns)
                         self._heard.set()
                         self._heard.clear()
+
+    def _sent_s(self, sent_ns: int) -> float:
+        """When a heartbeat was sent, by the loop's time: the lease begins then."""
+        ago_ns = self._machine.now_ns() - sent_ns
+        return asyncio.get_running_loop().time() - ago_ns / 1e9
 
     def _hear_leadership(
         self, replica: str, stream: Stream[Any], leadership: shard_pb2.Leadership

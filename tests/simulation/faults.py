@@ -16,6 +16,8 @@ transfer            leadership goes to another replica, at once; and with every 
 lose_executor       a worker host's process dies, the host reboots, or is replaced
 isolate_executor    a worker host is cut off, for longer than its lease or not
 isolate_client      a client is cut off from a replica, one way
+stop                a replica's or a worker host's process does nothing for a while, as when it is
+                    stopped or its machine is; then it finds what has come, and all that is due
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tickmesh.scheduler.raft.errors import ChangeRefused, NotLeader, OutcomeUnknown
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 PAUSE_S = 2.5
 """Mean between two faults."""
+
+STOP_PAUSE_S = 2.5
+"""Mean between two stops of processes, where there are any."""
 
 REPLICAS_MAX = 5
 """At one time."""
@@ -56,12 +62,18 @@ def is_about_disks(seed: int) -> bool:
     return seed % 5 == 4
 
 
+def is_about_stops(seed: int) -> bool:
+    """In every seventh simulation processes are stopped for a while, beside all else."""
+    return seed % 7 == 6
+
+
 class Faults:
     """See the module. `run` until cancelled; the world heals what is left."""
 
     def __init__(self, world: World, seed: str) -> None:
         self._world = world
         self._chance = random.Random(f"{seed}/faults")
+        self._stops = random.Random(f"{seed}/stops")
         self.made = 0
         self._changing = 0
         self._choices: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
@@ -89,6 +101,8 @@ class Faults:
         """Until cancelled."""
         weights = [weight for weight, _ in self._choices]
         async with asyncio.TaskGroup() as group:
+            if is_about_stops(self._world.report.seed):
+                group.create_task(self._stop_again_and_again())
             while True:
                 await asyncio.sleep(
                     self._chance.expovariate(1 / PAUSE_S) * self._world.pace.stretch
@@ -104,6 +118,25 @@ class Faults:
 
     async def _for(self, low_s: float, high_s: float) -> None:
         await asyncio.sleep(self._chance.uniform(low_s, high_s) * self._world.pace.stretch)
+
+    async def _stop_again_and_again(self) -> None:
+        world, chance = self._world, self._stops
+        while True:
+            await asyncio.sleep(chance.expovariate(1 / STOP_PAUSE_S) * world.pace.stretch)
+            self.made += 1
+            if chance.random() < 0.4:
+                leaders = [node for node in world.nodes if node.leads]
+                node = chance.choice(leaders if leaders and chance.random() < 0.5 else world.nodes)
+                for_s = chance.uniform(0.2, 5.0) * world.pace.stretch
+                if node.machine.process is not None:
+                    world.note(f"{node.name} is stopped for {for_s:.1f} s")
+                    node.machine.process.stop(for_s)
+                continue
+            # Until its lease is over, or two are; the answer to its heartbeat waits for it.
+            host = chance.choice(world.hosts)
+            low_s, high_s = chance.choice(((0.5, 9.0), (10.5, 13.0), (10.5, 13.0)))
+            host.stops_for_s = chance.uniform(low_s, high_s) * world.pace.stretch
+            world.note(f"{host.machine.name} is stopped for {host.stops_for_s:.1f} s")
 
     # -- replicas ------------------------------------------------------------------------------
 
@@ -205,11 +238,11 @@ class Faults:
                 group.create_task(self._cut(what, links, 0.2, 2.0))
             removes = chance.random() < 0.6
             for _ in range(chance.choice((1, 1, 2, 3))):
-                work = self._some_change(leader, removes)
+                change = self._some_change(leader, removes)
                 removes = not removes
-                if work is not None:
+                if change is not None:
                     self._changing += 1
-                    process.spawn(self._change(work))
+                    process.spawn(self._change(change))
                     await asyncio.sleep(chance.uniform(0.0, 0.02))
             await self._for(5.0, 5.0)
         self._changing = 0
@@ -228,7 +261,9 @@ class Faults:
             await asyncio.sleep(ELECTION_LOOK_S)
         return leader
 
-    def _some_change(self, leader: Node, removes: bool) -> Coroutine[Any, Any, Members] | None:
+    def _some_change(
+        self, leader: Node, removes: bool
+    ) -> Callable[[], Coroutine[Any, Any, Members]] | None:
         world, chance, replica = self._world, self._chance, leader.replica
         if replica is None:
             return None
@@ -236,18 +271,18 @@ class Faults:
         if len(listed) >= REPLICAS_MAX or (len(listed) > 3 and removes):
             node = leader if chance.random() < 0.3 else chance.choice(world.nodes)
             world.note(f"{leader.name} is asked to remove {node.name}")
-            return replica.remove_replica(node.name)
+            return partial(replica.remove_replica, node.name)
         fresh = [node for node in world.nodes if node.name not in listed and not node.was_voter]
         if not fresh and not world.has_room:
             return None
         node = fresh[0] if fresh else world.add_node()
         world.note(f"{leader.name} is asked to add {node.name}")
         disk = node.replica.introduction.incarnation if node.replica is not None else 0
-        return replica.add_replica(node.name, "", disk)
+        return partial(replica.add_replica, node.name, "", disk)
 
-    async def _change(self, work: Coroutine[Any, Any, Members]) -> None:
+    async def _change(self, change: Callable[[], Coroutine[Any, Any, Members]]) -> None:
         with contextlib.suppress(ChangeRefused, NotLeader, OutcomeUnknown):
-            await work
+            await change()
 
     async def transfer(self) -> None:
         for node in self._world.nodes:
@@ -264,8 +299,8 @@ class Faults:
         if self._chance.random() < 0.4:  # from its clients and executors too
             others += self._world.outsiders
         else:
-            for client in self._world.clients:
-                client.process.spawn(client.tell_apart(node.name, 1.5 * self._world.pace.stretch))
+            for each in (*self._world.clients, *self._world.operators):
+                each.process.spawn(each.tell_apart(node.name, 1.5 * self._world.pace.stretch))
         links = [link for name in others for link in ((node.name, name), (name, node.name))]
         await self._cut(f"{node.name} is isolated", links, 0.3, 8.0)
 

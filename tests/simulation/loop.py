@@ -1,7 +1,7 @@
 """An event loop whose time jumps to the next timer and which shuffles what is ready, by a seed.
 
 It also knows processes. What a dead process has left to do is dropped, `finally` included: that is
-what SIGKILL does.
+what SIGKILL does. What one that is stopped has to do waits until it goes on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import itertools
 import random
 import sys
@@ -35,12 +36,22 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        self.stopped_until_s = 0.0
         self.context = copy_context()
         self.context.run(PROCESS.set, self)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as part of this process."""
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
+
+    def stop(self, for_s: float) -> None:
+        """It does nothing for a while, and notices nothing of that but by its clocks."""
+        self.stopped_until_s = asyncio.get_running_loop().time() + for_s
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it does nothing now."""
+        return self.stopped_until_s > asyncio.get_running_loop().time()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function as part of this process, soon."""
@@ -126,6 +137,13 @@ def _nothing() -> None:
     """What a cancelled handle calls."""
 
 
+def _forget(handle: _Handle) -> None:
+    """It never runs. What was begun stays as it is; what was not is no forgotten coroutine."""
+    work = getattr(getattr(handle.callback, "__self__", None), "get_coro", None)
+    if work is not None and inspect.getcoroutinestate(work()) == inspect.CORO_CREATED:
+        work().close()
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """See the module."""
 
@@ -208,7 +226,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             for handle in batch:
                 context = handle.context
                 process = context.get(PROCESS)
-                if handle.ended or (process is not None and not process.alive):
+                if handle.ended:
+                    continue
+                if process is not None and not process.alive:
+                    _forget(handle)
+                    continue
+                if process is not None and process.stopped_until_s > now_s:
+                    number = next(self._timers_made)
+                    heappush(timers, (process.stopped_until_s, number, handle))
                     continue
                 handle.ended = True
                 try:

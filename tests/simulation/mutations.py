@@ -5,6 +5,7 @@ Each says what the product does instead; `mutated` patches it in for a while.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tickmesh.scheduler.core import (
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Dispatcher
+from tickmesh.scheduler.operations import Operations
 from tickmesh.scheduler.proposals import Proposals
 from tickmesh.scheduler.raft.journal import Journal
 from tickmesh.scheduler.raft.library import RaftLibrary
@@ -184,6 +186,42 @@ def heard_revocation_ignored() -> list[Patch]:
             stop(self, attempt, reason)
 
     return [(Agent, "_stop", stopped)]
+
+
+def lease_counted_from_the_answer() -> list[Patch]:
+    """An executor's lease begins when it reads that its heartbeat was answered."""
+    return [(Agent, "_sent_s", lambda self, sent_ns: asyncio.get_running_loop().time())]
+
+
+def backup_of_a_replaced_leader() -> list[Patch]:
+    """A backup is of what a replica has that believes that it leads."""
+    make = Operations._make_backup
+
+    async def made(self: Any, destination: Any) -> Any:
+        async def read_barrier() -> None: ...
+
+        kept = self._replica
+        self._replica = SimpleNamespace(
+            read_barrier=read_barrier, checkpoint=kept.checkpoint, config=kept.config
+        )
+        try:
+            return await make(self, destination)
+        finally:
+            self._replica = kept
+
+    return [(Operations, "_make_backup", made)]
+
+
+def backup_named_for_an_earlier_entry() -> list[Patch]:
+    """How far the state has come is looked at before it is flushed, and then it is copied."""
+    checkpoint = Replica.checkpoint
+
+    async def copied(self: Any, directory: Any) -> Any:
+        applied = self._state.applied
+        await checkpoint(self, directory)
+        return applied
+
+    return [(Replica, "checkpoint", copied)]
 
 
 def instant_decided_twice() -> list[Patch]:
@@ -368,6 +406,9 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         attempt_number_ignored,
         gap_after_failover_passed_over,
         heard_revocation_ignored,
+        lease_counted_from_the_answer,
+        backup_of_a_replaced_leader,
+        backup_named_for_an_earlier_entry,
         instant_decided_twice,
         at_most_once_retried_after_a_start,
         history_dropped_under_what_is_active,
@@ -385,6 +426,12 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
     )
 }
 
+
+OF_BACKUPS = frozenset({"backup_of_a_replaced_leader", "backup_named_for_an_earlier_entry"})
+"""Those that only show where backups are made."""
+
+OF_STOPS = frozenset({"lease_counted_from_the_answer"})
+"""Those that only show where processes are stopped for a while."""
 
 OF_MEMBERS = frozenset(
     {

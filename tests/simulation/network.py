@@ -119,7 +119,9 @@ class Transport(MemoryTransport):
         super().send(peer, message)
 
     def handle_message(self, peer: str, message: Message) -> None:
-        if self._process.alive:
+        if self._process.is_stopped:
+            self._process.call(self.handle_message, peer, message)
+        elif self._process.alive:
             self._process.context.run(super().handle_message, peer, message)
 
     async def answers(self, peer: str) -> bool:

@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from tickmesh.mesh import telemetry
+from tickmesh.mesh.config import SchedulerConfig, ShardMembers, Tls
 from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
 from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.operations import Operations
 from tickmesh.scheduler.raft.config import ReplicaConfig
 from tickmesh.scheduler.raft.members import Members, configured, decode
-from tickmesh.scheduler.raft.messages import KIND_MEMBERS, Entry, Message
+from tickmesh.scheduler.raft.messages import KIND_MEMBERS, Entry, Introduction, Message
 from tickmesh.scheduler.raft.replica import Replica
+from tickmesh.scheduler.raft.transport import TransportError
 from tickmesh.scheduler.service import ShardService
 from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.steady import SteadyClock
@@ -35,6 +38,7 @@ from tickmesh.scheduler.store.state import State
 from tickmesh.scheduler.timers import HERD_MS_MAX
 
 from .almanacs import Almanac, is_pinned, packaged
+from .backups import Operator, is_backed_up, threads
 from .clients import Client, Register
 from .executors import Held, Host
 from .faults import Faults
@@ -216,7 +220,8 @@ class Node:
         )
         self.replica.subscribe(lambda term: None if term is None else clock.trust())
         shard.bind(self.replica)
-        self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw)
+        operations = self._operations(state) if world.operators else None
+        self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw, operations)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
         world.ledger.holds_list(self.name, self.replica._journal)
@@ -232,6 +237,21 @@ class Node:
             raise self.replica.failure
         if self.replica.removed.is_set():
             world.retire(self)
+
+    def _operations(self, state: State) -> Operations:
+        assert self.replica is not None
+        settings = SchedulerConfig(
+            replica_id=self.name,
+            shard=ShardMembers("shard-0", ()),
+            data_directory=str(self.machine.directory),
+            tls=Tls("", "", ""),
+            backup_directory=str(self._world.backups),
+        )
+
+        async def introduce(address: str) -> Introduction:
+            raise TransportError(f"nobody listens at {address}")
+
+        return Operations(self.replica, state, settings, introduce)
 
     def found(self) -> tuple[Process, Any] | None:
         """The process and its service, if it is up."""
@@ -326,6 +346,7 @@ class World:
         self.network.raft.trace = self._arrived
         self.transports: dict[str, Transport] = {}
         self._text, self._directory = text, directory
+        self.backups = directory / "backups"
         self._made = REPLICAS
         self.nodes = [
             Node(self, f"replica-{number}", text, directory / f"replica-{number}")
@@ -384,7 +405,11 @@ class World:
             for n in range(CLIENTS)
         ]
         self.outsiders = [host.machine.name for host in self.hosts]
-        self.callers = (*self.clients, *self.keepers, *self.almanacs)
+        self.operators = [
+            Operator(self.backups, self.ledger, CLIENTS + 2, *shared)
+            for _ in range(is_backed_up(seed))
+        ]
+        self.callers = (*self.clients, *self.keepers, *self.almanacs, *self.operators)
         self.outsiders += [each.name for each in (*self.callers, *self.watches)]
         self.faults = Faults(self, text)
         self._starts: dict[str, str] = {}
@@ -689,6 +714,7 @@ class World:
             "braked": fires.braked,
             "pinned": sum(almanac.changed for almanac in self.almanacs),
             "audited": self.ledger.audited,
+            "backups": sum(operator.looked_into for operator in self.operators),
             "faults": self.faults.made,
             "executions": len(self.ledger.executions),
             "starts": len(self._starts),
@@ -739,7 +765,8 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     gc.disable()
     gc.freeze()
     try:
-        with silent(), drawn(seed, of(seed)) as limits, packaged(of(seed)):
+        pace = of(seed)
+        with silent(), drawn(seed, pace) as limits, packaged(pace), threads(seed, pace):
             simulate(seed, main)
     finally:
         gc.unfreeze()

@@ -372,8 +372,8 @@ class Dispatcher:
                 self._release(earlier)
             if earlier is None or was_assigned:
                 self._wait(execution)
-            if earlier is None:
-                self._note_timeout(execution)
+            if earlier is None or earlier.revision != execution.revision:
+                self._note_timeout(execution)  # by the job as it says now, if it came up anew
             return False
         if execution.state is ExecutionState.ASSIGNED:
             self.active[key] = execution
@@ -405,6 +405,7 @@ class Dispatcher:
 
     def _note_timeout(self, execution: Execution) -> None:
         over_ms = total_timeout_over_ms(execution, self._spec(execution))
+        self._total_timeouts.pop(execution.id, None)
         if over_ms:
             self._total_timeouts[execution.id] = over_ms
 

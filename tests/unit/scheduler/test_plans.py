@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tickmesh.mesh import telemetry
 from tickmesh.mesh.config import ConfigError, load
@@ -18,14 +19,14 @@ from tickmesh.proto.tickmesh.v1 import customer_pb2, job_pb2, schedule_pb2
 from tickmesh.scheduler import convert
 from tickmesh.scheduler.calls import Calls
 from tickmesh.scheduler.core import commands
-from tickmesh.scheduler.core.commands import PLAN_SINCE
-from tickmesh.scheduler.core.model import Customer
+from tickmesh.scheduler.core.commands import PLAN_SINCE, Placement
+from tickmesh.scheduler.core.model import Attempt, Customer, ExecutionState, Reason
 from tickmesh.scheduler.dispatch import Link
 from tickmesh.scheduler.plans import Plans
 from tickmesh.scheduler.shard import Shard
 
 from .test_versions import AppliesAtOnce
-from .worlds import START_MS, World
+from .worlds import SPEC, START_MS, World
 
 RUNSC = "io.containerd.runsc.v1"
 MIB = 1 << 20
@@ -389,6 +390,32 @@ async def test_what_waits_is_given_a_place_that_was_reserved_in_vain(leader: Lea
     assert leader.shard.leading._waiting.stuck and not link.outbox
     leader.shard.release(reserved[:1])
     assert (await leader.work(link)).execution
+
+
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(0, 60_000), (60_000, 0), (60_000, 90_000)])
+async def test_what_comes_up_anew_has_its_jobs_new_total_timeout(
+    leader: Leader, before_ms: int, after_ms: int
+) -> None:
+    world = leader.world
+    world.job(spec=replace(SPEC, total_timeout_ms=before_ms))
+    leader.attach("one")
+    schedule = world.schedule()
+    world.now_ms = schedule.due_ms - 2_000
+    (armed,) = world.fire(schedule, Placement("one", "one.1"))
+    assert leader.shard.leading is not None
+    over = leader.shard.leading._total_timeouts
+    assert over.get(armed.id) == (armed.due_ms + before_ms if before_ms else None)
+    spec = replace(SPEC, total_timeout_ms=after_ms)
+    world.do(commands.UpdateJob("acme", "hello", 0, "", (), spec))
+    recur = schedule.spec
+    world.do(
+        commands.UpdateSchedule("acme", "hello", "often", 0, (), recur, schedule.policy, b"new")
+    )
+    world.fire(world.stored(schedule), None)
+    taken_back = Attempt(1, "one", "one.1", 0, reason=Reason.REVOKED)
+    world.do(commands.EndAttempts([(armed.job_uid, armed.id, taken_back)]))
+    assert world.execution(armed).state is ExecutionState.PENDING
+    assert over.get(armed.id) == (armed.due_ms + after_ms if after_ms else None)
 
 
 async def test_a_change_of_plan_is_held_against_what_comes_after_it(leader: Leader) -> None:

@@ -182,4 +182,4 @@ class Executions:
         await self._shard.replica.read_barrier()
         execution = self.find(request.name)
         made = await self._writes.do(commands.Cancel([(execution.job_uid, execution.id)]))
-        return self.message(made[0])
+        return self.message(made[0] if made else execution)  # it had ended, and is forgotten by now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -21,7 +22,15 @@ from tickmesh.proto.tickmesh.v1 import (
     schedule_pb2,
 )
 from tickmesh.scheduler.calls import Calls
-from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand, DeleteSchedules
+from tickmesh.scheduler.core.commands import (
+    ENTRY_VERSION,
+    AnyCommand,
+    DeleteSchedules,
+    PurgeExecutions,
+    UpdateCustomer,
+)
+from tickmesh.scheduler.core.history import KEPT_MS_MIN
+from tickmesh.scheduler.core.ids import spell
 from tickmesh.scheduler.core.recurrence.limits import HORIZON_MS
 from tickmesh.scheduler.plans import Plans
 from tickmesh.scheduler.store import keys
@@ -69,6 +78,7 @@ class Leader:
             place=lambda _: None,
             pending_reason=lambda _: "",
             soft=lambda _: None,
+            replica=SimpleNamespace(read_barrier=functools.partial(asyncio.sleep, 0)),
         )
         numbers = itertools.count(1_000)
         self.world = world
@@ -80,6 +90,8 @@ class Leader:
 
     async def call(self, method: str, request: Any) -> Any:
         methods = self._calls.methods
+        if step := methods.steps.get(f"tickmesh.v1.{method}"):
+            return await step[1](request)
         if read := methods.reads.get(f"tickmesh.v1.{method}"):
             return read[1](request)
         write = methods.writes[f"tickmesh.v1.{method}"][1](request)
@@ -380,3 +392,22 @@ async def test_a_batch_is_made_only_if_its_answer_can_be_sent(what: str) -> None
     answer = await leader.call(method, request)
     assert len(answer.ListFields()[0][1]) == len(repeated)
     assert answer.ByteSize() <= MESSAGE_BYTES_MAX
+
+
+async def test_what_is_forgotten_while_it_is_cancelled_is_answered_as_it_was() -> None:
+    leader = Leader()
+    world = leader.world
+    (made,) = world.execute()
+    world.end(made)
+    world.now_ms += KEPT_MS_MIN
+    world.do(UpdateCustomer("acme", 0, KEPT_MS_MIN, 0))
+    customer = world.queries.customer("acme")
+    assert customer is not None
+    leader.proposals.before = PurgeExecutions(
+        "acme", customer.version, [(made.job_uid, made.id)], False
+    )
+    name = f"{HELLO}/executions/{spell(made.id)}"
+    request = execution_pb2.CancelExecutionRequest(name=name)
+    answer = await leader.call("ExecutionService/CancelExecution", request)
+    assert (answer.name, answer.state) == (name, execution_pb2.EXECUTION_STATE_SUCCEEDED)
+    assert world.queries.execution(made.job_uid, made.id) is None

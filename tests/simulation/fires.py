@@ -105,7 +105,11 @@ class Fires:
             self.others.add(schedule.uid)
         if schedule.uid in self.others:
             return
-        self.open[schedule.uid] = _Definition(schedule, time_ms)
+        # What was due when the schedule was changed, and not decided yet, fires by what it is now.
+        kept_ms = schedule.next_ms
+        if kept_ms <= time_ms and time_ms - kept_ms > MISFIRE_GRACE_MS:
+            self.violate(f"a change kept what was missed: {schedule.schedule_id} at {kept_ms}")
+        self.open[schedule.uid] = _Definition(schedule, min(time_ms, kept_ms - 1))
 
     def _end(self, schedule: Schedule, time_ms: int) -> None:
         definition = self.open.pop(schedule.uid, None)

@@ -189,13 +189,16 @@ class Turn:
         return nominal_ms or 0
 
     def keep(self, spec: Spec) -> bool:
-        """Keep the instant that has passed and that jitter has due later, by what the schedule says
-        and by what it will say (`spec`, ready); whether there is one. `resume` goes on with it."""
-        jitter_ms = min(self.spec.jitter_ms, spec.jitter_ms)
-        if not jitter_ms or not self._revised:
+        """Keep the last instant that has passed, if it is to fire yet by what the schedule says and
+        by what it will say (`spec`, ready); whether it is. `resume` goes on with it.
+
+        Jitter has it due later; or it is due, the schedule active, and nobody has decided it.
+        """
+        if not self._revised:
             return False
         now_ms, key, next_ms = self._now_ms, self._key, self.schedule.next_ms
-        passed_ms, _ = recurrence.latest_fire(self.spec, now_ms - jitter_ms, now_ms, hash_key=key)
+        window_ms = min(self.spec.jitter_ms, spec.jitter_ms) + MISFIRE_GRACE_MS
+        passed_ms, _ = recurrence.latest_fire(self.spec, now_ms - window_ms, now_ms, hash_key=key)
         if passed_ms is None or passed_ms != recurrence.next_fire(
             spec, passed_ms - 1, hash_key=key
         ):
@@ -203,10 +206,14 @@ class Turn:
         undecided = 0 < next_ms <= passed_ms
         if not undecided and not self._has_execution(passed_ms):
             return False
-        if min(recurrence.due_ms(each, passed_ms, hash_key=key) for each in (self.spec, spec)) <= (
-            now_ms
-        ):
-            return False
+        due_ms = min(recurrence.due_ms(each, passed_ms, hash_key=key) for each in (self.spec, spec))
+        if due_ms <= now_ms:
+            late = now_ms - due_ms > MISFIRE_GRACE_MS
+            following_ms = recurrence.next_fire(spec, passed_ms, hash_key=key)
+            if late or not undecided or self.schedule.state is not ScheduleState.ACTIVE:
+                return False
+            if following_ms is not None and following_ms <= now_ms:
+                return False
         self._kept_ms = passed_ms
         return True
 

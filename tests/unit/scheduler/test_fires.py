@@ -562,6 +562,58 @@ class TestChangesUnderJitter:
         assert outcomes(older, schedule) == [(Outcome.MISSED, 1)]
 
 
+class TestChangesOfWhatIsDue:
+    """An instant is due, and nobody has decided it yet."""
+
+    LATE_MS = 1_000
+
+    @pytest.fixture
+    def schedule(self, world: World) -> Schedule:
+        world.calendar(dates=("2020-01-01",))
+        made = world.schedule(every=((PERIOD_MS, 0),), calendars=(recurrence.Pin("holidays"),))
+        world.now_ms = made.due_ms + self.LATE_MS
+        return made
+
+    def test_it_fires_all_the_same(self, world: World, schedule: Schedule) -> None:
+        change(world, schedule)
+        world.change_calendar(dates=("2020-01-02",))
+        (execution,) = fire_when_due(world, schedule)
+        assert (execution.due_ms, execution.payload) == (schedule.due_ms, b"changed")
+        assert world.stored(schedule).next_ms == schedule.due_ms + PERIOD_MS
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
+
+    def test_missed_it_is_not_made_up_for(self, world: World, schedule: Schedule) -> None:
+        world.now_ms = schedule.due_ms + MISFIRE_GRACE_MS + 1
+        change(world, schedule)
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 1)]
+
+    def test_no_instant_that_the_change_brings_fires_late(
+        self, world: World, schedule: Schedule
+    ) -> None:
+        change(world, schedule, replace(schedule.spec, every=((self.LATE_MS, 0),)))
+        assert world.stored(schedule).next_ms > world.now_ms
+        assert outcomes(world, schedule) == [(Outcome.MISSED, 1)]
+
+    def test_due_in_a_pause_it_does_not_fire(self, world: World, schedule: Schedule) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", ""))
+        change(world, schedule)
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        assert outcomes(world, schedule) == [(Outcome.PAUSED, 1)]
+        assert world.stored(schedule).next_ms > world.now_ms
+
+    def test_the_only_one_is_kept(self, world: World) -> None:
+        schedule = world.schedule(at_ms=(world.now_ms + 1_000,))
+        world.now_ms = schedule.due_ms + 1
+        change(world, schedule)
+        assert fire_when_due(world, schedule)
+
+    def test_an_older_version_missed_it(self, older: World) -> None:
+        schedule = older.schedule()
+        older.now_ms = schedule.due_ms + 1
+        change(older, schedule)
+        assert outcomes(older, schedule) == [(Outcome.MISSED, 1)]
+
+
 class TestRetries:
     @pytest.fixture
     def made(self, world: World) -> Execution:

@@ -292,7 +292,8 @@ class Turn:
         self._last_ms = max(self._last_ms, nominal_ms)
         self._tell_skips(nominal_ms)
         if self._has_execution(nominal_ms):
-            if not (self._others(nominal_ms) or self.waiting):
+            free = self._revised and policy.overlap is Overlap.ALLOW  # others of an older policy
+            if free or not (self._others(nominal_ms) or self.waiting):
                 self._run(nominal_ms, due_ms, outcome, placement)
             return
         if policy.start_deadline_ms and now_ms - due_ms > policy.start_deadline_ms:

@@ -261,6 +261,24 @@ class TestOverlap:
         assert not world.stored(schedule).waiting
         assert fire_when_due(world, schedule)
 
+    def test_what_ran_under_an_older_policy_keeps_nothing_from_coming_up_again(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule(policy=Policy(overlap=Overlap.QUEUE))
+        fire_when_due(world, schedule)
+        stored = world.stored(schedule)
+        allow = commands.UpdateSchedule(
+            *(stored.customer, stored.job_id, stored.schedule_id, 0, ()),
+            *(stored.spec, Policy(), b""),
+        )
+        world.do(allow)
+        world.now_ms = world.stored(schedule).due_ms - 1_000
+        (armed,) = world.fire(world.stored(schedule))
+        world.do(allow)
+        assert world.execution(armed).stop is Reason.REVOKED
+        (again,) = world.fire(world.stored(schedule))
+        assert (again.id, again.again) == (armed.id, True)
+
 
 class TestMisfires:
     def missed(self, world: World, policy: Policy) -> tuple[Schedule, list[Execution]]:

@@ -110,6 +110,8 @@ class Node:
         self._lost: tuple[dict[bytes, bytes], dict[bytes, bytes]] | None = None
         self.is_old = False
         """Its lost disk was found, and is in the place of the present one."""
+        self._incarnation = self._lost_incarnation = 0
+        """Of the disk that is in its place, and of the lost one."""
 
     @property
     def was_voter(self) -> bool:
@@ -136,6 +138,7 @@ class Node:
         """The disk is replaced by an empty one."""
         self.machine.die(power_lost=True)
         self._lost = dict(self.machine.journal.durable), dict(self.machine.state.durable)
+        self._lost_incarnation = self._incarnation
         self.machine.journal.replace({})
         self.machine.state.replace({})
         shutil.rmtree(self.machine.directory)
@@ -154,6 +157,21 @@ class Node:
             and listed.incarnation == replica.introduction.incarnation
         )
 
+    def is_replaced(self, members: Members, listed: int) -> bool:
+        """Whether this disk was removed while a list names its id with another one (listed: its
+        incarnation), which it has got by now: the lost one, if the group has taken that for new
+        meanwhile, or an empty one."""
+        if not members.has_removed(self.name, self._incarnation):
+            return False
+        if not listed:
+            self.wipe()
+        elif listed == self._lost_incarnation:
+            self.exchange_disks()
+            self.is_old = False
+        else:
+            return False
+        return True
+
     def exchange_disks(self) -> None:
         """The lost disk is found and put in the place of the present one, or that is again."""
         assert self._lost is not None
@@ -165,6 +183,7 @@ class Node:
         journal.replace(dict(self._lost[0]))
         state.replace(dict(self._lost[1]))
         self._lost = present
+        self._incarnation, self._lost_incarnation = self._lost_incarnation, self._incarnation
         self.is_old = not self.is_old
         self._world.note(f"{self.name} has its {'lost' if self.is_old else 'right'} disk")
 
@@ -224,6 +243,7 @@ class Node:
         self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw, operations)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
+        self._incarnation = self.replica.introduction.incarnation
         world.ledger.holds_list(self.name, self.replica._journal)
         working = asyncio.create_task(shard.run())
         failing = asyncio.create_task(self.replica.failed.wait())
@@ -506,12 +526,9 @@ class World:
         self.note(f"{node.name} was removed, and ends")
         if node.is_old:
             return
-        assert node.replica is not None
-        removed = node.name, node.replica.introduction.incarnation
         for members in self.lists():
             listed = members.find(node.name)
-            if listed is not None and not listed.incarnation and members.has_removed(*removed):
-                node.wipe()  # it was added again meanwhile, for another disk: this is that one
+            if listed is not None and node.is_replaced(members, listed.incarnation):
                 return
         node.retired = True
         self.retired.append(node.name)

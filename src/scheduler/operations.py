@@ -14,6 +14,7 @@ from ..mesh.errors import AlreadyExists, FailedPrecondition, NotFound
 from ..proto.tickmesh.v1 import cluster_pb2
 from . import backup
 from .core.commands import ENTRY_VERSION
+from .raft.errors import ChangeRefused
 from .raft.members import Members
 from .raft.messages import MEMBERS_SINCE, Introduction
 from .raft.replica import Replica
@@ -100,7 +101,8 @@ class Operations:
                 f"{who} belongs to the group {found.group_id!r}, not to {config.group_id!r}: check "
                 "the address, and its scheduler.shard and scheduler.group_id"
             )
-        await self._replica.read_barrier()  # the list is the last one, for what is said of it
+        if self._replica.committed_members.find(found.replica_id) is not None:
+            await self._replica.read_barrier()  # what is said of a list is said of the last one
         members = self._replica.committed_members
         listed = members.find(found.replica_id)
         if listed is not None:
@@ -120,15 +122,22 @@ class Operations:
                 f"{who} runs an older version of the scheduler, which does not know what is in "
                 "this shard's log: upgrade it first"
             )
-        return self._answer(
-            await self._replica.add_replica(found.replica_id, address, found.incarnation)
+        return await self._changed(
+            self._replica.add_replica(found.replica_id, address, found.incarnation)
         )
 
     async def remove_replica(self, request: cluster_pb2.RemoveReplicaRequest) -> cluster_pb2.Shard:
         """See cluster.proto."""
         self._check_versions()
-        await self._replica.read_barrier()
-        return self._answer(await self._replica.remove_replica(request.replica_id))
+        return await self._changed(self._replica.remove_replica(request.replica_id))
+
+    async def _changed(self, change: Awaitable[Members]) -> cluster_pb2.Shard:
+        """The list that a change makes. Only the last one refuses it."""
+        try:
+            return self._answer(await change)
+        except ChangeRefused:
+            await self._replica.read_barrier()
+            raise
 
     def _check_versions(self) -> None:
         # What was once committed in a version is applied by whoever still is a replica.

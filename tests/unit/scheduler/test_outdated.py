@@ -15,7 +15,7 @@ from tickmesh.mesh.errors import NoLeader, NotFound, TickmeshError, from_status
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.proto.tickmesh.v1 import cluster_pb2, schedule_pb2
 from tickmesh.scheduler.operations import Operations
-from tickmesh.scheduler.raft.errors import NotLeader
+from tickmesh.scheduler.raft.errors import NoSuchMember, NotLeader
 from tickmesh.scheduler.raft.members import configured
 from tickmesh.scheduler.raft.messages import MEMBERS_SINCE, Introduction
 from tickmesh.scheduler.service import ShardService
@@ -52,6 +52,9 @@ class Outdated:
         directory.mkdir(parents=True)
         (directory / "CURRENT").write_text("a state")
         return 1, 1
+
+    async def remove_replica(self, replica_id: str) -> Any:
+        raise NoSuchMember(replica_id)
 
     def subscribe(self, _callback: Any) -> None: ...
     def on_members(self, _callback: Any) -> None: ...

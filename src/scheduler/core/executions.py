@@ -298,14 +298,10 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
             view.put_execution(execution)
             return execution
     reason, message = attempt.reason, attempt.message
-    if reason is Reason.CANCELLED and execution.stop in STOPPED:
-        reason, message = execution.stop, STOPPED[execution.stop]
-    elif _outweighed(view, execution, attempt):
+    if _ends_as_stopped(view, execution, attempt):
         reason, message = execution.stop, STOPPED.get(execution.stop, "")
     elif attempt.reason is Reason.RETURNED:
-        if execution.stop:
-            reason, message = execution.stop, STOPPED.get(execution.stop, "")
-        elif wait_ms := _return_after_ms(execution):
+        if wait_ms := _return_after_ms(execution):
             execution = replace(
                 execution, state=ExecutionState.PENDING, not_before_ms=now_ms + wait_ms
             )
@@ -321,10 +317,18 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
     return _finished(view, execution, reason, message, now_ms)
 
 
-def _outweighed(view: View, execution: Execution, attempt: Attempt) -> bool:
-    """Whether an executor took back what was stopped for another reason meanwhile."""
-    revoked = attempt.reason is Reason.REVOKED and execution.stop is not Reason.NONE
-    return revoked and view.version >= OUTWEIGHED_SINCE
+def _ends_as_stopped(view: View, execution: Execution, attempt: Attempt) -> bool:
+    """Whether what an executor ended, gave back or took back ends for the reason that it was
+    stopped for."""
+    match attempt.reason:
+        case Reason.CANCELLED:
+            return execution.stop in STOPPED
+        case Reason.RETURNED:
+            return execution.stop is not Reason.NONE
+        case Reason.REVOKED:
+            return execution.stop is not Reason.NONE and view.version >= OUTWEIGHED_SINCE
+        case _:
+            return False
 
 
 def _return_after_ms(execution: Execution) -> int:

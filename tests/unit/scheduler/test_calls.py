@@ -12,9 +12,8 @@ from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.proto.tickmesh.v1 import execution_pb2
 from tickmesh.scheduler.core.commands import Placement
 from tickmesh.scheduler.service import ShardService
-from tickmesh.scheduler.shard import Shard
 
-from .worlds import World
+from .worlds import World, shard_of
 
 COUNT = 3
 
@@ -23,9 +22,6 @@ async def test_places_are_free_again_when_the_callers_have_gone() -> None:
     """Each was counted as taken for as long as its leader led."""
     world = World()
     world.job()
-    shard = Shard(
-        world.state, SystemClock(), arm_ahead_ms=0, executor_lease_ms=1_000, retention_ms=1_000
-    )
     committing = asyncio.Event()
 
     async def propose(payload: bytes) -> object:
@@ -39,7 +35,7 @@ async def test_places_are_free_again_when_the_callers_have_gone() -> None:
         apply_s=0.0,
         propose=propose,
     )
-    shard.bind(replica)
+    shard = shard_of(world, replica)
     reserved: list[Placement] = []
     all_reserved, given_back = asyncio.Event(), asyncio.Event()
 

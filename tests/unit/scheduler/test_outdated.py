@@ -19,9 +19,8 @@ from tickmesh.scheduler.raft.errors import NoSuchMember, NotLeader
 from tickmesh.scheduler.raft.members import configured
 from tickmesh.scheduler.raft.messages import MEMBERS_SINCE, Introduction
 from tickmesh.scheduler.service import ShardService
-from tickmesh.scheduler.shard import Shard
 
-from .worlds import World
+from .worlds import World, shard_of
 
 HELLO = "customers/acme/jobs/hello"
 
@@ -69,14 +68,7 @@ async def answer(replica: Outdated, method: str, request: Any) -> TickmeshError:
     """What a call is refused with."""
     world = World()
     world.job()
-    shard = Shard(
-        world.state,
-        SystemClock(),
-        arm_ahead_ms=1_000,
-        executor_lease_ms=1_000,
-        retention_ms=1_000,
-    )
-    shard.bind(replica)  # type: ignore[arg-type]
+    shard = shard_of(world, replica)
     service = ShardService(shard, SystemClock(), "shard-0", "a")
     call = shard_pb2.Call(method=f"tickmesh.v1.{method}", request=request.SerializeToString())
     (reply,) = await service._answer([call], SimpleNamespace())  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.unit.scheduler.test_creates import Leader
-from tests.unit.scheduler.worlds import HERE, SPEC, World
+from tests.unit.scheduler.worlds import HERE, SPEC, World, shard_of
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import InvalidRequest, PageTokenInvalid, Unavailable
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
@@ -20,7 +20,6 @@ from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import Attempt, Reason, Retry
 from tickmesh.scheduler.service import ShardService
-from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.store.queries import Queries
 from tickmesh.scheduler.store.rocksdb import RocksBackend
 from tickmesh.scheduler.store.state import State
@@ -148,17 +147,10 @@ class Watched:
     """A replica's service over the state of a world, without a log."""
 
     def __init__(self, world: World) -> None:
-        shard = Shard(
-            world.state,
-            SystemClock(),
-            arm_ahead_ms=1_000,
-            executor_lease_ms=1_000,
-            retention_ms=1_000,
-        )
         replica: Any = SimpleNamespace(
             subscribe=lambda _: None, on_members=lambda _: None, entry_version=1
         )
-        shard.bind(replica)
+        shard = shard_of(world, replica)
         shard.leading = SimpleNamespace(soft={}, pending_reason=lambda _: "")  # type: ignore[assignment]
         world.state.observe(shard.observe)
         self.shard = shard

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from tickmesh.mesh.clock import SystemClock
 from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.commands import ENTRY_VERSION, AnyCommand, Outcome, Placement
 from tickmesh.scheduler.core.ids import UID_BYTES
 from tickmesh.scheduler.core.ledger import Row
 from tickmesh.scheduler.core.model import Attempt, Execution, Job, JobSpec, Policy, Schedule
+from tickmesh.scheduler.shard import Shard
 from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.backend import MemoryBackend
 from tickmesh.scheduler.store.queries import Queries
@@ -169,3 +171,16 @@ class World:
         for start, stop in ranges:
             found |= dict(self.backend.scan(start, stop))
         return found
+
+
+def shard_of(world: World, replica: Any) -> Shard:
+    """A shard over the state of a world, and what stands in for its replica."""
+    made = Shard(
+        world.state,
+        SystemClock(),
+        arm_ahead_ms=1_000,
+        executor_lease_ms=1_000,
+        retention_ms=1_000,
+    )
+    made.bind(replica)
+    return made

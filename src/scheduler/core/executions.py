@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from . import jobs
 from .commands import (
+    INSTANTS_SINCE,
     OUTWEIGHED_SINCE,
     Assign,
     Cancel,
@@ -238,14 +239,16 @@ def assign(view: View, command: Assign, now_ms: int) -> list[Execution]:
     return changed
 
 
-def cancel(view: View, command: Cancel, now_ms: int) -> list[Execution]:
-    """Cancelling what has ended changes nothing."""
-    stopped = []
+def cancel(view: View, command: Cancel, now_ms: int) -> tuple[list[Execution], list[Execution]]:
+    """All that there are, and those that this has changed: not what had ended already."""
+    found, stopped = [], []
     for job_uid, identity in command.executions:
         execution = view.execution(job_uid, identity)
         if execution is not None:
-            stopped.append(stop(view, execution, command.reason, now_ms))
-    return stopped
+            found.append(stop(view, execution, command.reason, now_ms))
+            if found[-1] is not execution or view.version < INSTANTS_SINCE:
+                stopped.append(found[-1])
+    return found, stopped
 
 
 def stop(view: View, execution: Execution, reason: Reason, now_ms: int) -> Execution:

@@ -8,6 +8,9 @@ the timer on are one commit, so an instant is decided once.
 An instant has one execution, for ever. A fire that was armed and is taken back by a change or a
 pause leaves a REVOKED one; if its instant comes up again before it is due (the schedule was changed
 to something that has it too, or was resumed), that same execution goes on with a further attempt.
+
+What was taken back does not count as a fire, unless its executor had started it before it heard of
+that: it is counted again when its end is told.
 """
 
 from __future__ import annotations
@@ -121,6 +124,8 @@ class Turn:
         self._told_ms = schedule.told_ms or schedule.next_ms or now_ms
         self._kept_ms = 0
         """See `keep`."""
+        self._ended_ms = 0
+        """The instant after which there is none, if this turn found that."""
         self._count = schedule.ledger_count
         self._hash = schedule.ledger_hash
 
@@ -150,12 +155,14 @@ class Turn:
         self._hash = row.hash
 
     def note_definition(self, schedule: Schedule) -> None:
-        """Tell what the schedule is from now on; a finished one since its last instant."""
+        """Tell what the schedule is from now on; one that finished by itself, since its last
+        instant."""
         definition = Definition(
             schedule.uid, schedule.version, schedule.state, schedule.spec, schedule.policy
         )
-        finished = schedule.state is ScheduleState.FINISHED
-        from_ms = self._last_ms if finished else self._now_ms
+        from_ms = self._now_ms
+        if schedule.state is ScheduleState.FINISHED:
+            from_ms = self._ended_ms or self._last_ms
         self.note(Outcome.DEFINED, from_ms, detail=definition)
 
     def note_undecided(self, outcome: Outcome) -> None:
@@ -181,7 +188,7 @@ class Turn:
 
     def _first_unrecorded(self) -> int:
         """The next instant that has no row; 0: there is none."""
-        if self._revised and self._exhausted:
+        if self._revised and self.exhausted:
             return 0
         nominal_ms: int | None = self.schedule.next_ms
         while nominal_ms and self._has_execution(nominal_ms):
@@ -239,12 +246,22 @@ class Turn:
             armed = self._view.execution(schedule.job_uid, identity)
             if armed is None or due_ms <= self._now_ms:
                 continue
+            counted = armed.again or Reason.REVOKED not in (armed.stop, armed.reason)
             armed = executions.stop(self._view, armed, Reason.REVOKED, self._now_ms)
             if armed.state not in ACTIVE_STATES:
                 self.running = tuple(each for each in self.running if each != identity)
             if Reason.REVOKED in (armed.stop, armed.reason):
                 first_ms = first_ms or nominal_ms
+                if counted and self._revised:
+                    self._fired -= 1
         return first_ms
+
+    def count_again(self) -> None:
+        """An armed fire was taken back too late: it has started all the same."""
+        self._fired += 1
+        if self.waiting and self._claimed > (self.spec.max_fires or self._claimed):
+            self.note(Outcome.OVERLAP, self.waiting[-1])
+            self.waiting = self.waiting[:-1]
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -254,19 +271,13 @@ class Turn:
         return self._fired + len(self.waiting)
 
     @property
-    def _exhausted(self) -> bool:
-        """Whether no further instant may fire: only those that did, and were taken back."""
+    def exhausted(self) -> bool:
+        """Whether no further instant may fire."""
         most = self.spec.max_fires
         return most is not None and self._claimed >= most
 
     def _following(self, after_ms: int) -> tuple[int, int]:
-        """As `following`. What was armed and taken back has been counted: it comes up again even
-        where that was the last of `max_fires`."""
-        found = following(self.schedule, self.spec, after_ms, self._claimed)
-        if found[0] or not (self._revised and self._exhausted):
-            return found
-        again = following(self.schedule, self.spec, after_ms, 0)
-        return again if again[0] and self._has_execution(again[0]) else found
+        return following(self.schedule, self.spec, after_ms, self._claimed)
 
     @property
     def must_wait(self) -> bool:
@@ -370,6 +381,8 @@ class Turn:
                 watched=watches(schedule.policy),
                 now_ms=self._now_ms,
             )
+            if made is not None and self._revised and not earlier.again:
+                self._fired += 1
         else:
             made = executions.create(
                 view,
@@ -465,6 +478,8 @@ class Turn:
     def move_on(self, after_ms: int) -> None:
         """Set the timer for the first instant after one, and note what is skipped on the way."""
         nominal_ms, due_ms = self._following(after_ms)
+        if not nominal_ms and self._revised:
+            self._ended_ms = after_ms
         self._tell_skips(after_ms)
         if nominal_ms and not self._revised:
             self.note_skips(after_ms, nominal_ms)
@@ -685,7 +700,14 @@ def follow(view: View, changed: list[Execution], now_ms: int) -> list[Execution]
     """Executions ended: let their schedules know, if they want to. What that made or changed."""
     made: list[Execution] = []
     for execution in changed:
-        if not execution.watched or execution.state in ACTIVE_STATES:
+        if execution.state in ACTIVE_STATES:
+            continue
+        uncounted = view.version >= INSTANTS_SINCE and (
+            execution.stop is Reason.REVOKED
+            and execution.state is not ExecutionState.REVOKED
+            and not execution.again
+        )
+        if not (execution.watched or uncounted):
             continue
         schedule = view.schedule(execution.job_uid, execution.schedule_id)
         if schedule is None or schedule.uid != execution.id[-UID_BYTES:]:
@@ -695,9 +717,14 @@ def follow(view: View, changed: list[Execution], now_ms: int) -> list[Execution]
         turn = Turn(view, job, schedule, now_ms)
         turn.running = tuple(each for each in turn.running if each != execution.id)
         _count_failures(turn, execution)
+        if uncounted:
+            turn.count_again()
         if schedule.state is not ScheduleState.PAUSED and not turn.pause_reason:
             turn.start_waiting()
-        turn.finish()
+        if uncounted and turn.exhausted and schedule.state is ScheduleState.ACTIVE:
+            turn.move_on(schedule.next_ms - 1)  # which may not fire any more
+        else:
+            turn.finish()
         made += turn.made
     return made
 

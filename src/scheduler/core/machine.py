@@ -49,7 +49,9 @@ def _apply(view: View, command: AnyCommand, now_ms: int) -> Outcome:
         case commands.Assign():
             return executions.assign(view, command, now_ms)
         case commands.Cancel():
-            return _followed(view, executions.cancel(view, command, now_ms), now_ms)
+            found, stopped = executions.cancel(view, command, now_ms)
+            _followed(view, stopped, now_ms)
+            return found
         case commands.TriggerSchedule():
             return fires.trigger(view, command, now_ms)
         case commands.BackfillSchedule():

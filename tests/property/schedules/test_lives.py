@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, assume, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -101,6 +102,10 @@ class Lives(RuleBasedStateMachine):
         """Somebody was late: instants may be missed."""
         self.loose = False
         """More than one may run at a time: some were made under another policy."""
+        self.most = 0
+        """Fires that it may have; it has fired as many already, or may by what it says."""
+        self.raced = 0
+        """Fires that were taken back too late since."""
         self.jittered = False
         """What has passed and jitter has due later is missed where a change leaves it out."""
 
@@ -115,6 +120,7 @@ class Lives(RuleBasedStateMachine):
         (schedule,) = made
         assert isinstance(schedule, Schedule)
         self.uid = schedule.uid
+        self.most = spec.max_fires or 0
         self.jittered = bool(spec.jitter_ms)
         self.loose = policy.overlap is Overlap.ALLOW
 
@@ -148,6 +154,15 @@ class Lives(RuleBasedStateMachine):
             self._end(data.draw(st.sampled_from(found)), code)
 
     @rule()
+    def one_had_started(self) -> None:
+        """Its executor heard too late that it is taken back."""
+        now_ms = self.world.now_ms
+        found = [e for e in self._active() if e.stop is Reason.REVOKED and e.due_ms <= now_ms]
+        for execution in found[:1]:
+            self.raced += not execution.again
+            self._end(execution, 0, started=True)
+
+    @rule()
     def all_end(self) -> None:
         for execution in self._active():
             if execution.stop or execution.due_ms <= self.world.now_ms:
@@ -168,10 +183,9 @@ class Lives(RuleBasedStateMachine):
             spec, policy = stored.spec, stored.policy
         else:
             spec, policy = data.draw(specs(self.world.now_ms)), data.draw(policies())
-            spec = replace(spec, max_fires=None)
-        if stored.spec.max_fires is not None:
-            # What was armed and taken back is counted: one with other instants ends too early.
-            spec = stored.spec
+            if spec.max_fires is not None:
+                # It may be less than what it has fired already: then it ends.
+                self.most, self.raced = max(stored.fire_count, spec.max_fires), 0
         spec = replace(spec, calendars=tuple(Pin(pin.name) for pin in spec.calendars))
         self.jittered |= bool(spec.jitter_ms)
         made = self._do(
@@ -221,8 +235,14 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def it_fires_as_often_as_it_may(self) -> None:
-        most = self.schedule.spec.max_fires
-        assert most is None or self.schedule.fire_count <= most, self.schedule
+        """And what was taken back before it started has not fired."""
+        every = self.world.queries.executions(
+            "acme", self.job.uid, b"", 1 << 20, lambda e: e.id.endswith(self.uid), 1 << 20
+        )
+        fired = [e for e in every[0] if self._has_fired(e)]
+        assert self.schedule.fire_count == len(fired), (self.schedule, fired)
+        most = self.most + self.raced if self.schedule.spec.max_fires else len(fired)
+        assert len(fired) <= most, (self.schedule, fired)
 
     @invariant()
     def nothing_is_missed_while_somebody_leads(self) -> None:
@@ -288,21 +308,28 @@ class Lives(RuleBasedStateMachine):
         )
         self.world.do(commands.Fire([due], 0))
 
-    def _end(self, execution: Execution, code: int) -> None:
-        """As its executor would report it."""
+    @staticmethod
+    def _has_fired(execution: Execution) -> bool:
+        """Or will, as far as is known."""
+        if execution.state in ACTIVE_STATES:
+            return execution.stop is not Reason.REVOKED or execution.again
+        return execution.state is not ExecutionState.REVOKED
+
+    def _end(self, execution: Execution, code: int, *, started: bool = False) -> None:
+        """As its executor would report it. started: before it heard of a stop."""
         world = self.world
         if execution.state is ExecutionState.PENDING:
             world.do(commands.Assign([(execution.job_uid, execution.id, HERE)]))
             execution = world.execution(execution)
         reason = Reason.NONE
-        if execution.stop:
+        if execution.stop and not started:
             reason = Reason.REVOKED if execution.stop is Reason.REVOKED else Reason.CANCELLED
         ended = Attempt(
             number=len(execution.attempts),
             executor="",
             incarnation="",
             assign_ms=0,
-            started_ns=0 if execution.stop else world.now_ms * 1_000_000,
+            started_ns=0 if reason else world.now_ms * 1_000_000,
             ended_ns=world.now_ms * 1_000_000 + 1,
             exit_code=code,
             reason=reason or (Reason.EXIT_CODE if code else Reason.NONE),
@@ -310,7 +337,7 @@ class Lives(RuleBasedStateMachine):
         world.do(commands.EndAttempts([(execution.job_uid, execution.id, ended)]))
 
 
-TestLives = Lives.TestCase
+TestLives = pytest.mark.timeout(LIVES or 120)(Lives.TestCase)
 TestLives.settings = settings(
     max_examples=LIVES or 200,
     derandomize=not LIVES,

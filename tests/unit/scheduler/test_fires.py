@@ -407,6 +407,16 @@ class TestPauses:
             end(world, made, reason)
         assert world.stored(schedule).state is ScheduleState.ACTIVE
 
+    def test_to_cancel_what_has_failed_is_no_further_failure(
+        self, world: World, older: World
+    ) -> None:
+        for each, state in ((world, ScheduleState.ACTIVE), (older, ScheduleState.PAUSED)):
+            schedule = each.schedule(policy=Policy(pause_after_failures=2))
+            (made,) = fire_when_due(each, schedule)
+            end(each, made, Reason.EXIT_CODE, 1)
+            each.do(commands.Cancel([(made.job_uid, made.id)]))
+            assert each.stored(schedule).state is state
+
     def test_a_runaway_is_braked_and_paused(self, world: World) -> None:
         # Such a schedule is refused at the door; here the arithmetic itself runs away.
         schedule = world.schedule(every=((100, 0),))
@@ -465,12 +475,19 @@ class TestTheLastOfSoManyFires:
         stored = world.stored(schedule)
         assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
 
-    def test_paused_until_it_is_over_it_is_finished(self, world: World, schedule: Schedule) -> None:
+    def test_paused_until_it_is_over_another_takes_its_place(
+        self, world: World, schedule: Schedule
+    ) -> None:
         world.do(commands.PauseSchedule("acme", "hello", "often", "wait"))
+        assert world.stored(schedule).fire_count == 1
         world.now_ms += 10 * PERIOD_MS
         world.do(commands.ResumeSchedule("acme", "hello", "often"))
-        assert world.stored(schedule).state is ScheduleState.FINISHED
-        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+        (made,) = fire_when_due(world, schedule)
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
+        assert made.state is ExecutionState.ASSIGNED
+        fired = (Outcome.FIRED, 1)
+        assert outcomes(world, schedule) == [fired, fired, (Outcome.PAUSED, 9), fired]
 
     def test_once_it_is_due_there_is_nothing_to_pause(
         self, world: World, schedule: Schedule, armed: Execution
@@ -481,17 +498,76 @@ class TestTheLastOfSoManyFires:
         assert world.stored(schedule) == before
         assert world.execution(armed).state is ExecutionState.PENDING
 
-    def test_no_other_instant_takes_its_place(self, world: World, schedule: Schedule) -> None:
+    @pytest.fixture
+    def moved(self, world: World, schedule: Schedule) -> Schedule:
+        """Its instants are others."""
         spec = replace(schedule.spec, every=((PERIOD_MS, 1_500),))
         change(world, schedule, spec)
-        assert world.stored(schedule).state is ScheduleState.FINISHED
+        return world.stored(schedule)
 
-    def test_missed_anew_it_stays_taken_back(self, world: World, schedule: Schedule) -> None:
+    def test_moved_another_instant_takes_its_place(
+        self, world: World, armed: Execution, moved: Schedule
+    ) -> None:
+        assert world.execution(armed).state is ExecutionState.REVOKED
+        (made,) = fire_when_due(world, moved)
+        assert made.due_ms == armed.due_ms + 1_500
+        stored = world.stored(moved)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
+
+    def test_in_an_older_version_none_did(self, older: World) -> None:
+        schedule = older.schedule(every=((PERIOD_MS, 0),), max_fires=1)
+        older.now_ms = schedule.due_ms - 1_000
+        older.fire(schedule, None)
+        change(older, schedule, replace(schedule.spec, every=((PERIOD_MS, 1_500),)))
+        stored = older.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 1)
+
+    @pytest.mark.parametrize("overlap", [Overlap.ALLOW, Overlap.SKIP])
+    def test_started_before_its_executor_heard_of_it_it_was_the_last(
+        self, world: World, overlap: Overlap
+    ) -> None:
+        schedule = world.schedule(
+            every=((PERIOD_MS, 0),), max_fires=1, policy=Policy(overlap=overlap)
+        )
+        world.now_ms = schedule.due_ms - 1_000
+        (armed,) = world.fire(schedule)
+        change(world, schedule, replace(schedule.spec, every=((PERIOD_MS, 1_500),)))
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.ACTIVE, 0)
+        world.now_ms = armed.due_ms + 10
+        assert end(world, armed).state is ExecutionState.SUCCEEDED
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 1)
+        assert not world.timers()
+
+    def test_what_waits_for_one_that_started_all_the_same_does_not_fire_besides(
+        self, world: World
+    ) -> None:
+        schedule = world.schedule(
+            every=((PERIOD_MS, 0),), max_fires=1, policy=Policy(overlap=Overlap.QUEUE, queue_max=3)
+        )
+        world.now_ms = schedule.due_ms - 1_000
+        (armed,) = world.fire(schedule)
+        change(world, schedule, replace(schedule.spec, every=((PERIOD_MS, 1_500),)))
+        assert not fire_when_due(world, schedule)
+        assert world.stored(schedule).waiting
+        end(world, armed)
+        stored = world.stored(schedule)
+        assert (stored.fire_count, stored.waiting) == (1, ())
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.OVERLAP, 1)]
+
+    def test_missed_anew_it_stays_taken_back_and_another_makes_up_for_it(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
         change(world, schedule)
         world.now_ms += 10 * PERIOD_MS
-        assert not world.fire(world.stored(schedule))
-        assert world.stored(schedule).state is ScheduleState.FINISHED
-        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1)]
+        (made,) = world.fire(world.stored(schedule))
+        assert made.id != armed.id
+        assert world.execution(armed).state is ExecutionState.REVOKED
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
+        made_up = [(Outcome.MISSED, 8), (Outcome.CAUGHT_UP, 1)]
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1), *made_up]
 
 
 class TestChangesUnderJitter:

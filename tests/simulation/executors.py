@@ -148,6 +148,9 @@ class Agent:
         self._heard = asyncio.Event()
         self._confirms_ns: dict[str, int] = {}
         self._offset_ns = 0
+        self._asked_ns = 0
+        self._asked_s: dict[int, float] = {}
+        """When, by the loop's time, for heartbeats that are not answered: the lease begins then."""
 
     async def run(self) -> None:
         for held in list(self._host.held.values()):
@@ -273,11 +276,19 @@ class Agent:
 
     async def _beat(self, stream: Stream[Any]) -> None:
         while True:
-            heartbeat = shard_pb2.Heartbeat(sent_ns=self._machine.now_ns())
-            stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
+            self._ask(stream)
             if self._host.stops_for_s and self._streams.get(self._leading) is stream:
                 self._host.stop()
             await asyncio.sleep(HEARTBEAT_S * self._host.stretch)
+
+    def _ask(self, stream: Stream[Any]) -> int:
+        """Send a heartbeat; the number that its answer gives back: its time, and like a real
+        clock's reading none that another has."""
+        self._asked_ns = max(self._asked_ns + 1, self._machine.now_ns())
+        self._asked_s[self._asked_ns] = asyncio.get_running_loop().time()
+        heartbeat = shard_pb2.Heartbeat(sent_ns=self._asked_ns)
+        stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
+        return self._asked_ns
 
     def _hear(self, replica: str, stream: Stream[Any], message: shard_pb2.ShardMessage) -> None:
         match message.WhichOneof("message"):
@@ -295,20 +306,16 @@ class Agent:
                     self._acknowledge(attempt)
             case "heartbeat_reply":
                 reply = message.heartbeat_reply
+                asked_s = self._asked_s.pop(reply.sent_ns)
                 confirms_ns = self._confirms_ns.get(replica)
                 if self._leading == replica and confirms_ns is not None:
                     now_ns = self._machine.now_ns()
                     if reply.sent_ns >= confirms_ns and now_ns - reply.sent_ns < 50_000_000:
                         self._offset_ns = reply.replied_ns - (reply.sent_ns + now_ns) // 2
                     if reply.sent_ns >= confirms_ns:
-                        self._heard_s = self._sent_s(reply.sent_ns)
+                        self._heard_s = asked_s
                         self._heard.set()
                         self._heard.clear()
-
-    def _sent_s(self, sent_ns: int) -> float:
-        """When a heartbeat was sent, by the loop's time: the lease begins then."""
-        ago_ns = self._machine.now_ns() - sent_ns
-        return asyncio.get_running_loop().time() - ago_ns / 1e9
 
     def _hear_leadership(
         self, replica: str, stream: Stream[Any], leadership: shard_pb2.Leadership
@@ -324,9 +331,7 @@ class Agent:
             attempts=[held.report() for held in self._host.held.values()], term=self._term
         )
         stream.up.send(shard_pb2.ExecutorMessage(inventory=inventory))
-        self._confirms_ns[replica] = self._machine.now_ns()
-        heartbeat = shard_pb2.Heartbeat(sent_ns=self._machine.now_ns())
-        stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
+        self._confirms_ns[replica] = self._ask(stream)
 
     def _is_current(self, replica: str, term: int) -> bool:
         return self._leading == replica and term >= self._term

@@ -22,6 +22,7 @@ from tickmesh.scheduler.core.commands import (
 from tickmesh.scheduler.core.ids import UID_BYTES, execution_id
 from tickmesh.scheduler.core.model import (
     ACTIVE_STATES,
+    Customer,
     Execution,
     ExecutionState,
     JobSpec,
@@ -170,9 +171,10 @@ class Ledger:
         for command in entry.commands:
             if isinstance(command, DeleteSchedules):
                 self._audit_doomed(command)
-        doomed = self._doomed(entry)
+        # A later command of the entry may have the customer keep more.
+        doomed, customer = self._doomed(entry), self.queries.customer("acme")
         applied = self.state.apply(index, term, payload)
-        self._check_purged(index, doomed)
+        self._check_purged(index, doomed, customer)
         self.digests[index] = self._backend.digest
         self.fires.observe(index, self.state.meta.time_ms, entry.commands, applied.outcomes)
         for execution in applied.executions:
@@ -199,9 +201,9 @@ class Ledger:
         found = [self.queries.execution(*key) for purge in purges for key in purge.executions]
         return [execution for execution in found if execution is not None]
 
-    def _check_purged(self, index: int, doomed: list[Execution]) -> None:
+    def _check_purged(self, index: int, doomed: list[Execution], customer: Customer | None) -> None:
         """What an entry forgot had ended a while ago, and is not kept by either limit."""
-        customer, now_ms = self.queries.customer("acme"), self.state.meta.time_ms
+        now_ms = self.state.meta.time_ms
         for execution in doomed:
             if self.queries.execution(execution.job_uid, execution.id) is not None:
                 continue

@@ -54,6 +54,9 @@ class PullAhead:
             del self._waiting[customer, image]
             try:
                 await self._images.ensure_image(image, customer)
-            except ExecutorError as error:
+            except Exception as error:  # whatever is wrong with one must not end the executor
                 # What needs it says why: this was only ahead of it.
-                log.info("an image cannot be pulled ahead", image=image, why=str(error))
+                if isinstance(error, ExecutorError):
+                    log.info("an image cannot be pulled ahead", image=image, why=str(error))
+                else:
+                    log.error("pulling an image ahead failed", image=image, exc_info=error)

@@ -22,7 +22,7 @@ from ..mesh.config import OwnRegistry
 from . import limits
 from .errors import ImageError, ImageReason
 from .layers import check_digest
-from .manifest import INDEXES, MANIFESTS, Descriptor, sha256
+from .manifest import INDEXES, MANIFESTS, UNREADABLE, Descriptor, sha256
 from .references import Login, Reference
 
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
@@ -30,6 +30,7 @@ _ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
 _SCHEME_PORTS = {"https": 443, "http": 80}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _USER_AGENT = "tickmesh"
+_UNUSABLE = (httpx2.TooManyRedirects, httpx2.InvalidURL, UnicodeError)  # an address or a token
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -270,7 +271,7 @@ class RegistrySource:
                         self._check(response, what)
                         yield response
                         return
-            except (httpx2.TooManyRedirects, httpx2.InvalidURL) as error:
+            except _UNUSABLE as error:
                 raise self._unavailable(what, error) from error
             asked = True
             await self._authorize(challenge, what)
@@ -320,11 +321,11 @@ class RegistrySource:
                         f"{what}: the registry's token service answers {response.status_code}",
                     )
                 data = await self._limited(response, limits.REGISTRY_TOKEN_BYTES_MAX, "the token")
-        except (httpx2.TooManyRedirects, httpx2.InvalidURL) as error:
+        except _UNUSABLE as error:
             raise self._unavailable(what, error) from error
         try:
             token = msgspec.json.decode(data, type=_Token)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise self._error(
                 ImageReason.REGISTRY_UNAVAILABLE, f"{what}: the registry's token: {error}"
             ) from error

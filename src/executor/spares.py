@@ -320,9 +320,12 @@ class Spares:
         spare: Spare | None = None
         try:
             spare = await self._runtime.prepare_spare(pool.mould)
-        except ExecutorError as error:
+        except Exception as error:  # whatever is wrong with one job must not end the executor
             # Whoever executes it is told; and the next Execute asks for a spare again.
-            log.warning("no spare can be made", job=job, error=str(error))
+            if isinstance(error, ExecutorError):
+                log.warning("no spare can be made", job=job, error=str(error))
+            else:
+                log.error("making a spare failed", job=job, exc_info=error)
             if self._pools.get(job) is pool:
                 self._drop(job)
         finally:

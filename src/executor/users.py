@@ -82,10 +82,13 @@ def _read(layer: Path, file: str) -> str | None:
         return None
     finally:
         os.close(directory)
-    with os.fdopen(descriptor, "rb") as opened:
+    try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISCHR(mode):
             return ""  # overlayfs says so: deleted by this layer
         if not stat.S_ISREG(mode):
             return None
-        return opened.read(limits.PASSWD_BYTES_MAX).decode(errors="replace")
+        with os.fdopen(descriptor, "rb", closefd=False) as opened:
+            return opened.read(limits.PASSWD_BYTES_MAX).decode(errors="replace")
+    finally:
+        os.close(descriptor)

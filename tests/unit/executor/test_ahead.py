@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from tickmesh.executor.ahead import AT_ONCE, WAITING_MAX, PullAhead
 from tickmesh.executor.errors import ImageError, ImageReason
 from tickmesh.executor.inprocess import Image
@@ -18,13 +20,13 @@ class Registry:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.let = asyncio.Event()
-        self.broken = False
+        self.trouble: Exception | None = None
 
     async def ensure_image(self, reference: str, customer: str = "") -> Image:
         self.asked.append((customer, reference))
         await self.let.wait()
-        if self.broken:
-            raise ImageError(ImageReason.NOT_FOUND, "it is not there")
+        if self.trouble is not None:
+            raise self.trouble
         return Image(reference, "sha256:0", 1)
 
 
@@ -55,9 +57,12 @@ async def test_some_come_at_one_time_and_the_same_once() -> None:
         assert registry.asked == [("acme", "a"), ("acme", "b"), ("acme", "c")]
 
 
-async def test_what_cannot_be_had_holds_up_nothing() -> None:
+@pytest.mark.parametrize(
+    "trouble", [ImageError(ImageReason.NOT_FOUND, "it is not there"), UnicodeError("of a registry")]
+)
+async def test_what_cannot_be_had_holds_up_nothing(trouble: Exception) -> None:
     registry = Registry()
-    registry.broken = True
+    registry.trouble = trouble
     registry.let.set()
     ahead = PullAhead(registry)
     async with running(ahead):

@@ -60,7 +60,12 @@ def test_a_bad_manifest_is_refused_by_its_part(
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{" * 10_000, b"null"])
+DEEP = b'{"other":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"[]", b"{" * 10_000, b"null", DEEP, b'{"config":{"digest":"\xff"}}']
+)
 def test_bytes_that_are_no_manifest_are_corrupt(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         manifest.parse_manifest("m", data)

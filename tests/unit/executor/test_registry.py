@@ -1,11 +1,14 @@
 """References, and addresses that must not be spoken to."""
 
 import ipaddress
+from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
 
+from tickmesh.executor.errors import ImageError, ImageReason
 from tickmesh.executor.references import Reference, parse
-from tickmesh.executor.registry import is_public
+from tickmesh.executor.registry import RegistrySource, is_public
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -70,3 +73,29 @@ def test_no_address_of_a_private_network_is_public(address: str) -> None:
 )
 def test_addresses_of_the_internet_are(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
+
+
+class Body(httpx2.AsyncByteStream):
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._data
+
+
+@pytest.mark.parametrize(
+    "token", ['{"token": "\xe9"}'.encode(), b'{"token": "\xff"}', b'{"other": ' + b"[" * 50_000]
+)
+async def test_a_registrys_nonsense_is_an_error_of_its_image(token: bytes) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/t":
+            return httpx2.Response(200, stream=Body(token))
+        challenge = 'Bearer realm="https://t.example/t"'
+        return httpx2.Response(401, headers={"WWW-Authenticate": challenge})
+
+    wanted = parse("r.example/a:1")
+    assert wanted is not None
+    async with RegistrySource(wanted, httpx2.MockTransport(answer), frozenset()) as source:
+        with pytest.raises(ImageError) as caught:
+            await source.root()
+    assert caught.value.reason is ImageReason.REGISTRY_UNAVAILABLE

@@ -88,6 +88,8 @@ class Watched(InProcessRuntime):
         self.may_make = asyncio.Event()
         self.may_make.set()
         self.making = 0
+        self.trouble: Exception | None = None
+        """With the next spare."""
 
     async def prepare_spare(self, mould: Work) -> InProcessSpare:
         self.making += 1
@@ -95,6 +97,9 @@ class Watched(InProcessRuntime):
             await self.may_make.wait()
         finally:
             self.making -= 1
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            raise trouble
         self.made.append(await super().prepare_spare(mould))
         return self.made[-1]
 
@@ -319,3 +324,15 @@ async def test_a_job_without_its_image_is_told_so_and_made_no_spares(tmp_path: P
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
+
+
+async def test_what_nobody_thought_of_ends_no_executor(bed: Bed) -> None:
+    """An image or its registry is the customer's: what is wrong with it can be anything."""
+    bed.runtime.trouble = IsADirectoryError("etc/passwd")
+    await bed.execute()
+    await bed.execute()
+    await bed.until(lambda: bed.runtime.trouble is None)
+    for _ in range(2):
+        bed.clock.seconds += 10
+        await bed.execute(job="another")
+    await bed.settled(1)

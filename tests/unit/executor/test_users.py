@@ -1,5 +1,6 @@
 """Names of an image's own passwd and group files, made numbers."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,14 @@ def test_only_so_much_of_a_file_is_read(tmp_path: Path) -> None:
     long = "x" * limits.PASSWD_BYTES_MAX + "\napp:x:1:1::/:\n"
     with pytest.raises(ImageError):
         users.resolve("app", [layer(tmp_path, passwd=long)])
+
+
+def test_what_is_no_file_is_passed_over_and_nothing_stays_open(tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    (evil / "etc/passwd").mkdir(parents=True)
+    os.mkfifo(evil / "etc/group")
+    below = layer(tmp_path / "below")
+    before = sorted(Path("/proc/self/fd").iterdir())
+    assert users.resolve("1000", [evil]) == (1000, 0)
+    assert users.resolve("app:staff", [evil, below]) == (1000, 50)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before

@@ -292,12 +292,15 @@ def end(view: View, command: EndAttempts, now_ms: int) -> list[Execution]:
 
 
 def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> Execution:
-    if attempt.reason in NEVER_STARTED and execution.again:
+    wait_ms = _again_after_ms(view, execution, attempt)
+    if wait_ms is not None:
         job = view.job(execution.customer, execution.job_id)
         schedule = view.schedule(execution.job_uid, execution.schedule_id)
         # A deletion before its due time would have cleared `again`; one after it did not look.
         if job is not None and schedule is not None and execution.id.endswith(schedule.uid):
             execution = _anew(execution, job, schedule.payload)
+            if wait_ms:
+                execution = replace(execution, not_before_ms=now_ms + wait_ms)
             view.put_execution(execution)
             return execution
     reason, message = attempt.reason, attempt.message
@@ -318,6 +321,18 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
         view.put_execution(execution)
         return execution
     return _finished(view, execution, reason, message, now_ms)
+
+
+def _again_after_ms(view: View, execution: Execution, attempt: Attempt) -> int | None:
+    """How long what has come up again waits for another attempt; None: it gets none."""
+    if not execution.again:
+        return None
+    if attempt.reason in NEVER_STARTED:
+        return 0
+    if view.version < INSTANTS_SINCE:
+        return None
+    # The revocation, which still stands there, is over.
+    return _retry_after_ms(view, replace(execution, stop=Reason.NONE), attempt) or None
 
 
 def _ends_as_stopped(view: View, execution: Execution, attempt: Attempt) -> bool:

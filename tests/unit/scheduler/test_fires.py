@@ -217,6 +217,40 @@ class TestOverlap:
         assert not world.stored(schedule).running
         assert outcomes(world, schedule) == [(Outcome.FIRED, 1)]
 
+    @pytest.mark.parametrize("attempts", [1, 2])
+    def test_what_comes_up_again_and_is_lost_meanwhile_is_tried_as_anything_is(
+        self, world: World, attempts: int
+    ) -> None:
+        world.job("tried", spec=replace(SPEC, retry=Retry(max_attempts=attempts)))
+        lost = self._lost_while_it_comes_up_again(world, "tried")
+        if attempts == 1:
+            assert (lost.state, lost.reason) == (ExecutionState.FAILED, Reason.EXECUTOR_LOST)
+            return
+        assert (lost.state, lost.stop, lost.again) == (ExecutionState.PENDING, Reason.NONE, False)
+        assert lost.not_before_ms > world.now_ms
+        assert lost.payload == b"changed"
+        assert end(world, lost).state is ExecutionState.SUCCEEDED
+
+    def test_at_most_once_it_is_not(self, world: World) -> None:
+        spec = replace(SPEC, at_most_once=True, retry=Retry(max_attempts=2))
+        world.job("once", spec=spec)
+        assert self._lost_while_it_comes_up_again(world, "once").state is ExecutionState.FAILED
+
+    def test_in_an_older_version_it_was_never_tried_again(self, older: World) -> None:
+        older.job("tried", spec=replace(SPEC, retry=Retry(max_attempts=2)))
+        assert self._lost_while_it_comes_up_again(older, "tried").state is ExecutionState.FAILED
+
+    @staticmethod
+    def _lost_while_it_comes_up_again(world: World, job_id: str) -> Execution:
+        schedule = world.schedule(job_id=job_id)
+        world.now_ms = schedule.due_ms - 2_000
+        (armed,) = world.fire(schedule)
+        world.now_ms += 1_000
+        change(world, schedule)
+        (again,) = fire_when_due(world, schedule)
+        assert (again.id, again.again) == (armed.id, True)
+        return end(world, armed, Reason.EXECUTOR_LOST, started=False)
+
     def test_in_an_older_version_it_did(self, older: World) -> None:
         schedule = older.schedule(policy=Policy(overlap=Overlap.SKIP))
         older.now_ms = schedule.due_ms - 2_000

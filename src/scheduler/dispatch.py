@@ -95,6 +95,9 @@ class Link:
         self.outbox: deque[shard_pb2.ShardMessage] = deque()
         self.ready = asyncio.Event()
         self.closed = False
+        self.early: set[str] | None = set()
+        """Attempts that it was sent before its inventory came, which need not have them; None:
+        that has come."""
 
     def send(self, message: shard_pb2.ShardMessage) -> None:
         """Queue a message; a stream that takes nothing is closed, and comes back."""
@@ -164,6 +167,9 @@ class Dispatcher:
         """When the total timeout of an active execution is over, for those that have one."""
         self._specs: dict[tuple[bytes, int], JobSpec] = {}
         self._ending: set[str] = set()
+        self._unsent: set[str] = set()
+        """Attempts of this term that were assigned while their executor had no stream: nobody was
+        given them."""
         self.soft: dict[str, shard_pb2.AttemptReport] = {}
         self._pump_wake = asyncio.Event()
 
@@ -186,6 +192,7 @@ class Dispatcher:
         if earlier is not None:
             earlier.close()
         self.links[link.executor_id] = link
+        link.early = set()
         host, hello = self.hosts[link.executor_id], link.hello
         host.incarnation = hello.incarnation
         host.slot_count, host.memory_bytes = hello.slot_count, hello.memory_bytes
@@ -345,8 +352,13 @@ class Dispatcher:
                 stops.append(execution)
         for executor_id, batch in work.items():
             link = self.links.get(executor_id)
-            if link is not None:
-                self._send_work(link, batch)
+            given = {each.attempt_id for each in batch}
+            if link is None:
+                self._unsent |= given
+                continue
+            if link.early is not None:
+                link.early |= given
+            self._send_work(link, batch)
         # After the work: one entry may assign an attempt and stop it (a catch-up that replaces).
         for execution in stops:
             self._send_stop(execution)
@@ -431,6 +443,7 @@ class Dispatcher:
         del self._attempts[attempt]
         self.soft.pop(attempt, None)
         self._ending.discard(attempt)
+        self._unsent.discard(attempt)
         self._forgotten.setdefault(executor_id, []).append(attempt)
         self._room()
 
@@ -465,7 +478,7 @@ class Dispatcher:
     async def inventory(self, link: Link, inventory: shard_pb2.Inventory) -> None:
         """Bring an executor and the state together. It hears of nothing else meanwhile; what is
         assigned to it from now on, it is sent."""
-        if inventory.term != self.term:
+        if inventory.term != self.term or link.closed:
             return
         held = {report.attempt_id for report in inventory.attempts}
         theirs = [
@@ -479,6 +492,7 @@ class Dispatcher:
             await asyncio.sleep(0)
             if link.closed:
                 return
+        link.early = None
         for start in range(0, len(inventory.attempts), TAKE_UP_SLICE):
             self.reports(link, inventory.attempts[start : start + TAKE_UP_SLICE])
             await asyncio.sleep(0)
@@ -496,15 +510,21 @@ class Dispatcher:
             if spelled in held:
                 if execution.stop:
                     self._send_stop(execution)
-            elif execution.attempts[-1].incarnation != link.incarnation:
+            elif link.early is not None and spelled in link.early:
+                continue  # it is on its way, with its stop if there is one
+            elif (
+                execution.attempts[-1].incarnation != link.incarnation
+                and spelled not in self._unsent
+            ):
                 # Its process was restarted since, and has not found it again: it may have run.
                 lost = "the executor restarted and lost it"
                 ends += self._ended(execution, Reason.EXECUTOR_LOST, lost)
             elif execution.stop:
                 ends += self._ended(execution, execution.stop, "")
             else:
-                # The same process never had it: it cannot have run. (It passes over doubles.)
+                # No process of it ever had it: it cannot have run. (It passes over doubles.)
                 work.append(self._work(execution))
+                self._unsent.discard(spelled)
         if work:
             self._send_work(link, work)
         self._submit_ends(ends)

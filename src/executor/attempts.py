@@ -91,6 +91,8 @@ class Attempt:
         self._stop = 0
         self._stop_message = ""
         self._grace_s = order.grace_s
+        self._hurried = asyncio.Event()
+        """Set when its grace was made shorter."""
         self._opening = sandbox is not None
         self._living: asyncio.Task[None] | None = None
         """While a stop may end it by cancelling."""
@@ -134,6 +136,7 @@ class Attempt:
             return
         if grace_s is not None:
             self._grace_s = min(self._grace_s, grace_s)
+            self._hurried.set()
         if self._stop:
             return
         self._stop, self._stop_message = reason, message
@@ -272,7 +275,16 @@ class Attempt:
             await sandbox.kill(signal.SIGTERM)
         except ExecutorError as error:
             log.warning("SIGTERM could not be sent", attempt=self.id, error=str(error))
-        await asyncio.wait({exited}, timeout=self._grace_s)
+        begun_s = asyncio.get_running_loop().time()
+        hurried = asyncio.create_task(self._hurried.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {exited, hurried}
+            await asyncio.wait(either, timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+        if not exited.done():
+            left_s = begun_s + self._grace_s - asyncio.get_running_loop().time()
+            await asyncio.wait({exited}, timeout=max(0.0, left_s))
         if exited.done():
             return
         await sandbox.kill(signal.SIGKILL)

@@ -358,6 +358,20 @@ async def test_a_killed_executor_finds_what_runs_and_does_not_invent_the_rest(
     assert output(mesh, "armed-1") == "on time\n"
 
 
+async def test_an_orderly_end_does_not_wait_for_a_long_grace_that_has_begun(mesh: World) -> None:
+    mesh.leader.work(work("a-1", "ignore", "15", ";", "sleep", "600", grace_ms=300_000))
+    await mesh.leader.phase("a-1", RUNNING)
+    mesh.leader.stop("a-1", execution_pb2.EXECUTION_REASON_CANCELLED)
+    mesh.leader.work(work("b-1"))
+    await mesh.leader.end("b-1")  # the stop came before it
+    mesh.leader.acknowledge("b-1")
+    ending = asyncio.create_task(mesh.end())
+    end = await mesh.leader.end("a-1")
+    assert (end.reason, end.signal) == (execution_pb2.EXECUTION_REASON_CANCELLED, 9)
+    mesh.leader.acknowledge("a-1")
+    await ending
+
+
 async def test_an_orderly_end_stops_everything_and_says_so(mesh: World) -> None:
     mesh.leader.work(
         work("runs-1", "sleep", "60"),

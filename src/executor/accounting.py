@@ -94,8 +94,11 @@ def children(cgroup_path: str) -> set[str]:
 def end(cgroup_path: str) -> None:
     """Ends what runs in a cgroup. Blocks: call it in a thread."""
     for group in _groups(cgroup_path):
+        pids: list[str] = []
         with contextlib.suppress(OSError):
-            for pid in (group / "cgroup.procs").read_text().split():
+            pids = (group / "cgroup.procs").read_text().split()
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 _kill(int(pid))
 
 

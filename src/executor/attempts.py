@@ -156,8 +156,11 @@ class Attempt:
             try:
                 async with self._host.removal(self.order):
                     await self._sandbox.delete()
-            except ExecutorError as error:
-                log.warning("a sandbox is left over", attempt=self.id, error=str(error))
+            except Exception as error:  # its end is told: what is left must not end the executor
+                if isinstance(error, ExecutorError):
+                    log.warning("a sandbox is left over", attempt=self.id, error=str(error))
+                else:
+                    log.error("removing a sandbox failed", attempt=self.id, exc_info=error)
 
     async def _outcome(self) -> End:
         if self._stop:

@@ -340,10 +340,13 @@ class Spares:
         spare, tries = self._closing.popleft()
         try:
             await spare.close()
-        except ExecutorError as error:
+        except Exception as error:  # as where one is made
             if tries < CLOSE_TRIES_MAX:
                 self._closing.append((spare, tries + 1))
-            log.warning("a spare is left over", error=str(error), tries=tries)
+            if isinstance(error, ExecutorError):
+                log.warning("a spare is left over", error=str(error), tries=tries)
+            else:
+                log.error("removing a spare failed", tries=tries, exc_info=error)
             return False
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tickmesh.executor.agent import HELD_FACTOR
-from tickmesh.executor.inprocess import InProcessRuntime
+from tickmesh.executor.inprocess import InProcessRuntime, InProcessSandbox
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.proto.tickmesh.v1 import execution_pb2
@@ -370,6 +371,20 @@ async def test_an_orderly_end_does_not_wait_for_a_long_grace_that_has_begun(mesh
     assert (end.reason, end.signal) == (execution_pb2.EXECUTION_REASON_CANCELLED, 9)
     mesh.leader.acknowledge("a-1")
     await ending
+
+
+async def test_a_sandbox_that_cannot_be_removed_ends_no_executor(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def delete(_: InProcessSandbox) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(InProcessSandbox, "delete", delete)
+    for attempt_id in ("a-1", "b-1"):
+        mesh.leader.work(work(attempt_id))
+        assert (await mesh.leader.end(attempt_id)).reason == 0
+        mesh.leader.acknowledge(attempt_id)
+    monkeypatch.undo()
 
 
 async def test_an_orderly_end_stops_everything_and_says_so(mesh: World) -> None:

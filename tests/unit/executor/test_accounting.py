@@ -1,5 +1,7 @@
 """A sandbox's counters, out of either version's files."""
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,16 @@ def test_what_is_gone_has_used_nothing(root: Path) -> None:
     assert accounting.read(GROUP) == accounting.Usage()
     assert accounting.processes(GROUP) == 0
     assert accounting.children("/tickmesh-x") == set()
+
+
+def test_who_ended_meanwhile_does_not_save_the_others(root: Path) -> None:
+    write(root / "cgroup.controllers", "cpu memory pids\n")
+    with subprocess.Popen(["sleep", "600"]) as over, subprocess.Popen(["sleep", "600"]) as runs:
+        over.kill()
+        over.wait()
+        try:
+            write(root / GROUP[1:] / "cgroup.procs", f"{over.pid}\n{runs.pid}\n")
+            accounting.end(GROUP)
+            assert runs.poll() == -signal.SIGKILL
+        finally:
+            runs.kill()

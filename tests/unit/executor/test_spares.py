@@ -326,6 +326,25 @@ async def test_a_job_without_its_image_is_told_so_and_made_no_spares(tmp_path: P
         await running
 
 
+async def test_a_spare_that_cannot_be_closed_is_tried_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(bed)
+    spare = bed.waiting[0]
+    troubles = [OSError("too many open files"), SandboxError("containerd is away")]
+
+    async def close(_: InProcessSpare) -> None:
+        if troubles:
+            raise troubles.pop()
+        spare.spent = True
+
+    monkeypatch.setattr(InProcessSpare, "close", close)
+    monkeypatch.setattr(spares, "LOOK_S", 0.0)
+    bed.clock.seconds += spares.KEEP_S
+    await bed.spares.sandbox(bed.work(), False)  # whatever happens makes it look
+    await bed.until(lambda: spare.spent)
+
+
 async def test_what_nobody_thought_of_ends_no_executor(bed: Bed) -> None:
     """An image or its registry is the customer's: what is wrong with it can be anything."""
     bed.runtime.trouble = IsADirectoryError("etc/passwd")

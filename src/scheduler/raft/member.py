@@ -51,6 +51,7 @@ class _Progress:
         self.acknowledged_round = 0
         self.in_flight: deque[tuple[int, int]] = deque()  # (round, bytes of entries)
         self.in_flight_bytes = 0
+        self.rewound_round = -1  # the last one before it was sent entries again
         self.incarnation = 0  # 0: not heard of yet in this term
         self.learner = False
         self.learner_since_s = 0.0
@@ -569,10 +570,17 @@ class Member(RaftLibrary):
             )
         self._answered(peer, progress, message)
         next_index = min(message.next_index, self.journal.last_index + 1)
-        if message.reset:
+        reset = message.reset
+        if reset and not message.success and message.round <= progress.rewound_round:
+            # About what was sent before it was sent entries again: what then is in flight may be
+            # all it lacks. Each such answer would send all of it once more, and one window that
+            # arrives out of order has many of them.
+            reset = False
+        elif reset:
+            progress.rewound_round = self.round
             progress.lost()
         if message.learner:
-            self._learner_replied(peer, progress, message, next_index)
+            self._learner_replied(peer, progress, message, next_index, reset=reset)
             return
         in_flight_to = self.next_index(peer)
         self.library_receive(
@@ -580,11 +588,11 @@ class Member(RaftLibrary):
             {
                 "type": "next_node_idx",
                 "next_node_idx": next_index,
-                "reset": message.reset,
+                "reset": reset,
                 "success": message.success,
             },
         )
-        if message.success and not message.reset:
+        if message.success and not reset:
             # The library would send again everything that is in flight behind this answer.
             self.set_next_index(peer, max(in_flight_to, next_index))
 
@@ -616,9 +624,9 @@ class Member(RaftLibrary):
         return progress
 
     def _learner_replied(
-        self, peer: str, progress: _Progress, message: AppendReply, next_index: int
+        self, peer: str, progress: _Progress, message: AppendReply, next_index: int, *, reset: bool
     ) -> None:
-        if message.reset:
+        if reset:
             self.set_next_index(peer, next_index)
         if message.success and next_index - 1 > progress.learner_match:
             progress.learner_match = next_index - 1

@@ -327,6 +327,36 @@ def test_acknowledgements_do_not_send_again_what_is_in_flight() -> None:
     assert not [m for _, m in bench.tick() if isinstance(m, Append) and m.entries]
 
 
+@pytest.mark.parametrize("learner", [False, True])
+def test_entries_are_sent_again_once_however_many_answers_say_that_they_lack(
+    learner: bool,
+) -> None:
+    bench = Bench()
+    bench.lead()
+    member = bench.member
+    for _ in range(3):
+        member.propose(b"x")
+        bench.tick()
+    first = member.round - 2
+
+    def lacks(round_: int) -> list[Message]:
+        """What `a`, which lacks the first of them, is sent when it says so of another."""
+        index, incarnation = bench.journal.last_index - 2, bench.incarnations["a"]
+        reply = AppendReply(member.term, index, False, True, round_, incarnation, learner=learner)
+        bench.hear("a", reply)
+        return [message for peer, message in bench.tick() if peer == "a"]
+
+    if learner:
+        bench.incarnations["a"] += 1
+        member._progress["a"].incarnation = bench.incarnations["a"]
+        member._progress["a"].learner = True
+    (again,) = lacks(first + 1)
+    assert isinstance(again, Append) and len(again.entries) == 3
+    assert lacks(first + 2) == [], "it was sent before that"
+    (once_more,) = lacks(again.round)
+    assert isinstance(once_more, Append) and len(once_more.entries) == 3
+
+
 def test_an_acknowledgement_of_an_earlier_leadership_counts_for_nothing() -> None:
     bench = Bench()
     bench.lead()

@@ -167,6 +167,8 @@ class Dispatcher:
         """When the total timeout of an active execution is over, for those that have one."""
         self._specs: dict[tuple[bytes, int], JobSpec] = {}
         self._ending: set[str] = set()
+        self._losing: dict[str, set[asyncio.Future[Outcome]]] = {}
+        """By executor: ends that are proposed because it was silent, and not decided yet."""
         self._unsent: set[str] = set()
         """Attempts of this term that were assigned while their executor had no stream: nobody was
         given them."""
@@ -480,6 +482,11 @@ class Dispatcher:
         assigned to it from now on, it is sent."""
         if inventory.term != self.term or link.closed:
             return
+        if losing := self._losing.get(link.executor_id):
+            # It is answered, and may start something, when it is decided what it may not start.
+            await asyncio.wait(set(losing))
+            if link.closed:
+                return
         held = {report.attempt_id for report in inventory.attempts}
         theirs = [
             self._attempt_ids[key]
@@ -590,11 +597,11 @@ class Dispatcher:
         )
         return [(execution.job_uid, execution.id, ended)]
 
-    def _submit_ends(self, ends: list[Ended]) -> None:
-        for start in range(0, len(ends), ENDS_MAX):
-            self._submit_some_ends(ends[start : start + ENDS_MAX])
+    def _submit_ends(self, ends: list[Ended]) -> list[asyncio.Future[Outcome]]:
+        starts = range(0, len(ends), ENDS_MAX)
+        return [self._submit_some_ends(ends[start : start + ENDS_MAX]) for start in starts]
 
-    def _submit_some_ends(self, ends: list[Ended]) -> None:
+    def _submit_some_ends(self, ends: list[Ended]) -> asyncio.Future[Outcome]:
         future = self._proposals.submit(EndAttempts(ends), weight=len(ends), owed=True)
 
         def decided(done: asyncio.Future[Outcome]) -> None:
@@ -604,6 +611,7 @@ class Dispatcher:
                     self._ending.discard(attempt_id(identity, attempt.number))
 
         future.add_done_callback(decided)
+        return future
 
     # -- loops ---------------------------------------------------------------------------------
 
@@ -678,24 +686,44 @@ class Dispatcher:
                     self._total_timeouts.pop(key, None)
 
     async def _watch_leases(self) -> None:
+        looked_ns = self._clock.monotonic_ns()
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
             now_ns = self._clock.monotonic_ns()
-            ends: list[Ended] = []
-            for execution in self.active.values():
-                if execution.state is not ExecutionState.ASSIGNED:
-                    continue
-                executor_id = execution.attempts[-1].executor
-                silent_ns = now_ns - self._heard_ns.get(executor_id, self._started_ns)
-                # Twice: the executor itself starts nothing more after one lease without us.
-                if silent_ns > 2 * self._lease_ns:
-                    ends += self._ended(
+            if now_ns - looked_ns > self._lease_ns:
+                # This process stood still: what executors said meanwhile is still to be read.
+                self._started_ns = now_ns
+            looked_ns = now_ns
+            self.end_leases()
+
+    def end_leases(self) -> None:
+        """Give up what is held by executors that have been silent for too long."""
+        now_ns = self._clock.monotonic_ns()
+        lost: dict[str, list[Ended]] = {}
+        for execution in self.active.values():
+            if execution.state is not ExecutionState.ASSIGNED:
+                continue
+            executor_id = execution.attempts[-1].executor
+            silent_ns = now_ns - max(self._heard_ns.get(executor_id, 0), self._started_ns)
+            # Twice: the executor itself starts nothing more after one lease without us.
+            if silent_ns > 2 * self._lease_ns:
+                lost.setdefault(executor_id, []).extend(
+                    self._ended(
                         execution,
                         Reason.EXECUTOR_LOST,
                         f"executor {executor_id} has not been heard of for {silent_ns / 1e9:.0f} s;"
                         " the process may or may not have run",
                     )
-            self._submit_ends(ends)
+                )
+        for executor_id, ends in lost.items():
+            losing = self._losing.setdefault(executor_id, set())
+            for future in self._submit_ends(ends):
+                losing.add(future)
+                future.add_done_callback(losing.discard)
+            # Its stream may stand still as it does. It is to begin with its inventory.
+            link = self.links.get(executor_id)
+            if ends and link is not None:
+                link.close()
 
 
 def ended_attempt(execution: Execution, report: shard_pb2.AttemptReport, version: int) -> Attempt:

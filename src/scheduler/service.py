@@ -427,6 +427,8 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
 
     async def _hear(self, link: Link, messages: AsyncIterator[shard_pb2.ExecutorMessage]) -> None:
         async for message in messages:
+            if link.closed:
+                return  # no lease goes on by a stream that was given up
             leading = self._shard.leading
             if leading is not None:
                 leading.heard(link)

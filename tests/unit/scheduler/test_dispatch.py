@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
-from tests.unit.scheduler.test_plans import Leader
+from tests.unit.scheduler.test_plans import TIMEOUT_S, Leader
+from tests.unit.scheduler.worlds import START_MS, World
 from tickmesh.mesh.plans import Plan
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
+from tickmesh.scheduler import dispatch
 from tickmesh.scheduler.core import commands
 from tickmesh.scheduler.core.commands import Placement
 from tickmesh.scheduler.core.ids import attempt_id
 from tickmesh.scheduler.core.model import Execution, ExecutionState, Reason
-from tickmesh.scheduler.dispatch import Link
+from tickmesh.scheduler.dispatch import Dispatcher, Link
+from tickmesh.scheduler.proposals import Proposals
 
 TURNS = 20  # of the loop: a proposal is applied by then
 
@@ -105,3 +109,98 @@ async def test_what_a_stream_says_that_was_replaced_counts_no_more(leader: Leade
     made = assign(leader, "second")
     await nothing_is_held(leader, old)
     assert leader.world.execution(made).state is ExecutionState.ASSIGNED
+
+
+class Silence:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.monotonic = 10**12
+
+    def now_ns(self) -> int:
+        return START_MS * 1_000_000
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic
+
+
+class Slow:
+    """Proposals that are decided when the test says so."""
+
+    version = commands.ENTRY_VERSION
+
+    def __init__(self) -> None:
+        self.made: list[tuple[commands.AnyCommand, asyncio.Future[commands.Outcome]]] = []
+
+    def submit(self, command: commands.AnyCommand, **_: object) -> asyncio.Future[commands.Outcome]:
+        future: asyncio.Future[commands.Outcome] = asyncio.get_running_loop().create_future()
+        self.made.append((command, future))
+        return future
+
+
+async def test_a_silent_executor_is_not_answered_before_it_is_decided_what_it_lost() -> None:
+    world, clock, slow = World(), Silence(), Slow()
+    world.job()
+    new = commands.NewExecution("hello", world.next_uid(), b"", Placement("one", "first"))
+    (made,) = world.do(commands.ExecuteJobs("acme", [new], b""))  # type: ignore[misc]
+    proposals = cast(Proposals, slow)
+    leading = Dispatcher(1, world.queries, proposals, clock, 1_000, lambda _: None)
+    await leading.take_up()
+    hello = shard_pb2.Hello(executor_id="one", incarnation="first", slot_count=9)
+    link, again = Link(hello), Link(hello)
+    leading.attach(link)
+    held = shard_pb2.AttemptReport(attempt_id=attempt_id(made.id, 1))  # type: ignore[union-attr]
+    inventory = shard_pb2.Inventory(term=1, attempts=[held])
+    await leading.inventory(link, inventory)
+    clock.monotonic += 2_000_000_000
+    leading.end_leases()
+    assert not slow.made and not link.closed
+    clock.monotonic += 1
+    leading.end_leases()
+    ((command, decided),) = slow.made
+    assert link.closed, "it may be as silent as its executor was"
+    # It comes back before that is decided. What it is sent is read after its inventory was.
+    leading.attach(again)
+    told = asyncio.create_task(leading.inventory(again, inventory))
+    await asyncio.sleep(0)
+    assert not told.done() and not again.outbox
+    world.do(command)
+    leading.committed([world.execution(made)])  # type: ignore[arg-type]
+    decided.set_result([])
+    await told
+    assert again.outbox[-1].stop.stops[0].attempt_id == held.attempt_id
+
+
+async def test_a_leader_that_stood_still_gives_up_nobody_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, clock, slow = World(), Silence(), Slow()
+    world.job()
+    new = commands.NewExecution("hello", world.next_uid(), b"", Placement("one", "first"))
+    world.do(commands.ExecuteJobs("acme", [new], b""))
+    leading = Dispatcher(1, world.queries, cast(Proposals, slow), clock, 1_000, lambda _: None)
+    await leading.take_up()
+    looked = asyncio.Event()
+    look = leading.end_leases
+
+    def end_leases() -> None:
+        look()
+        looked.set()
+
+    monkeypatch.setattr(leading, "end_leases", end_leases)
+    monkeypatch.setattr(dispatch, "LEASE_CHECK_S", 0)
+    running = asyncio.create_task(leading.run())
+    try:
+        await asyncio.wait_for(looked.wait(), TIMEOUT_S)
+        clock.monotonic += 60_000_000_000
+        looked.clear()
+        await asyncio.wait_for(looked.wait(), TIMEOUT_S)
+        assert not slow.made
+        for _ in range(3):  # from then on it counts
+            clock.monotonic += 900_000_000
+            looked.clear()
+            await asyncio.wait_for(looked.wait(), TIMEOUT_S)
+        assert slow.made
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -139,6 +139,15 @@ def _decompressor(kind: str) -> _Decompressor:
     return _Zstd() if kind == ZSTD else _Plain()
 
 
+def check_diff_id(layer: str, found: str, promised: str) -> None:
+    """Raises ImageError(CORRUPT) if a layer unpacks to something else than its image says."""
+    if found != promised:
+        raise ImageError(
+            ImageReason.CORRUPT,
+            f"layer {layer} unpacks to {found}, the image's configuration says {promised}",
+        )
+
+
 class LayerInspector:
     """Follows one layer. `feed` its bytes, then `finish`."""
 
@@ -156,6 +165,8 @@ class LayerInspector:
         self._decompressor = _decompressor(kind)
         self._tar = _TarWalker(f"layer {digest}", budget)
         self.unpacked_bytes = 0
+        self.finished = False
+        """All of it was seen, and was right."""
 
     def feed(self, data: bytes) -> None:
         """The layer's next bytes. Raises ImageError as soon as it is clear that it is no good."""
@@ -177,12 +188,8 @@ class LayerInspector:
         if not self._decompressor.complete():
             raise ImageError(ImageReason.CORRUPT, f"layer {self._digest} ends too early")
         self._tar.finish()
-        if f"sha256:{self._unpacked.hexdigest()}" != self._diff_id:
-            raise ImageError(
-                ImageReason.CORRUPT,
-                f"layer {self._digest} unpacks to sha256:{self._unpacked.hexdigest()}, "
-                f"the image's configuration says {self._diff_id}",
-            )
+        check_diff_id(self._digest, f"sha256:{self._unpacked.hexdigest()}", self._diff_id)
+        self.finished = True
 
 
 def check_headers(what: str, file: BinaryIO) -> None:

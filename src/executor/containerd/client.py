@@ -407,16 +407,21 @@ class ContainerdClient:
     async def read_content(self, digest: str, bytes_max: int) -> bytes:
         """A small blob, whole. Raises ContainerdError when it is larger than `bytes_max`."""
         data = bytearray()
+        async for part in self.content_chunks(digest, limits.CALL_DEADLINE_S):
+            data += part
+            if len(data) > bytes_max:
+                raise ContainerdError(f"{digest} is larger than {bytes_max} bytes")
+        return bytes(data)
+
+    async def content_chunks(self, digest: str, deadline_s: float) -> AsyncIterator[bytes]:
+        """A blob, in pieces. Raises ContainerdNotFound."""
         with _translated(f"read {digest}"):
             async for part in self._content.Read(
                 content_pb2.ReadContentRequest(digest=digest),
                 metadata=self._metadata,
-                timeout=limits.CALL_DEADLINE_S,
+                timeout=deadline_s,
             ):
-                data += part.data
-                if len(data) > bytes_max:
-                    raise ContainerdError(f"{digest} is larger than {bytes_max} bytes")
-        return bytes(data)
+                yield part.data
 
     async def write_content(
         self, ref: str, digest: str, size: int, chunks: AsyncIterator[bytes], deadline_s: float

@@ -28,7 +28,7 @@ from ..errors import (
     ImageError,
     ImageReason,
 )
-from ..layers import Budget, LayerInspector
+from ..layers import Budget, LayerInspector, check_diff_id
 from ..manifest import (
     INDEXES,
     MANIFESTS,
@@ -50,6 +50,8 @@ PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 LABEL_VIEW = "tickmesh.io/view"
 LABEL_SIZE = "tickmesh.io/bytes"
 LABEL_UNPACKED = "tickmesh.io/unpacked-bytes"
+LABEL_DIFF_ID = "tickmesh.io/diff-id"
+"""Of a layer: the digest of what it unpacks to, as it was found when it came."""
 LABEL_PULLED = "tickmesh.io/pulled"
 """Of an image that its registry can give again."""
 LABEL_ROOT = "tickmesh.io/root"
@@ -388,7 +390,10 @@ class _Installation:
             try:
                 labels = await self._client.content_labels(layer.digest)
                 await self._client.add_to_lease(self._lease, layer.digest)
-                if LABEL_UNPACKED in labels:  # it came in whole, through here
+                if LABEL_UNPACKED in labels and LABEL_DIFF_ID in labels:
+                    # It came in whole, through here. A configuration that says something else of it
+                    # would name the snapshots of another image's layers.
+                    check_diff_id(layer.digest, labels[LABEL_DIFF_ID], diff_id)
                     size = int(labels[LABEL_UNPACKED])
                     budget.spend(size)
                     return size
@@ -401,9 +406,9 @@ class _Installation:
     ) -> int:
         inspector = LayerInspector(layer.digest, layer.media_type, diff_id, budget)
 
-        async def inspected() -> AsyncIterator[bytes]:
+        async def inspected(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             seen = 0
-            async for chunk in source.chunks(layer):
+            async for chunk in chunks:
                 seen += len(chunk)
                 if seen > layer.size:
                     break
@@ -418,9 +423,15 @@ class _Installation:
             # Before containerd has it under this name: what is wrong must be found here.
             inspector.finish()
 
-        await self._blob(layer.digest, layer.size, inspected())
+        await self._blob(layer.digest, layer.size, inspected(source.chunks(layer)))
+        if not inspector.finished:
+            # It is there, written by a process that ended before it had labelled it.
+            stored = self._client.content_chunks(layer.digest, limits.PULL_DEADLINE_S)
+            async for _ in inspected(stored):
+                pass
         await self._client.label_content(
-            layer.digest, {LABEL_UNPACKED: str(inspector.unpacked_bytes)}
+            layer.digest,
+            {LABEL_UNPACKED: str(inspector.unpacked_bytes), LABEL_DIFF_ID: diff_id},
         )
         return inspector.unpacked_bytes
 
@@ -477,9 +488,8 @@ class _Stored:
     async def blob(self, descriptor: Descriptor, bytes_max: int) -> bytes:
         return await self._client.read_content(descriptor.digest, bytes_max)
 
-    async def chunks(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        raise ContainerdNotFound(f"layer {descriptor.digest} is not here any more")
-        yield b""  # what makes this an iterator; no layer is read, as every one is here
+    def chunks(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
+        return self._client.content_chunks(descriptor.digest, limits.PULL_DEADLINE_S)
 
 
 def _disk_bytes(record: images_pb2.Image) -> int:

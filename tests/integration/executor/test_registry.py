@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from tickmesh.executor import archive
-from tickmesh.executor.containerd.images import LABEL_UNPACKED
+from tickmesh.executor.containerd.images import LABEL_DIFF_ID, LABEL_UNPACKED
 from tickmesh.executor.containerd.runtime import ContainerdRuntime
 from tickmesh.executor.errors import ImageError, ImageReason
 from tickmesh.executor.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, sha256
@@ -398,31 +398,73 @@ async def test_a_registry_must_prove_its_name(certified: bool, trusted: bool) ->
     await server.wait_closed()
 
 
-async def test_layers_come_side_by_side_and_the_same_once(
-    tmp_path: Path, host: str, door: Door
-) -> None:
-    """Five layers, of which two are one: four come, two of them at one time."""
-    blobs = []
-    for number in (0, 1, 2, 3, 3):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as layer:
-            member = tarfile.TarInfo(f"file{number}")
-            member.size = 100_000
-            layer.addfile(member, io.BytesIO(random.Random(number).randbytes(member.size)))
-        blobs.append(buffer.getvalue())
-    config = json.dumps(
-        {"rootfs": {"type": "layers", "diff_ids": [sha256(blob) for blob in blobs]}}
-    ).encode()
+PLAIN = "application/vnd.oci.image.layer.v1.tar"
+
+
+def layer_with(number: int) -> bytes:
+    """A layer with one file of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as layer:
+        member = tarfile.TarInfo(f"file{number}")
+        member.size = 100_000
+        layer.addfile(member, io.BytesIO(random.Random(number).randbytes(member.size)))
+    return buffer.getvalue()
+
+
+async def push_layers(host: str, name: str, blobs: list[bytes], diff_ids: list[str]) -> None:
+    """Push team/NAME:1, whose configuration says what its layers unpack to."""
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
     for data in (config, *blobs):
-        await push_blob(host, "team/many", sha256(data), data)
-    kind = "application/vnd.oci.image.layer.v1.tar"
+        await push_blob(host, f"team/{name}", sha256(data), data)
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": {"mediaType": "x", "digest": sha256(config), "size": len(config)},
-        "layers": [{"mediaType": kind, "digest": sha256(b), "size": len(b)} for b in blobs],
+        "layers": [{"mediaType": PLAIN, "digest": sha256(b), "size": len(b)} for b in blobs],
     }
-    await push_manifest(host, "team/many", "1", json.dumps(manifest).encode(), OCI_MANIFEST)
+    await push_manifest(host, f"team/{name}", "1", json.dumps(manifest).encode(), OCI_MANIFEST)
+
+
+async def test_whose_configuration_says_what_another_image_unpacks_to_does_not_get_that(
+    puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    """Its own layer is here already, and so are the other's, unpacked under the same names."""
+    ours, theirs = layer_with(1), layer_with(2)
+    await push_layers(host, "theirs", [theirs], [sha256(theirs)])
+    await push_layers(host, "ours", [ours], [sha256(ours)])
+    for name in ("theirs", "ours"):
+        await puller.ensure_image(f"{door.host}/team/{name}:1")
+    await push_layers(host, "wrong", [ours], [sha256(theirs)])
+    with pytest.raises(ImageError, match="the image's configuration says") as caught:
+        await puller.ensure_image(f"{door.host}/team/wrong:1")
+    assert caught.value.reason is ImageReason.CORRUPT
+
+
+async def test_a_layer_that_was_written_and_not_labelled_is_looked_at_anew(
+    puller: ContainerdRuntime, host: str, door: Door
+) -> None:
+    """As a process leaves it that ends between the two."""
+    layer = layer_with(1)
+    await push_layers(host, "cut", [layer], [sha256(layer)])
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield layer
+
+    client = puller._client
+    await client.write_content("before", sha256(layer), len(layer), whole(), 10.0)
+    await puller.ensure_image(f"{door.host}/team/cut:1")
+    labels = await client.content_labels(sha256(layer))
+    assert labels[LABEL_UNPACKED] == str(len(layer))
+    assert labels[LABEL_DIFF_ID] == sha256(layer)
+    assert not [line for line in door.requests if sha256(layer) in line], "it was here"
+
+
+async def test_layers_come_side_by_side_and_the_same_once(
+    tmp_path: Path, host: str, door: Door
+) -> None:
+    """Five layers, of which two are one: four come, two of them at one time."""
+    blobs = [layer_with(number) for number in (0, 1, 2, 3, 3)]
+    await push_layers(host, "many", blobs, [sha256(blob) for blob in blobs])
     runtime = ContainerdRuntime(
         "many", tmp_path / "executor", insecure_registries=(door.host,), layers_at_once=2
     )

@@ -150,7 +150,7 @@ class Agent:
         self._offset_ns = 0
         self._asked_ns = 0
         self._asked_s: dict[int, float] = {}
-        """When, by the loop's time, for heartbeats that are not answered: the lease begins then."""
+        """When, by the loop's time, for heartbeats that are not answered."""
 
     async def run(self) -> None:
         for held in list(self._host.held.values()):
@@ -306,7 +306,7 @@ class Agent:
                     self._acknowledge(attempt)
             case "heartbeat_reply":
                 reply = message.heartbeat_reply
-                asked_s = self._asked_s.pop(reply.sent_ns)
+                asked_s = self._sent_s(reply.sent_ns)
                 confirms_ns = self._confirms_ns.get(replica)
                 if self._leading == replica and confirms_ns is not None:
                     now_ns = self._machine.now_ns()
@@ -316,6 +316,10 @@ class Agent:
                         self._heard_s = asked_s
                         self._heard.set()
                         self._heard.clear()
+
+    def _sent_s(self, sent_ns: int) -> float:
+        """When a heartbeat that is answered was sent, by the loop's time: the lease begins then."""
+        return self._asked_s.pop(sent_ns)
 
     def _hear_leadership(
         self, replica: str, stream: Stream[Any], leadership: shard_pb2.Leadership

@@ -110,7 +110,8 @@ def verify(
     report = Report()
     kept: list[Row] = []
     oldest_ms = 0
-    for row in _chain(report, schedule, rows, kept_ms):
+    written_ms = _written_ms(schedule, ready)
+    for row in _chain(report, schedule, rows, kept_ms, written_ms):
         oldest_ms = oldest_ms or row.at_ms
         if _concerns(row, from_ms, until_ms):
             if len(kept) == rows_max:
@@ -140,8 +141,24 @@ def _concerns(row: Row, from_ms: int, until_ms: int) -> bool:
     return row.last_ms >= from_ms and row.first_ms < until_ms
 
 
+def _written_ms(schedule: Schedule, ready: Callable[[Spec], Spec]) -> int:
+    """When its latest row was written, at the earliest."""
+    decided_ms = schedule.last_ms
+    if decided_ms in schedule.waiting:
+        # Those that wait get their rows when they run: maybe long after those before were dropped.
+        key, spec = schedule.uid.hex(), ready(schedule.spec)
+        before_ms = schedule.waiting[0] - 1
+        latest_ms, _ = recurrence.latest_fire(spec, schedule.update_ms, before_ms, hash_key=key)
+        decided_ms = latest_ms or 0
+    return max(decided_ms - AHEAD_MS, schedule.update_ms, schedule.purged_ms)
+
+
 def _chain(
-    report: Report, schedule: Schedule, rows: Iterable[tuple[int, Row]], kept_ms: int
+    report: Report,
+    schedule: Schedule,
+    rows: Iterable[tuple[int, Row]],
+    kept_ms: int,
+    written_ms: int,
 ) -> Iterator[Row]:
     """The rows, checked one against the next and the last against the schedule."""
     expected, previous, at_ms = 0, b"", 0
@@ -157,8 +174,7 @@ def _chain(
         expected, previous, at_ms = number + 1, row.hash, row.at_ms
         report.rows += 1
         yield row
-    last_ms = max(schedule.last_ms - AHEAD_MS, schedule.update_ms, schedule.purged_ms)
-    if not report.rows and last_ms < kept_ms:
+    if not report.rows and written_ms < kept_ms:
         report.complete = False  # all of them have been: it has been at rest for long
     elif (expected, previous) != (schedule.ledger_count, schedule.ledger_hash):
         report.add(

@@ -59,6 +59,27 @@ def verify(world: World, schedule: Schedule, rows: list[Row] | None = None) -> R
     )
 
 
+def test_all_rows_may_be_forgotten_while_an_execution_is_waited_for(world: World) -> None:
+    """It was armed in the period before its own, which is dropped while it runs."""
+    policy = Policy(overlap=Overlap.QUEUE, queue_max=3)
+    schedule = world.schedule(policy=policy, every=((600_000, 0),))
+    (made,) = fire_when_due(world, schedule)
+    for _ in range(3):
+        fire_when_due(world, schedule)
+    stored = world.stored(schedule)
+    assert len(stored.waiting) == 3
+
+    def audited(kept_ms: int) -> Report:
+        return audit.verify(
+            stored, [], lambda _: made, from_ms=kept_ms, until_ms=world.now_ms, kept_ms=kept_ms
+        )
+
+    report = audited(made.due_ms)
+    assert (report.problems, report.complete) == ([], False)
+    # Nothing that was written later than what it waits for may be missing.
+    assert kinds(audited(made.due_ms - audit.AHEAD_MS)) == {Kind.REMOVED}
+
+
 def kinds(report: Report) -> set[Kind]:
     return {problem.kind for problem in report.problems}
 

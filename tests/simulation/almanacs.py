@@ -26,11 +26,12 @@ from .versions import Versions
 EVERY_S = 2.5
 """Mean between two changes, at a busy pace."""
 
-OFFSETS_S = (0, 7, 23, -11)
-"""What the zones' files say: so far from UTC."""
-
 SHIFT_S = 45.0
-"""When some say something else, from the beginning, at a busy pace."""
+"""When clocks go forward in some zones and back in others, from the beginning, at a busy pace: at
+a full minute, or hour. On days that is from or to noon."""
+
+FILES = 4
+"""Of each zone: the second goes forward, the fourth back."""
 
 
 def is_pinned(seed: int) -> bool:
@@ -41,9 +42,11 @@ def is_pinned(seed: int) -> bool:
 
 def zone_file(number: int, pace: Pace) -> bytes:
     """A TZif file of version 2 (RFC 8536); half of them with a change while the simulation runs."""
-    offset_s, changed_s = OFFSETS_S[number], OFFSETS_S[number] + 13
+    offset_s = pace.offsets_s[number]
+    changed_s = offset_s + (pace.saving_s if number == 1 else -pace.saving_s)
     header = struct.Struct(">4sc15x6l")
-    changes = [START_MS // 1_000 + int(SHIFT_S * pace.stretch)] if number % 2 else []
+    shift_s = START_MS // 1_000 + int(SHIFT_S * pace.stretch)
+    changes = [shift_s - shift_s % max(60, pace.saving_s)] if number % 2 else []
     return b"".join(
         (
             header.pack(b"TZif", b"2", 0, 0, 0, 0, 0, 0),
@@ -64,7 +67,7 @@ def packaged(pace: Pace) -> Iterator[None]:
     def read(name: str) -> bytes:
         process = PROCESS.get()
         assert process is not None, "only replicas read zones"
-        release = zlib.crc32(f"{process.name} {name}".encode()) % len(OFFSETS_S)
+        release = zlib.crc32(f"{process.name} {name}".encode()) % FILES
         return zone_file(release, pace)
 
     kept = recurrence.read_zone_file
@@ -179,7 +182,7 @@ class Almanac(Client):
         request = zone_pb2.UpgradeZonesRequest(shard_id="shard-0")
         if self.chance.random() < 0.6:
             for name in ZONES:
-                number = self.chance.randrange(len(OFFSETS_S))
+                number = self.chance.randrange(FILES)
                 request.files.add(name=name, content=zone_file(number, self._pace))
         response, _ = await self.ask(
             "tickmesh.v1.ZoneService/UpgradeZones", request, zone_pb2.UpgradeZonesResponse

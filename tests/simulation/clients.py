@@ -351,9 +351,8 @@ class Client:
     def _draw_bounds(self, recurrence: schedule_pb2.Recurrence) -> None:
         chance, stretch_ms = self.chance, 1_000 * self._pace.stretch
         if chance.random() < 0.3:
-            recurrence.jitter.FromMilliseconds(
-                int(chance.choice((300, 3_000)) * self._pace.stretch)
-            )
+            jitter_ms = int(chance.choice((300, 3_000)) * self._pace.stretch)
+            recurrence.jitter.FromMilliseconds(jitter_ms)
         if chance.random() < 0.3:
             recurrence.max_fires = chance.choice((1, 5, 20))
         if chance.random() < 0.3:
@@ -378,6 +377,8 @@ class Client:
                 recurrence.excluded_calendars.extend(self.chance.sample(CALENDARS, count))
             if self.chance.random() < 0.4:
                 recurrence.time_zone = self.chance.choice(ZONES)
+                recurrence.gap_policy = self.chance.randint(0, 2)  # type: ignore[assignment]
+                recurrence.fold_policy = self.chance.randint(0, 2)  # type: ignore[assignment]
         return recurrence
 
     def _instants(self) -> schedule_pb2.Recurrence:

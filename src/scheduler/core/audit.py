@@ -8,6 +8,7 @@ the executions (each that a row speaks of is there). Pure: it reads what it is g
 from __future__ import annotations
 
 import enum
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 
@@ -230,8 +231,8 @@ class _Coverage:
 
     def __init__(self, report: Report, rows: list[Row], timeline: _Timeline) -> None:
         self._singles: dict[int, int] = {}
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._runs: list[tuple[int, int, Definition | None]] = []
+        """Of several instants: the first, the last, and what named them."""
         definitions = iter(timeline.definitions)
         held: Definition | None = None
         for row in rows:
@@ -239,8 +240,10 @@ class _Coverage:
                 held = next(definitions, held)
             elif row.outcome not in (Outcome.CLOCK, Outcome.EXCLUDED, Outcome.PURGED):
                 self._add(report, row, held, timeline.at(row.first_ms))
-        self._starts.sort()
-        self._ends.sort()
+        self._runs.sort(key=lambda run: run[:2])
+        self._starts = [start for start, _, _ in self._runs]
+        self._ends = list(itertools.accumulate((end for _, end, _ in self._runs), max))
+        """The latest end of each run and those that begin before it."""
 
     def _add(
         self, report: Report, row: Row, held: Definition | None, due: Definition | None
@@ -254,8 +257,7 @@ class _Coverage:
                 named = []  # what named it may have been forgotten
             count = 1 if not named or any(_names(each, row.first_ms) for each in named) else 0
         else:
-            self._starts.append(row.first_ms)
-            self._ends.append(row.last_ms)
+            self._runs.append((row.first_ms, row.last_ms, held))
             count = row.count
             if held is not None:
                 _, count = recurrence.latest_fire(
@@ -266,10 +268,19 @@ class _Coverage:
             text = f"{row.outcome.name} of {told or 'very many'} instants, there are {count}"
             report.add(Kind.UNEXPECTED, row.first_ms, text)
 
-    def count(self, instant_ms: int) -> int:
-        """Rows about an instant."""
-        runs = bisect_right(self._starts, instant_ms) - bisect_left(self._ends, instant_ms)
-        return self._singles.get(instant_ms, 0) + runs
+    def count(self, instant_ms: int, definition: Definition) -> int:
+        """Rows about an instant of a definition. What a run passes over, as its own definition does
+        not name it, is none of it."""
+        found = self._singles.get(instant_ms, 0)
+        at = bisect_right(self._starts, instant_ms) - 1
+        while at >= 0 and self._ends[at] >= instant_ms:
+            _, end_ms, held = self._runs[at]
+            if end_ms >= instant_ms and (
+                held is None or held.spec == definition.spec or _names(held, instant_ms)
+            ):
+                found += 1
+            at -= 1
+        return found
 
 
 def _names(definition: Definition, instant_ms: int) -> bool:
@@ -304,7 +315,7 @@ def _expected(
                 report.complete = False
                 return
             report.instants += 1
-            count = covered.count(instant_ms)
+            count = covered.count(instant_ms, definition)
             if not count and instant_ms not in undecided:
                 report.add(Kind.MISSING, instant_ms, "nothing says what became of this instant")
             elif count > 1:

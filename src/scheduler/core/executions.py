@@ -292,17 +292,10 @@ def end(view: View, command: EndAttempts, now_ms: int) -> list[Execution]:
 
 
 def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> Execution:
-    wait_ms = _again_after_ms(view, execution, attempt)
-    if wait_ms is not None:
-        job = view.job(execution.customer, execution.job_id)
-        schedule = view.schedule(execution.job_uid, execution.schedule_id)
-        # A deletion before its due time would have cleared `again`; one after it did not look.
-        if job is not None and schedule is not None and execution.id.endswith(schedule.uid):
-            execution = _anew(execution, job, schedule.payload)
-            if wait_ms:
-                execution = replace(execution, not_before_ms=now_ms + wait_ms)
-            view.put_execution(execution)
-            return execution
+    again = _come_up_again(view, execution, attempt, now_ms)
+    if again is not None:
+        view.put_execution(again)
+        return again
     reason, message = attempt.reason, attempt.message
     if _ends_as_stopped(view, execution, attempt):
         reason, message = execution.stop, STOPPED.get(execution.stop, "")
@@ -323,16 +316,27 @@ def _ended(view: View, execution: Execution, attempt: Attempt, now_ms: int) -> E
     return _finished(view, execution, reason, message, now_ms)
 
 
-def _again_after_ms(view: View, execution: Execution, attempt: Attempt) -> int | None:
-    """How long what has come up again waits for another attempt; None: it gets none."""
+def _come_up_again(
+    view: View, execution: Execution, attempt: Attempt, now_ms: int
+) -> Execution | None:
+    """A fire that was taken back and has come up again, for another attempt; None: it gets none."""
     if not execution.again:
         return None
+    job = view.job(execution.customer, execution.job_id)
+    schedule = view.schedule(execution.job_uid, execution.schedule_id)
+    # A deletion before its due time would have cleared `again`; one after it did not look.
+    if job is None or schedule is None or not execution.id.endswith(schedule.uid):
+        return None
+    anew = _anew(execution, job, schedule.payload)
     if attempt.reason in NEVER_STARTED:
-        return 0
+        return anew
     if view.version < INSTANTS_SINCE:
         return None
-    # The revocation, which still stands there, is over.
-    return _retry_after_ms(view, replace(execution, stop=Reason.NONE), attempt) or None
+    # What was tried allows another attempt (the revocation, which still stands there, is over), and
+    # so does what would be tried now: either may be of a job that is at most once.
+    allowed = _retry_after_ms(view, replace(execution, stop=Reason.NONE), attempt)
+    wait_ms = _retry_after_ms(view, anew, attempt)
+    return replace(anew, not_before_ms=now_ms + wait_ms) if allowed and wait_ms else None
 
 
 def _ends_as_stopped(view: View, execution: Execution, attempt: Attempt) -> bool:

@@ -175,9 +175,40 @@ class Turn:
         if not first_ms or first_ms > until_ms:
             return
         _, later = recurrence.latest_fire(self.spec, first_ms, until_ms, hash_key=self._key)
-        self.note(outcome, first_ms, until_ms, 1 + later)
+        recorded = self._recorded(first_ms, until_ms)
+        count = self._note_run(outcome, first_ms, until_ms, 1 + later, recorded)
         if outcome is Outcome.MISSED:
-            self._missed += 1 + later
+            self._missed += count
+
+    def _recorded(self, first_ms: int, until_ms: int) -> list[int]:
+        """The instants after one that has no row, of those up to another, that have theirs: they
+        were armed by what the schedule was before, which named fewer, and taken back."""
+        found: list[int] = []
+        until_ms = min(until_ms, self.schedule.last_ms) if self._revised else 0
+        nominal_ms: int | None = first_ms
+        while nominal_ms is not None and nominal_ms <= until_ms:
+            if self._has_execution(nominal_ms):
+                found.append(nominal_ms)
+            nominal_ms = recurrence.next_fire(self.spec, nominal_ms, hash_key=self._key)
+        return found
+
+    def _note_run(
+        self, outcome: Outcome, first_ms: int, last_ms: int, count: int, recorded: list[int]
+    ) -> int:
+        """Rows for the `count` instants from one to another, but for those that have theirs; how
+        many are told."""
+        if not self._revised:
+            self.note(outcome, first_ms, last_ms, count)
+            return count
+        spec, key, told, after_ms = self.spec, self._key, 0, first_ms - 1
+        for before_ms in (*recorded, last_ms + 1):
+            begin_ms = recurrence.next_fire(spec, after_ms, hash_key=key)
+            if begin_ms is not None and begin_ms < before_ms:
+                end_ms, later = recurrence.latest_fire(spec, begin_ms, before_ms - 1, hash_key=key)
+                self.note(outcome, begin_ms, end_ms or begin_ms, 1 + later)
+                told += 1 + later
+            after_ms = before_ms
+        return told
 
     def _has_execution(self, nominal_ms: int) -> bool:
         """Whether an instant was armed and taken back before: then it has its row already."""
@@ -422,30 +453,41 @@ class Turn:
             latest_ms, later = recurrence.latest_fire(spec, first_ms, before_ms, hash_key=self._key)
         if latest_ms is None:
             latest_ms = first_ms
-        count = 1 + later
+        # What was armed and taken back has its row, and stays taken back.
+        recorded = self._recorded(first_ms, latest_ms)
+        count = 1 + later - len(recorded)
         oldest_ms = self._now_ms - policy.misfire_window_ms if policy.misfire_window_ms else 0
         # An execution belongs to the period of its instant: what is forgotten gets no new ones.
         oldest_ms = max(oldest_ms, self._view.history_from * history.PERIOD_MS)
-        chosen: list[int] = []
-        if policy.misfire is Misfire.LATEST:
-            chosen = [latest_ms]
-        elif policy.misfire is Misfire.ALL:
-            most = policy.misfire_max
-            if spec.max_fires is not None and self._revised:
-                most = min(most, spec.max_fires - self._claimed)
-            chosen = self._last_instants(first_ms, latest_ms, most)
+        chosen = self._made_up_for(first_ms, latest_ms, recorded)
         chosen = [nominal_ms for nominal_ms in chosen if nominal_ms >= oldest_ms]
         missed = count - len(chosen)
         if missed:
             last_ms = (chosen[0] if chosen else latest_ms + 1) - 1
-            uncounted = later >= COUNT_MAX
-            self.note(Outcome.MISSED, first_ms, last_ms, COUNT_MAX if uncounted else missed)
+            told = COUNT_MAX if later >= COUNT_MAX else missed
+            before = [each for each in recorded if each <= last_ms]
+            self._note_run(Outcome.MISSED, first_ms, last_ms, told, before)
             self._missed += missed
         for nominal_ms in chosen:
             self.decide(nominal_ms, Outcome.CAUGHT_UP, placement, missed)
             placement, missed = None, 0
         self._last_ms = latest_ms
         return latest_ms
+
+    def _made_up_for(self, first_ms: int, latest_ms: int, recorded: list[int]) -> list[int]:
+        """Of the instants in [first, latest] that have no row those that the policy would have
+        fire late, oldest first."""
+        policy, most = self.schedule.policy, 1
+        if policy.misfire is Misfire.SKIP:
+            return []
+        if policy.misfire is Misfire.ALL:
+            most = policy.misfire_max
+            if self.spec.max_fires is not None and self._revised:
+                most = min(most, self.spec.max_fires - self._claimed)
+        elif latest_ms not in recorded:
+            return [latest_ms]
+        found = self._last_instants(first_ms, latest_ms, most + len(recorded))
+        return [each for each in found if each not in recorded][-most:]
 
     def _is_after(self, nominal_ms: int, until_ms: int) -> bool:
         """Whether an instant is due after a time."""

@@ -43,7 +43,7 @@ LIVES = int(os.environ.get("LIVES", "0"))
 STEPS = 30
 
 PERIODS_MS = st.sampled_from([2_000, 7_000, 10_000, 60_000])
-CRONS = st.sampled_from(["*/5 * * * * *", "* * * * *", "*/2 * * * *", "H * * * * *"])
+CRONS = st.sampled_from(["*/5 * * * * *", "* * * * * *", "* * * * *", "*/2 * * * *", "H * * * * *"])
 JITTERS_MS = st.sampled_from([0, 0, 0, 700, 4_000, 30_000])
 MOMENTS_MS = st.integers(0, 240_000)
 PAUSES_MS = st.one_of(st.integers(1, 3_000), st.integers(1, 10_000), st.integers(1, 60_000))
@@ -193,6 +193,14 @@ class Lives(RuleBasedStateMachine):
         )
         if not isinstance(made, Refused):
             self.loose |= Overlap.ALLOW in (policy.overlap, stored.policy.overlap)
+
+    @rule(data=st.data(), ms=st.integers(1, 8_000))
+    def change_in_a_pause(self, data: st.DataObject, ms: int) -> None:
+        """What was armed is among other instants when it goes on."""
+        self.pause()
+        self.update(data)
+        self.run(ms)
+        self.resume()
 
     @rule(data=st.data())
     def change_calendar(self, data: st.DataObject) -> None:

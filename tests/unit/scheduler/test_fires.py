@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from tests.unit.scheduler.worlds import HERE, SPEC, World
-from tickmesh.scheduler.core import commands, recurrence
+from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World
+from tickmesh.scheduler.core import audit, commands, recurrence
 from tickmesh.scheduler.core.commands import INSTANTS_SINCE, Refused, Why
 from tickmesh.scheduler.core.executions import total_timeout_over_ms
 from tickmesh.scheduler.core.fires import BRAKE_FIRES_PER_MINUTE, MISFIRE_GRACE_MS
+from tickmesh.scheduler.core.ids import execution_id
 from tickmesh.scheduler.core.ledger import Outcome, Row, chained
 from tickmesh.scheduler.core.model import (
     Attempt,
@@ -236,16 +237,32 @@ class TestOverlap:
         world.job("once", spec=spec)
         assert self._lost_while_it_comes_up_again(world, "once").state is ExecutionState.FAILED
 
+    @pytest.mark.parametrize("before", [True, False])
+    def test_nor_where_its_job_was_or_has_become_so(self, world: World, before: bool) -> None:
+        """It may have started as the job was; what would be tried is what it is now."""
+        specs = {
+            once: replace(SPEC, at_most_once=once, retry=Retry(max_attempts=2))
+            for once in (False, True)
+        }
+        world.job("once", spec=specs[before])
+        become = commands.UpdateJob("acme", "once", 0, "", (), specs[not before])
+        lost = self._lost_while_it_comes_up_again(world, "once", become)
+        assert (lost.state, lost.reason) == (ExecutionState.FAILED, Reason.EXECUTOR_LOST)
+
     def test_in_an_older_version_it_was_never_tried_again(self, older: World) -> None:
         older.job("tried", spec=replace(SPEC, retry=Retry(max_attempts=2)))
         assert self._lost_while_it_comes_up_again(older, "tried").state is ExecutionState.FAILED
 
     @staticmethod
-    def _lost_while_it_comes_up_again(world: World, job_id: str) -> Execution:
+    def _lost_while_it_comes_up_again(
+        world: World, job_id: str, *meanwhile: commands.UpdateJob
+    ) -> Execution:
         schedule = world.schedule(job_id=job_id)
         world.now_ms = schedule.due_ms - 2_000
         (armed,) = world.fire(schedule)
         world.now_ms += 1_000
+        for each in meanwhile:
+            world.do(each)
         change(world, schedule)
         (again,) = fire_when_due(world, schedule)
         assert (again.id, again.again) == (armed.id, True)
@@ -602,6 +619,100 @@ class TestTheLastOfSoManyFires:
         assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 2)
         made_up = [(Outcome.MISSED, 8), (Outcome.CAUGHT_UP, 1)]
         assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.FIRED, 1), *made_up]
+
+
+class TestTakenBackAmongOthers:
+    """An instant was armed and taken back; the schedule has come to name more, before and after."""
+
+    @pytest.fixture
+    def armed(self, world: World) -> Execution:
+        schedule = world.schedule(every=((PERIOD_MS, 0),))
+        world.now_ms = schedule.due_ms - 1_900
+        (armed,) = world.fire(schedule)
+        return armed
+
+    @pytest.fixture
+    def schedule(self, world: World, armed: Execution) -> Schedule:
+        found = world.queries.schedule(armed.job_uid, armed.schedule_id)
+        assert found is not None
+        return found
+
+    def often(self, world: World, schedule: Schedule, misfire: Misfire = Misfire.SKIP) -> None:
+        """It fires every second from now on."""
+        stored = world.stored(schedule)
+        policy = replace(stored.policy, misfire=misfire, misfire_max=8)
+        spec = replace(stored.spec, every=((1_000, 0),))
+        world.do(
+            commands.UpdateSchedule("acme", "hello", "often", stored.version, (), spec, policy, b"")
+        )
+
+    def audited(self, world: World, schedule: Schedule) -> list[tuple[Outcome, int]]:
+        """Its outcomes, and the audit finds nothing."""
+        report = audit.verify(
+            world.stored(schedule),
+            list(enumerate(rows(world, schedule))),
+            lambda at_ms: world.queries.execution(
+                schedule.job_uid, execution_id(at_ms, schedule.uid)
+            ),
+            from_ms=0,
+            until_ms=world.now_ms,
+        )
+        assert not report.problems
+        return outcomes(world, schedule)
+
+    def test_in_a_pause_it_has_one_row(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
+        world.do(commands.PauseSchedule("acme", "hello", "often", "wait"))
+        self.often(world, schedule)
+        world.now_ms = armed.due_ms + 4_500
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        paused = [(Outcome.PAUSED, 1), (Outcome.PAUSED, 4)]
+        assert self.audited(world, schedule) == [(Outcome.FIRED, 1), *paused]
+
+    def test_a_pause_may_pass_over_it(self, world: World) -> None:
+        schedule = world.schedule(at_ms=(START_MS + 1_000, START_MS + 3_000))
+        world.fire(schedule)
+        world.now_ms += 1_500
+        (armed,) = world.fire(world.stored(schedule))
+        world.do(commands.PauseSchedule("acme", "hello", "often", "wait"))
+        change(world, schedule, recurrence.Spec(every=((1_000, 500),)))
+        world.now_ms += 4_000
+        world.do(commands.ResumeSchedule("acme", "hello", "often"))
+        fired = (Outcome.FIRED, 1)
+        assert self.audited(world, schedule) == [fired, fired, (Outcome.PAUSED, 4)]
+        assert world.execution(armed).stop is Reason.REVOKED
+
+    @pytest.mark.parametrize(
+        ("misfire", "expected"),
+        [
+            (Misfire.SKIP, [(Outcome.MISSED, 1), (Outcome.MISSED, 5)]),
+            (Misfire.LATEST, [(Outcome.MISSED, 1), (Outcome.MISSED, 4), (Outcome.CAUGHT_UP, 1)]),
+            (Misfire.ALL, [(Outcome.CAUGHT_UP, 1)] * 6),
+        ],
+    )
+    def test_missed_with_the_others_it_stays_taken_back(
+        self,
+        world: World,
+        schedule: Schedule,
+        armed: Execution,
+        misfire: Misfire,
+        expected: list[tuple[Outcome, int]],
+    ) -> None:
+        self.often(world, schedule, misfire)
+        world.now_ms = armed.due_ms + 10_500
+        made = world.fire(world.stored(schedule))
+        assert armed.id not in [each.id for each in made]
+        assert self.audited(world, schedule) == [(Outcome.FIRED, 1), *expected]
+
+    def test_the_latest_of_those_that_have_no_row_is_made_up_for(
+        self, world: World, schedule: Schedule, armed: Execution
+    ) -> None:
+        self.often(world, schedule, Misfire.LATEST)
+        world.now_ms = armed.due_ms + 5_500
+        (made,) = world.fire(world.stored(schedule))
+        assert made.nominal_ms == armed.due_ms - 1_000
+        assert self.audited(world, schedule) == [(Outcome.FIRED, 1), (Outcome.CAUGHT_UP, 1)]
 
 
 class TestChangesUnderJitter:

@@ -609,6 +609,8 @@ class Member(RaftLibrary):
                 return None  # from before its promotion
             progress.learner = message.learner
             return progress
+        if self.members.has_removed(peer, message.incarnation):
+            return None  # late: it is never in the list again
         if not message.learner:
             if progress.incarnation or not self.members.names(peer, message.incarnation):
                 # Another disk that claims to be up to date, or a late reply of the lost one.

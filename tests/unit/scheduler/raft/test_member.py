@@ -669,6 +669,22 @@ def test_an_acknowledgement_counts_if_the_list_names_the_disk() -> None:
     assert member.commit_index == index
 
 
+def test_a_disk_that_was_removed_does_not_come_back_into_the_list() -> None:
+    """Some of what it said is on its way still."""
+    bench = leading("abc")
+    member = bench.member
+    for disk in (7, 8):
+        position = member.change_members(member.members.with_disk("c", disk))
+        bench.tick()
+        bench.acknowledge("a", position.index)
+        bench.tick()
+    late = AppendReply(member.term, 1, False, True, member.round, 7, learner=True)
+    bench.hear("c", late)
+    assert member.replaced is None
+    bench.hear("c", msgspec.structs.replace(late, incarnation=9))
+    assert member.replaced == ("c", 9)
+
+
 def test_a_candidate_whose_list_changes_begins_anew() -> None:
     bench = Bench("abcde")
     bench.tick(5.0)

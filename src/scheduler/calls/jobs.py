@@ -132,6 +132,7 @@ class Jobs:
         while request.force:
             await self._shard.replica.read_barrier()
             job = found.job(self._shard.queries, customer, job_id)
+            check_given(version, job.version, job_id)
             some = self._shard.queries.schedule_ids(job.uid, BATCH_ITEMS_MAX)
             if not some:
                 break

@@ -188,8 +188,9 @@ class Writes:
             if not outcome.cancelled():
                 outcome.exception()
 
+        submitted = self._shard.proposals.submit(command)
         self._learning.add(zone)
-        self._shard.proposals.submit(command).add_done_callback(learned)
+        submitted.add_done_callback(learned)
 
 
 def refusal(refused: Refused, field: str = "") -> TickmeshError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh.errors import AlreadyExists, InvalidRequest, MessageTooLarge
+from tickmesh.mesh.errors import AlreadyExists, InvalidRequest, MessageTooLarge, Overloaded
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX
 from tickmesh.proto.tickmesh.v1 import (
     calendar_pb2,
@@ -51,8 +51,12 @@ class Proposals:
         self._world = world
         self.before: AnyCommand | None = None
         """What is committed between a check and the commit."""
+        self.full = False
+        """So many wait that nothing is taken."""
 
     def submit(self, command: AnyCommand, weight: int = 1) -> asyncio.Future[Any]:
+        if self.full:
+            raise Overloaded("the queue is full", retry_after_ms=1)
         if self.before is not None:
             self._world.do(self.before)
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -411,3 +415,16 @@ async def test_what_is_forgotten_while_it_is_cancelled_is_answered_as_it_was() -
     answer = await leader.call("ExecutionService/CancelExecution", request)
     assert (answer.name, answer.state) == (name, execution_pb2.EXECUTION_STATE_SUCCEEDED)
     assert world.queries.execution(made.job_uid, made.id) is None
+
+
+async def test_a_zone_is_learned_by_the_next_create_if_the_first_found_no_room() -> None:
+    """No schedule that this leader took afterwards was pinned to its zone."""
+    leader = Leader()
+    request = create_schedule("first", "mine")
+    request.schedule.recurrence.time_zone = "Europe/Berlin"
+    leader.proposals.full = True
+    with pytest.raises(Overloaded):
+        await leader.call("ScheduleService/CreateSchedule", copy.deepcopy(request))
+    leader.proposals.full = False
+    await leader.call("ScheduleService/CreateSchedule", copy.deepcopy(request))
+    assert [zone.name for zone in leader.world.queries.zones()] == ["Europe/Berlin"]

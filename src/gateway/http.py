@@ -169,9 +169,9 @@ async def _read(
         else:
             raise EOFError
     assert head is not None
-    target = urlsplit(head.target.decode("latin-1"))
     peer = writer.get_extra_info("peername") or ("",)
     try:
+        target = urlsplit(head.target.decode("latin-1"))
         query = parse_qsl(target.query, keep_blank_values=True, max_num_fields=100)
     except ValueError as error:
         raise h11.RemoteProtocolError(str(error)) from error

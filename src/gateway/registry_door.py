@@ -18,6 +18,7 @@ from ..mesh.errors import TickmeshError, Unauthenticated
 from ..mesh.registries import EXECUTOR_USER, TOKEN_SERVICE
 from .authentication import Authentication, address_of
 from .http import Request, Response
+from .status import unexpected
 from .tokens import TOKEN_SECONDS, Tokens, granted_to_customer, granted_to_executor
 
 EVENTS_MAX = 1_000
@@ -137,6 +138,8 @@ class EventDoor:
                 await self._pull(reference, digest)
             except TickmeshError as error:
                 log.info("executors were not told of a push", image=reference, why=error.message)
+            except Exception as error:  # whoever may push must not end a gateway
+                unexpected(f"registry event: {reference}", error)
 
 
 def _basic(header: str) -> tuple[str, str] | None:

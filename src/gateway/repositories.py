@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import msgspec
@@ -37,6 +37,10 @@ CATALOG_PAGE = 1_000
 AT_ONCE_MAX = 8
 """Manifests that one listing reads at one time."""
 
+SIZE_BYTES_MAX = (1 << 63) - 1
+"""Of an image, as it is told: sizes in its manifest are the customer's to write, and may add up to
+more than a message can carry."""
+
 ANNOTATION_DELETED = "tickmesh.io/deleted"
 
 Access = tuple[str, str, tuple[str, ...]]
@@ -55,7 +59,7 @@ class Pushed:
 
 class _Descriptor(msgspec.Struct, frozen=True):
     digest: str
-    size: int = 0
+    size: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -109,7 +113,8 @@ class Repositories:
         if found.config is not None:
             size += found.config.size
         size += sum(layer.size for layer in found.layers)
-        return Pushed(reference, answer.headers.get("Docker-Content-Digest", ""), size)
+        digest = answer.headers.get("Docker-Content-Digest", "")
+        return Pushed(reference, digest, min(size, SIZE_BYTES_MAX))
 
     async def of_customer(self, customer: str, timeout_s: float) -> list[Pushed]:
         """A customer's images, ordered by reference; at most PAGE_SIZE_MAX. Raises Unavailable."""

@@ -53,6 +53,8 @@ async def test_a_request_is_answered_once(port: int) -> None:
         (b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n", b"500"),
         (b"nonsense\r\n\r\n", b"400"),
         (b"GET /e HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /e?" + b"a&" * 101 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET /e HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"431"),
         (
             b"POST /e HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (BODY_BYTES_MAX + 1)

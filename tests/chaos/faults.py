@@ -11,7 +11,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 
-from tickmesh.mesh.local import SHARD_ID, Child, LocalMesh
+from tickmesh.mesh.local import SHARD_ID, Child, LocalMesh, MeshFailed
 from tickmesh.sdk.aio import AsyncClient
 from tickmesh.sdk.errors import TickmeshError
 
@@ -85,7 +85,15 @@ class Faults:
         while self._under_way:
             await asyncio.wait(self._under_way)
         for child in self._local.children:
+            await self._serving(child)
+
+    async def _serving(self, child: Child) -> None:
+        """Wait until it serves, or has noticed that it was removed."""
+        try:
             await child.serving()
+        except MeshFailed:
+            if not self._local._leaves(child):
+                raise
 
     async def watch(self) -> None:
         """Until cancelled: nobody ends unasked."""
@@ -122,7 +130,7 @@ class Faults:
         await end(child)
         await asyncio.sleep(down_s)
         await child.spawn()
-        await child.serving()
+        await self._serving(child)
         self._busy.discard(child)
 
     async def _stop(self, child: Child | None, for_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tickmesh.sdk.types import Execution, ExecutionReason, ExecutionState
 
 from .callers import DEADLINE_S, IMAGE, KINDS, Caller, Follower
 from .faults import Faults
-from .witnesses import Witness, witnesses
+from .witnesses import WHOLE, Witness, witnesses
 
 CUSTOMER = "chaos"
 WORDS = Path(__file__).parents[1] / "conformance" / "words.py"
@@ -28,6 +29,7 @@ SETTLE_S = 120.0
 FIRST_WORD_S = 1.0
 """From a start to the first word, at most: Python begins, on a machine with much else to do."""
 
+LOGS_READ_MAX = 100
 LOOK_S = 0.2
 PROGRAM: dict[str, tuple[str, ...]] = {
     "inprocess": (),
@@ -58,6 +60,7 @@ class Chaos:
         self, local: LocalMesh, runtime: str, seed: int, seconds: float, verbose: bool
     ) -> None:
         self.report = Report(seed, runtime, seconds)
+        self._chance = random.Random(f"{seed}/checks")
         self._local = local
         self._verbose = verbose
         self._began_s = time.monotonic()
@@ -174,6 +177,11 @@ class Chaos:
                 self.violate(f"succeeded before its end: {what}")
             if execution.state is ExecutionState.SUCCEEDED and attempts not in started:
                 self.violate(f"succeeded without a start: {what}")
+        succeeded = [e for e in found.values() if e.state is ExecutionState.SUCCEEDED]
+        for execution in self._chance.sample(succeeded, min(len(succeeded), LOGS_READ_MAX)):
+            chunks = [each.data async for each in self._clients[1].executions.logs(execution.name)]
+            if b"".join(chunks) != WHOLE:
+                self.violate(f"{execution.name} succeeded, and its logs are {chunks}")
 
     def _check_attempt(
         self, execution: Execution | None, identity: str, number: int, seen: list[Witness]

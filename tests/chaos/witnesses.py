@@ -7,8 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-ENDED = b"ended\n"
-"""The last thing that each attempt writes; the first is that it started."""
+STARTED, ENDED = b"started\n", b"ended\n"
+"""The first thing that each attempt writes, and the last."""
+
+WHOLE = STARTED + ENDED
 
 TIME = struct.Struct("<QQ")
 """From which byte on, and when it was read, in ns: see executor/gate/recorder.c."""

@@ -7,7 +7,6 @@ and every end is told until the shard has it.
 import asyncio
 import contextlib
 import hashlib
-import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..mesh import telemetry
-from ..mesh.clock import Clock
-from ..mesh.config import ShardMembers, Tls
+from ..mesh.config import ShardMembers
 from ..mesh.objects import Objects
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import execution_pb2
@@ -37,7 +35,7 @@ from .room import Capacity, Room
 from .sandbox import ATTEMPT_ID, Runtime, Sandbox, Work
 from .spares import Spares
 from .turns import Turns
-from .uplink import Shard, Stream
+from .uplink import Dial, Shard, Stream
 
 ACKNOWLEDGED_MAX = 50_000
 """Ids of attempts that ended and were acknowledged, against work that is sent once more."""
@@ -106,6 +104,8 @@ class Identity:
     runtime: str
     capacity: Capacity
     labels: dict[str, str] = field(default_factory=dict)
+    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of its process: no other one has it, nor ever had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +128,19 @@ class Agent:
         self,
         identity: Identity,
         shards: tuple[ShardMembers, ...],
-        tls: Tls,
+        dial: Dial,
         runtime: Runtime,
         ledger_path: Path,
-        clock: Clock,
+        clockwork: Clockwork,
         limits: Limits,
         archive: Objects | None = None,
         credentials: Credentials | None = None,
     ) -> None:
         """archive: where outputs go at the end; None: they stay. credentials: learns
-        customers' logins."""
+        customers' logins. clockwork: is closed at the end of `run`."""
         self._credentials = credentials
         self.runtime = runtime
-        self.clock = clock
+        self.clock = clock = clockwork.clock
         self.ledger = Ledger(ledger_path, archives=archive is not None)
         self._outputs = OutputKeeper(runtime, self.ledger, clock, limits.keeping)
         self._archiver = Archiver(runtime, self.ledger, archive) if archive is not None else None
@@ -162,9 +162,9 @@ class Agent:
         self._drain_file = DrainFile(ledger_path.with_name(DRAIN_FILE))
         self._drain = State()
         self._drain_changed = asyncio.Event()
-        self._clockwork = Clockwork(clock)
+        self._clockwork = clockwork
         self._shards: dict[str, Shard] = {}
-        self._tls = tls
+        self._dial = dial
         self._configured = {
             Place(members.shard_id, peer.replica_id, peer.address)
             for members in shards
@@ -184,10 +184,10 @@ class Agent:
             capabilities=identity.capacity.capabilities,
             labels=identity.labels,
             runtime=identity.runtime,
-            incarnation=uuid.uuid4().hex,
+            incarnation=identity.incarnation,
         )
         for members in shards:
-            shard = Shard(members.shard_id, self, clock, self._clockwork)
+            shard = Shard(members.shard_id, self, clock, clockwork)
             self._shards[members.shard_id] = shard
         self._acknowledged: OrderedDict[str, None] = OrderedDict()
         self._resumed: list[Attempt] = []
@@ -277,7 +277,7 @@ class Agent:
 
     def _attach(self, place: Place) -> None:
         stream = Stream(
-            self._shards[place.shard_id], place.replica_id, place.address, self._tls, self._hello
+            self._shards[place.shard_id], place.replica_id, place.address, self._dial, self._hello
         )
         self._streams[place] = stream
         self._attached[place] = self._group.create_task(stream.run())
@@ -293,9 +293,8 @@ class Agent:
             await asyncio.wait(self._lives, timeout=SHUTDOWN_END_S)
         for task in self._lives:
             task.cancel()  # what it leaves behind, the runtime's own end removes
-        deadline = time.monotonic() + SHUTDOWN_ACKNOWLEDGE_S
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with asyncio.timeout(SHUTDOWN_ACKNOWLEDGE_S):
                 while any(shard.leading for shard in self._shards.values()) and any(
                     attempt.end is not None for attempt in self._attempts()
                 ):

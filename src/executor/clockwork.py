@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..mesh.clock import Clock
 
@@ -40,7 +41,7 @@ _NS = 1_000_000_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Timer(ctypes.Structure):
+class _TimerSpec(ctypes.Structure):
     """struct itimerspec; the interval stays zero."""
 
     _fields_ = (
@@ -51,24 +52,67 @@ class _Timer(ctypes.Structure):
     )
 
 
-class Clockwork:
-    """Does what is due at an instant of the wall clock."""
+class Timer(Protocol):
+    """Wakes somebody once, at an instant of the wall clock, or when that is set before."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._due: list[tuple[int, int, Callable[[], None]]] = []
-        """A heap: instant, number, what to do then. Those of one instant are done in one go."""
-        self._numbers = itertools.count()
+    def arm(self, instant_ns: int) -> None:
+        """Wake at this instant, and not at the one before: never early, at once if it is past."""
+        ...
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        ...
+
+
+Wake = Callable[[bool], None]
+"""Told whether the clock was set."""
+
+
+class KernelTimer:
+    """Implements Timer."""
+
+    def __init__(self, wake: Wake) -> None:
+        self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._timer = _libc.timerfd_create(_CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._timer < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._loop.add_reader(self._timer, self._wake)
+        self._loop.add_reader(self._timer, self._expired)
+
+    def close(self) -> None:
+        """See Timer."""
+        self._loop.remove_reader(self._timer)
+        os.close(self._timer)
+
+    def arm(self, instant_ns: int) -> None:
+        """See Timer."""
+        timer = _TimerSpec(0, 0, *divmod(max(1, instant_ns), _NS))
+        flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
+        if _libc.timerfd_settime(self._timer, flags, ctypes.byref(timer), None) < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
+
+    def _expired(self) -> None:
+        was_set = False
+        try:
+            os.read(self._timer, 8)
+        except OSError as error:
+            was_set = error.errno == errno.ECANCELED
+        self._wake(was_set)
+
+
+class Clockwork:
+    """Does what is due at an instant of the wall clock."""
+
+    def __init__(self, clock: Clock, timer: Callable[[Wake], Timer] = KernelTimer) -> None:
+        self.clock = clock
+        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        """A heap: instant, number, what to do then. Those of one instant are done in one go."""
+        self._numbers = itertools.count()
+        self._timer = timer(self._wake)
 
     def close(self) -> None:
         """End it; nothing is done any more."""
-        self._loop.remove_reader(self._timer)
-        os.close(self._timer)
+        self._timer.close()
 
     def at(self, instant_ns: int, act: Callable[[], None]) -> None:
         """Call `act` at an instant, nanoseconds since 1970: never before it by this host's clock,
@@ -85,19 +129,10 @@ class Clockwork:
     def _arm(self) -> None:
         """Set the timer to the earliest instant."""
         if self._due:
-            seconds, nanoseconds = divmod(max(1, self._due[0][0]), _NS)
-            timer = _Timer(0, 0, seconds, nanoseconds)
-            flags = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
-            if _libc.timerfd_settime(self._timer, flags, ctypes.byref(timer), None) < 0:
-                raise OSError(ctypes.get_errno(), "timerfd_settime")
+            self._timer.arm(self._due[0][0])
 
-    def _wake(self) -> None:
-        now_ns: float = self._clock.now_ns()
-        try:
-            os.read(self._timer, 8)
-        except OSError as error:
-            if error.errno == errno.ECANCELED:  # the clock was set
-                now_ns = math.inf
+    def _wake(self, was_set: bool) -> None:
+        now_ns = math.inf if was_set else self.clock.now_ns()
         due: list[Callable[[], None]] = []
         while self._due and self._due[0][0] <= now_ns:
             due.append(heapq.heappop(self._due)[2])

@@ -20,6 +20,7 @@ from ..mesh.objects import Objects
 from ..mesh.plans import RUNTIME
 from ..proto.tickmesh.internal.v1 import executor_pb2_grpc
 from .agent import Agent, Identity, Limits
+from .clockwork import Clockwork
 from .containerd.client import ContainerdClient
 from .containerd.daemon import which
 from .containerd.runtime import NAMESPACE, ContainerdRuntime
@@ -31,6 +32,7 @@ from .outputs import Keeping
 from .room import Capacity
 from .sandbox import Runtime
 from .service import ExecutorService
+from .uplink import dialler
 from .watch import Watcher
 
 EXIT_UNFIT = 2
@@ -135,10 +137,10 @@ async def _serve(
     agent = Agent(
         identity,
         settings.shards,
-        settings.tls,
+        dialler(settings.tls),
         runtime,
         directory / "ledger.db",
-        clock,
+        Clockwork(clock),
         limits,
         archive,
         credentials,

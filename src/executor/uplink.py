@@ -12,10 +12,12 @@ that heartbeat was sent: who was stopped for a while finds answers that are old.
 """
 
 import asyncio
+import contextlib
 import gc
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -62,6 +64,9 @@ _OPTIONS = (
     ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES_MAX),
 )
 _Call = grpc.aio.StreamStreamCall[Any, Any]
+
+Dial = Callable[[str], AbstractAsyncContextManager[Any]]
+"""Gives the stub of a ShardService at an address."""
 
 log = telemetry.logger(__name__)
 
@@ -236,6 +241,7 @@ class Shard:
         # All start, then all are told: to wake somebody takes as long as to start him. Nor is
         # garbage looked for in between, which takes as long as thousands of starts.
         told: list[tuple[asyncio.Future[Any], object, Exception | None]] = []
+        collects = gc.isenabled()
         gc.disable()
         try:
             for act, acted in herd:
@@ -246,12 +252,25 @@ class Shard:
                 except Exception as error:
                     told.append((acted, None, error))
         finally:
-            gc.enable()
+            if collects:
+                gc.enable()
         for acted, answer, failure in told:
             if failure is None:
                 acted.set_result((reading, answer))
             else:
                 acted.set_exception(failure)
+
+
+def dialler(tls: Tls) -> Dial:
+    """How replicas are reached: by gRPC, as who this executor is."""
+
+    @contextlib.asynccontextmanager
+    async def dial(address: str) -> AsyncIterator[Any]:
+        credentials = channel_credentials(tls)
+        async with grpc.aio.secure_channel(address, credentials, _OPTIONS) as channel:
+            yield shard_pb2_grpc.ShardServiceStub(channel)
+
+    return dial
 
 
 class StreamSilent(Exception):
@@ -262,12 +281,12 @@ class Stream:
     """One replica, attached to for as long as the executor lives."""
 
     def __init__(
-        self, shard: Shard, replica_id: str, address: str, tls: Tls, hello: shard_pb2.Hello
+        self, shard: Shard, replica_id: str, address: str, dial: Dial, hello: shard_pb2.Hello
     ) -> None:
         self._shard = shard
         self._replica_id = replica_id
         self._address = address
-        self._tls = tls
+        self._dial = dial
         self._hello = hello
         self._clock = shard.clock
         self._offset = ClockOffset(shard.steps)
@@ -294,9 +313,7 @@ class Stream:
     async def run(self) -> None:
         """Attach, and attach again, until cancelled."""
         pause_s = REDIAL_S_MIN
-        credentials = channel_credentials(self._tls)
-        async with grpc.aio.secure_channel(self._address, credentials, _OPTIONS) as channel:
-            stub = shard_pb2_grpc.ShardServiceStub(channel)
+        async with self._dial(self._address) as stub:
             while True:
                 self._last_word_ns = 0
                 try:

@@ -15,8 +15,10 @@ from typing import Any
 import grpc
 
 from tickmesh.executor.agent import Agent, Identity, Limits
+from tickmesh.executor.clockwork import Clockwork
 from tickmesh.executor.room import Capacity
 from tickmesh.executor.sandbox import Runtime
+from tickmesh.executor.uplink import dialler
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.config import Peer, ShardMembers
 from tickmesh.mesh.tls import DevelopmentAuthority, server_credentials
@@ -209,10 +211,10 @@ class World:
         self.agent = Agent(
             Identity("executor-0", "127.0.0.1:1", "inprocess", self.capacity, {"region": "eu"}),
             (ShardMembers(SHARD_ID, tuple(self.members)),),
-            self.authority.issue("executor", "executor-0"),
+            dialler(self.authority.issue("executor", "executor-0")),
             runtime,
             self.directory / "ledger.db",
-            self.clock,
+            Clockwork(self.clock),
             limits or Limits(),
         )
         await self.agent.start()

@@ -83,7 +83,7 @@ async def test_when_the_clock_is_set_all_that_wait_look_when_their_time_is_now(
         raise OSError(errno.ECANCELED, "the clock was set")
 
     monkeypatch.setattr(os, "read", read)
-    clockwork._wake()
+    clockwork._timer._expired()
     assert looked == ["sooner", "later"]
     monkeypatch.undo()
     clockwork.at(time.time_ns() + MS, last.set)

@@ -5,7 +5,7 @@
     network     Raft messages, calls and streams between machines, with faults
     ledger      what must be true of everything that is replicated
     fires       what must be true of every due instant
-    executors   worker hosts that speak the Attach protocol
+    executors   worker hosts: real agents on simulated sandboxes
     clients     callers of the public methods, and what they may be told
     versions    what callers are told of things that have versions
     watches     readers of WatchExecutions, and what they must have been told
@@ -18,5 +18,6 @@
     world       all of it together: run(seed, minutes)
     mutations   bugs put back in, one at a time, to see that they are found
 
-Real: core, store, Raft (pysyncobj), shard, dispatcher, service. Simulated: the rest of the world.
+Real: core, store, Raft (pysyncobj), shard, dispatcher, service; an executor's agent, uplink,
+attempts, clockwork and ledger (SQLite). Simulated: the rest of the world.
 """

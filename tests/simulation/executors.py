@@ -1,75 +1,53 @@
-"""Simulated worker hosts: the executor's side of the Attach protocol, by the same rules as the real
-agent (src/executor/agent.py, uplink.py), without containers.
+"""Simulated worker hosts: the product's own agent, uplink, attempts and ledger of what it holds, on
+simulated sandboxes, clocks and streams.
 
-A host outlives its processes: what was recorded is found again by the next one. A reboot ends every
-container; a replaced host remembers nothing.
+A host outlives its processes: what the ledger has is found again by the next one, and so are
+sandboxes that run. A reboot ends every sandbox; a replaced host remembers nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import signal as signals
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol
 
+from tickmesh.executor.agent import Agent, Identity, Limits
+from tickmesh.executor.clockwork import Clockwork, Wake
+from tickmesh.executor.errors import GateGone
+from tickmesh.executor.inprocess import SIGNAL_BASE, Image
+from tickmesh.executor.room import Capacity
+from tickmesh.executor.sandbox import Exit, Work
+from tickmesh.mesh.config import Peer, ShardMembers
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
-from tickmesh.scheduler.core.model import Reason
 
 from .loop import OUTSIDE, PROCESS, Process
 from .machine import Machine
 from .network import Network, Stream
 
-HEARTBEAT_S = 1.0
-REDIAL_S = 0.5
+SHARD_ID = "shard-0"
+CONNECT_S = 0.5
+"""Between two tries to reach a replica, at a busy pace."""
 
+GATES_GONE = 0.01
+"""Of sandboxes, which end before they are started."""
 
-@dataclass(slots=True)
-class Held:
-    """An attempt on a host: what its ledger and its container say."""
-
-    id: str
-    start_at_ns: int
-    run_s: float
-    exit_code: int
-    recorded: bool = False
-    prepared_ns: int = 0
-    started_ns: int = 0
-    ends_s: float = 0.0
-    """By the loop's time."""
-    stop: int = 0
-    ended_ns: int = 0
-    reason: int = 0
-
-    def report(self) -> shard_pb2.AttemptReport:
-        """What the shard is told."""
-        phase = shard_pb2.ATTEMPT_PHASE_PREPARING
-        if self.ended_ns:
-            phase = shard_pb2.ATTEMPT_PHASE_ENDED
-        elif self.started_ns:
-            phase = shard_pb2.ATTEMPT_PHASE_RUNNING
-        elif self.prepared_ns:
-            phase = shard_pb2.ATTEMPT_PHASE_PREPARED
-        exited = bool(self.ended_ns and self.reason in (Reason.NONE, Reason.EXIT_CODE))
-        return shard_pb2.AttemptReport(
-            attempt_id=self.id,
-            phase=phase,
-            prepared_ns=self.prepared_ns,
-            started_ns=self.started_ns,
-            ended_ns=self.ended_ns,
-            reason=self.reason,
-            exit_code=self.exit_code if exited else 0,
-            has_exit_code=exited,
-        )
+DEAF = 0.2
+"""Of commands, which take no notice of SIGTERM."""
 
 
 class Watcher(Protocol):
     """Who is told what a host does, and checks it."""
 
-    def attempt_started(self, host: str, held: Held) -> None: ...
-    def attempt_acknowledged(self, host: str, held: Held) -> None: ...
+    def attempt_started(self, host: str, attempt: str, started_ns: int) -> None: ...
+    def attempt_acknowledged(self, host: str, attempt: str) -> None: ...
     def stop_heard(self, attempt: str) -> None: ...
+    def host_failed(self, host: str, why: str) -> None: ...
 
 
 class Host:
@@ -83,21 +61,19 @@ class Host:
         find: Callable[[str], tuple[Process, Any] | None],
         watcher: Watcher,
         slot_count: int,
-        lease_s: float,
         stretch: float,
     ) -> None:
-        """find: the process and the service of a replica that is up."""
+        """replicas: those of the shard, as its configuration says whenever a process starts. find:
+        the process and the service of a replica that is up."""
         self.machine = machine
         self.network = network
         self.replicas = replicas
-        self.more = asyncio.Event()
-        """Set when there is another replica."""
         self.find = find
         self.watcher = watcher
         self.slot_count = slot_count
-        self.lease_s = lease_s
         self.stretch = stretch
-        self.held: dict[str, Held] = {}
+        self.sandboxes: dict[str, Sandbox] = {}
+        self.agent: Watched | None = None
         self.stops_for_s = 0.0
         """So long its process is to be stopped when it has sent its leader a heartbeat."""
         self._incarnations = itertools.count(1)
@@ -105,8 +81,40 @@ class Host:
     def boot(self) -> None:
         """Start a process."""
         process = self.machine.process = Process(self.machine.name)
-        agent = Agent(self, f"{self.machine.name}.{next(self._incarnations)}")
-        process.spawn(agent.run())
+        running = process.spawn(self._run(f"{self.machine.name}.{next(self._incarnations)}"))
+        running.add_done_callback(self._ended)
+
+    async def _run(self, incarnation: str) -> None:
+        name = self.machine.name
+        capacity = Capacity(self.slot_count)
+        self.machine.directory.mkdir(exist_ok=True)
+        self.agent = agent = Watched(
+            self,
+            Identity(name, f"{name}:1", "simulated", capacity, incarnation=incarnation),
+            (ShardMembers(SHARD_ID, tuple(Peer(each, each) for each in self.replicas)),),
+            self._dial,
+            Runtime(self),  # type: ignore[arg-type]
+            self.machine.directory / "ledger.db",
+            Clockwork(self.machine, lambda wake: Timer(self.machine, wake)),
+            Limits(spares_max=0),
+        )
+        await agent.start()
+        await agent.run(asyncio.Event())
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        """An agent works until its process is killed."""
+        error = running.exception()
+        text = "".join(traceback.format_exception(error)[-12:]) if error else "it has ended"
+        self.watcher.host_failed(self.machine.name, text)
+
+    @contextlib.asynccontextmanager
+    async def _dial(self, replica: str) -> AsyncIterator[Any]:
+        yield Stub(self, replica)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether all replicas that its process knows are gone."""
+        return self.agent is not None and not self.agent.known & set(self.replicas)
 
     def stop(self) -> None:
         """The process is stopped for a while."""
@@ -115,269 +123,244 @@ class Host:
         self.stops_for_s = 0.0
 
     def kill(self) -> None:
-        """The process ends; containers run on. What was not recorded yet is forgotten."""
+        """The process ends; sandboxes run on."""
         self.machine.die(power_lost=False)
-        self.held = {key: held for key, held in self.held.items() if held.recorded}
+        self.agent = None
 
     def reboot(self, *, forget: bool) -> None:
-        """The host stops: its containers are gone. forget: and so is its disk."""
-        self.machine.die(power_lost=False)
-        now_ns = self.machine.now_ns()
-        kept = {} if forget else {key: held for key, held in self.held.items() if held.recorded}
-        for held in kept.values():
-            if not held.ended_ns and (held.started_ns or held.start_at_ns <= now_ns):
-                held.ended_ns, held.reason = now_ns, Reason.EXECUTOR_LOST.value
-        self.held = kept
+        """The host stops: its sandboxes are gone. forget: and so is its disk."""
+        self.kill()
+        for sandbox in list(self.sandboxes.values()):
+            sandbox.end(signal=signals.SIGKILL)
+        self.sandboxes.clear()
+        if forget:
+            shutil.rmtree(self.machine.directory)
 
 
-class Agent:
-    """One process of a host."""
+class Watched(Agent):
+    """An agent of which the world is told what it hears."""
 
-    def __init__(self, host: Host, incarnation: str) -> None:
+    def __init__(self, host: Host, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._host = host
-        self._machine = host.machine
-        self._chance: random.Random = host.machine.chance
-        self._incarnation = incarnation
-        self._term = 0
-        self._leading: str = ""
-        self._streams: dict[str, Stream[Any]] = {}
-        self._changed: dict[str, Held] = {}
-        self._acknowledged: set[str] = set()
-        self._stopped: dict[str, asyncio.Event] = {}
-        self._heard_s: float | None = None
-        self._heard = asyncio.Event()
-        self._confirms_ns: dict[str, int] = {}
-        self._offset_ns = 0
-        self._asked_ns = 0
-        self._asked_s: dict[int, float] = {}
-        """When, by the loop's time, for heartbeats that are not answered."""
 
-    async def run(self) -> None:
-        for held in list(self._host.held.values()):
-            if not held.ended_ns:
-                self._begin(held)
-        reached: set[str] = set()
-        async with asyncio.TaskGroup() as group:
-            while True:
-                self._host.more.clear()
-                for replica in self._host.replicas:
-                    if replica not in reached:
-                        reached.add(replica)
-                        group.create_task(self._attach(replica))
-                await self._host.more.wait()
+    def stop_attempt(self, stop: shard_pb2.Stop) -> None:
+        self._host.watcher.stop_heard(stop.attempt_id)
+        super().stop_attempt(stop)
 
-    # -- attempts ------------------------------------------------------------------------------
+    def acknowledge(self, attempt_ids: Any) -> None:
+        for attempt_id in attempt_ids:
+            attempt = self.find(attempt_id)
+            if attempt is not None and attempt.end is not None:
+                self._host.watcher.attempt_acknowledged(self._host.machine.name, attempt_id)
+        super().acknowledge(attempt_ids)
 
-    def _begin(self, held: Held) -> None:
-        self._stopped[held.id] = asyncio.Event()
-        process = PROCESS.get()
-        assert process is not None
-        process.spawn(self._live(held))
+    @property
+    def known(self) -> set[str]:
+        """The replicas that it attaches to."""
+        return {place.replica_id for place in self._streams}
 
-    async def _live(self, held: Held) -> None:
-        loop, chance = asyncio.get_running_loop(), self._chance
-        stopped = self._stopped[held.id]
-        if not held.started_ns and not held.stop:
-            await asyncio.sleep(chance.uniform(0.001, 0.004))
-            held.recorded = True
-            await asyncio.sleep(chance.uniform(0.02, 0.15))
-            held.prepared_ns = self._machine.now_ns()
-            self._change(held)
-            await self._due(held, stopped)
-        if not held.started_ns and not held.stop:
-            held.started_ns = self._machine.now_ns()
-            held.ends_s = loop.time() + held.run_s
-            self._host.watcher.attempt_started(self._machine.name, held)
-            self._change(held)
-        reason = held.stop
-        if held.started_ns:
-            reason = Reason.EXIT_CODE.value if held.exit_code else 0
-            while loop.time() < held.ends_s:
-                if held.stop:
-                    reason = held.stop
-                    break
-                stopped.clear()
-                await self._wait(stopped, held.ends_s - loop.time())
-        await asyncio.sleep(chance.uniform(0.001, 0.004))
-        held.recorded = True
-        held.reason, held.ended_ns = reason, self._machine.now_ns()
-        self._change(held)
+    def is_led_by(self, replica: str) -> bool:
+        """Whether it takes a replica for the leader."""
+        leading = self._shards[SHARD_ID].leading
+        return leading is not None and leading._replica_id == replica
 
-    @staticmethod
-    async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        except TimeoutError:
-            pass
 
-    async def _due(self, held: Held, stopped: asyncio.Event) -> None:
+class Timer:
+    """Implements clockwork.Timer: on a machine's clock, which goes at another rate than time."""
+
+    def __init__(self, machine: Machine, wake: Wake) -> None:
+        self._machine = machine
+        self._wake = wake
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, instant_ns: int) -> None:
+        """See clockwork.Timer."""
+        self.close()
+        left_s = max(0.0, (instant_ns - self._machine.now_ns()) / 1e9)
         loop = asyncio.get_running_loop()
-        while not held.stop:
-            left_s = (held.start_at_ns - self._offset_ns - self._machine.now_ns()) / 1e9
-            if left_s > 0:
-                await self._wait(stopped, left_s)
-            elif self._heard_s is None or loop.time() - self._heard_s >= self._host.lease_s:
-                await self._wait(self._heard, 0.5 * self._host.stretch)
-            else:
-                return
+        self._handle = loop.call_later(left_s + 1e-6, self._look, instant_ns)
 
-    def _change(self, held: Held) -> None:
-        self._changed[held.id] = held
-        self._say()
+    def _look(self, instant_ns: int) -> None:
+        self._handle = None
+        if self._machine.now_ns() < instant_ns:
+            self.arm(instant_ns)
+        else:
+            self._wake(False)
 
-    def _say(self) -> None:
-        """Tell the leader what it has not been told."""
-        stream = self._streams.get(self._leading)
-        if stream is not None and self._changed and self._leading in self._confirms_ns:
-            reports = [held.report() for held in self._changed.values()]
-            self._changed.clear()
-            message = shard_pb2.AttemptReports(reports=reports)
-            stream.up.send(shard_pb2.ExecutorMessage(reports=message))
+    def close(self) -> None:
+        """See clockwork.Timer."""
+        if self._handle is not None:
+            self._handle.cancel()
 
-    # -- streams -------------------------------------------------------------------------------
 
-    async def _attach(self, replica: str) -> None:
+class Stub:
+    """A replica's ShardService, as an executor calls it."""
+
+    def __init__(self, host: Host, replica: str) -> None:
+        self._host = host
+        self._replica = replica
+
+    def Attach(self, wait_for_ready: bool) -> Call:
+        """See shard.proto."""
+        assert wait_for_ready
+        return Call(self._host, self._replica)
+
+
+class Call:
+    """What an uplink uses of a grpc.aio.StreamStreamCall, over the simulated network."""
+
+    def __init__(self, host: Host, replica: str) -> None:
+        self._host = host
+        self._replica = replica
+        self._stream: Stream[Any] | None = None
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> Stream[Any]:
         host, process = self._host, PROCESS.get()
+        name, network = host.machine.name, host.network
         assert process is not None
         while True:
-            found = host.find(replica)
-            works = host.network.carries(self._machine.name, replica)
-            if found is not None and works and host.network.carries(replica, self._machine.name):
-                stream: Stream[Any] = Stream(host.network, self._machine.name, replica)
-                stream.open(*found)
-                watching = asyncio.get_running_loop().create_task(
-                    stream.watch(lambda: process.alive), context=OUTSIDE.copy()
-                )
-                beating = asyncio.create_task(self._beat(stream))
-                self._streams[replica] = stream
-                stream.up.send(shard_pb2.ExecutorMessage(hello=self._hello()))
-                try:
-                    async for message in stream.down:
-                        self._hear(replica, stream, message)
-                        await asyncio.sleep(0)  # what it has woken may come before the next
-                finally:
-                    beating.cancel()
-                    del self._streams[replica]
-                    self._confirms_ns.pop(replica, None)
-                    if self._leading == replica:
-                        self._leading = ""
-                    assert watching is not None
-            await asyncio.sleep(REDIAL_S * host.stretch * self._chance.uniform(0.2, 1.0))
-
-    def _hello(self) -> shard_pb2.Hello:
-        return shard_pb2.Hello(
-            executor_id=self._machine.name,
-            address=f"{self._machine.name}:1",
-            slot_count=self._host.slot_count,
-            incarnation=self._incarnation,
-            runtime="simulated",
+            found = host.find(self._replica)
+            works = network.carries(name, self._replica) and network.carries(self._replica, name)
+            if found is not None and works:
+                break
+            await asyncio.sleep(CONNECT_S * host.stretch * host.machine.chance.uniform(0.2, 1.0))
+        self._stream = stream = Stream(network, name, self._replica)
+        stream.open(*found)
+        self._watching = asyncio.get_running_loop().create_task(
+            stream.watch(lambda: process.alive), context=OUTSIDE.copy()
         )
+        return stream
 
-    async def _beat(self, stream: Stream[Any]) -> None:
-        while True:
-            self._ask(stream)
-            if self._host.stops_for_s and self._streams.get(self._leading) is stream:
-                self._host.stop()
-            await asyncio.sleep(HEARTBEAT_S * self._host.stretch)
+    async def write(self, message: shard_pb2.ExecutorMessage) -> None:
+        """See StreamStreamCall. Raises InvalidStateError."""
+        stream = self._stream or await asyncio.shield(self._opening)
+        if stream.up.closed or stream.down.closed:
+            raise asyncio.InvalidStateError("the stream has ended")
+        stream.up.send(message)
+        host = self._host
+        if host.stops_for_s and message.HasField("heartbeat"):
+            assert host.agent is not None
+            if host.agent.is_led_by(self._replica):
+                host.stop()
+        await asyncio.sleep(0)  # others may come before whoever has written
 
-    def _ask(self, stream: Stream[Any]) -> int:
-        """Send a heartbeat; the number that its answer gives back: its time, and like a real
-        clock's reading none that another has."""
-        self._asked_ns = max(self._asked_ns + 1, self._machine.now_ns())
-        self._asked_s[self._asked_ns] = asyncio.get_running_loop().time()
-        heartbeat = shard_pb2.Heartbeat(sent_ns=self._asked_ns)
-        stream.up.send(shard_pb2.ExecutorMessage(heartbeat=heartbeat))
-        return self._asked_ns
+    def __aiter__(self) -> Call:
+        return self
 
-    def _hear(self, replica: str, stream: Stream[Any], message: shard_pb2.ShardMessage) -> None:
-        match message.WhichOneof("message"):
-            case "leadership":
-                self._hear_leadership(replica, stream, message.leadership)
-            case "work" if self._is_current(replica, message.work.term):
-                for work in message.work.work:
-                    self._take(work)
-            case "stop" if self._is_current(replica, message.stop.term):
-                for stop in message.stop.stops:
-                    self._host.watcher.stop_heard(stop.attempt_id)
-                    self._stop(stop.attempt_id, stop.reason)
-            case "acknowledgement" if self._leading == replica:
-                for attempt in message.acknowledgement.attempt_ids:
-                    self._acknowledge(attempt)
-            case "heartbeat_reply":
-                reply = message.heartbeat_reply
-                asked_s = self._sent_s(reply.sent_ns)
-                confirms_ns = self._confirms_ns.get(replica)
-                if self._leading == replica and confirms_ns is not None:
-                    now_ns = self._machine.now_ns()
-                    if reply.sent_ns >= confirms_ns and now_ns - reply.sent_ns < 50_000_000:
-                        self._offset_ns = reply.replied_ns - (reply.sent_ns + now_ns) // 2
-                    if reply.sent_ns >= confirms_ns:
-                        self._heard_s = asked_s
-                        self._heard.set()
-                        self._heard.clear()
+    async def __anext__(self) -> shard_pb2.ShardMessage:
+        stream = self._stream or await asyncio.shield(self._opening)
+        message = await anext(stream.down)
+        await asyncio.sleep(0)  # what the one before has woken may come before this one
+        return message  # type: ignore[no-any-return]
 
-    def _sent_s(self, sent_ns: int) -> float:
-        """When a heartbeat that is answered was sent, by the loop's time: the lease begins then."""
-        return self._asked_s.pop(sent_ns)
+    def cancel(self) -> None:
+        """See StreamStreamCall."""
+        self._opening.cancel()
+        if self._stream is not None:
+            self._stream.down.close()  # the other end hears of it: see Stream.watch
 
-    def _hear_leadership(
-        self, replica: str, stream: Stream[Any], leadership: shard_pb2.Leadership
-    ) -> None:
-        self._confirms_ns.pop(replica, None)
-        if not leadership.leader or leadership.term < self._term:
-            if self._leading == replica:
-                self._leading = ""
-            return
-        self._term, self._leading = leadership.term, replica
-        self._changed.clear()
-        inventory = shard_pb2.Inventory(
-            attempts=[held.report() for held in self._host.held.values()], term=self._term
-        )
-        stream.up.send(shard_pb2.ExecutorMessage(inventory=inventory))
-        self._confirms_ns[replica] = self._ask(stream)
 
-    def _is_current(self, replica: str, term: int) -> bool:
-        return self._leading == replica and term >= self._term
+class Runtime:
+    """Implements sandbox.Runtime, as far as an agent without spares needs it."""
 
-    def _take(self, work: shard_pb2.Work) -> None:
-        if work.attempt_id in self._acknowledged:
-            return
-        known = self._host.held.get(work.attempt_id)
-        if known is not None:
-            if known.ended_ns:
-                self._change(known)
-            return
-        chance = self._chance
-        held = Held(
-            work.attempt_id,
-            work.start_at_ns,
-            run_s=self._draw_run_s(),
-            exit_code=chance.choice((0, 0, 0, 3, 4)),
-        )
-        self._host.held[held.id] = held
-        self._begin(held)
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._chance = host.machine.chance
 
-    def _draw_run_s(self) -> float:
-        """How long the process would run: from hardly to longer than two leases."""
-        low_s, high_s = self._chance.choice(((0.05, 0.05), (0.1, 2.0), (2.0, 12.0), (8.0, 25.0)))
-        return self._chance.uniform(low_s, high_s) * self._host.stretch
+    async def list_images(self) -> list[str]:
+        """See sandbox.Runtime."""
+        return ["hello"]
 
-    def _stop(self, attempt: str, reason: int) -> None:
-        held = self._host.held.get(attempt)
-        if held is None or held.ended_ns or (held.started_ns and reason == Reason.REVOKED):
-            return
-        held.stop = held.stop or reason
-        if attempt in self._stopped:
-            self._stopped[attempt].set()
+    async def ensure_image(self, reference: str, customer: str = "") -> Image:
+        """See sandbox.Runtime."""
+        return Image(reference, "", 0)
 
-    def _acknowledge(self, attempt: str) -> None:
-        held = self._host.held.get(attempt)
-        if held is None:
-            return
-        if not held.ended_ns:
-            self._stop(attempt, Reason.CANCELLED.value)
-            return
-        self._host.watcher.attempt_acknowledged(self._machine.name, held)
-        del self._host.held[attempt]
-        self._acknowledged.add(attempt)
+    async def prepare(self, work: Work) -> Sandbox:
+        """See sandbox.Runtime."""
+        await asyncio.sleep(self._chance.uniform(0.02, 0.15))
+        sandboxes = self._host.sandboxes
+        assert work.attempt_id not in sandboxes, "an attempt has one sandbox at a time"
+        sandbox = sandboxes[work.attempt_id] = Sandbox(self._host, work.attempt_id)
+        return sandbox
+
+    async def adopt(self, attempt_id: str) -> Sandbox | None:
+        """See sandbox.Runtime."""
+        await asyncio.sleep(self._chance.uniform(0.0, 0.01))
+        sandbox = self._host.sandboxes.get(attempt_id)
+        return sandbox if sandbox is not None and sandbox.started_ns else None
+
+    async def sweep(self, claimed: frozenset[str]) -> int:
+        """See sandbox.Runtime."""
+        unclaimed = [box for name, box in self._host.sandboxes.items() if name not in claimed]
+        for sandbox in unclaimed:
+            await sandbox.delete()
+        return len(unclaimed)
+
+    def output_directory(self, attempt_id: str) -> Path:
+        """See sandbox.Runtime: there is none."""
+        return self._host.machine.directory / "output" / attempt_id
+
+    async def discard_output(self, attempt_id: str) -> None:
+        """See sandbox.Runtime."""
+
+
+class Sandbox:
+    """Implements sandbox.Sandbox. It runs whatever becomes of the process that has started it."""
+
+    def __init__(self, host: Host, attempt_id: str) -> None:
+        chance, stretch = host.machine.chance, host.stretch
+        self._host = host
+        self.attempt_id = attempt_id
+        self.started_ns = 0
+        # From hardly to longer than two leases.
+        low_s, high_s = chance.choice(((0.05, 0.05), (0.1, 2.0), (2.0, 12.0), (8.0, 25.0)))
+        self._run_s = chance.uniform(low_s, high_s) * stretch
+        self._exit_code = chance.choice((0, 0, 0, 3, 4))
+        self._deaf = chance.random() < DEAF
+        self._gone = chance.random() < GATES_GONE
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> Awaitable[int]:
+        """See sandbox.Sandbox."""
+        assert not self.started_ns, "a sandbox is started once"
+        if self._gone or self._exit.done():
+            raise GateGone("the sandbox ended before its start")
+        machine = self._host.machine
+        self.started_ns = machine.now_ns()
+        self._host.watcher.attempt_started(machine.name, self.attempt_id, self.started_ns)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._run_s, self.end, self._exit_code, context=OUTSIDE)
+        started: asyncio.Future[int] = loop.create_future()
+        loop.call_later(self._pause_s, started.set_result, self.started_ns)
+        return started
+
+    @property
+    def _pause_s(self) -> float:
+        """How long something takes."""
+        return self._host.machine.chance.uniform(0.001, 0.004)
+
+    async def wait(self) -> Exit:
+        """See sandbox.Sandbox."""
+        return await asyncio.shield(self._exit)
+
+    async def kill(self, signal: int) -> None:
+        """See sandbox.Sandbox."""
+        await asyncio.sleep(self._pause_s)
+        if signal == signals.SIGKILL or not self._deaf:
+            self.end(signal=signal)
+
+    async def delete(self) -> None:
+        """See sandbox.Sandbox."""
+        await asyncio.sleep(self._pause_s)
+        self.end(signal=signals.SIGKILL)
+        if self._host.sandboxes.get(self.attempt_id) is self:
+            del self._host.sandboxes[self.attempt_id]
+
+    def end(self, code: int = 0, signal: int = 0) -> None:
+        """Its command ends, unless it has."""
+        if not self._exit.done():
+            code = SIGNAL_BASE + signal if signal else code
+            now_ns = self._host.machine.now_ns()
+            self._exit.set_result(Exit(code, signal, False, now_ns, 0, 0))

@@ -278,7 +278,7 @@ class Faults:
         node = fresh[0] if fresh else world.add_node()
         world.note(f"{leader.name} is asked to add {node.name}")
         disk = node.replica.introduction.incarnation if node.replica is not None else 0
-        return partial(replica.add_replica, node.name, "", disk)
+        return partial(replica.add_replica, node.name, node.name, disk)
 
     async def _change(self, change: Callable[[], Coroutine[Any, Any, Members]]) -> None:
         with contextlib.suppress(ChangeRefused, NotLeader, OutcomeUnknown):

@@ -19,6 +19,7 @@ from tickmesh.scheduler.core.commands import (
     ExecuteJobs,
     PurgeExecutions,
 )
+from tickmesh.scheduler.core.executions import RETURNS_MAX
 from tickmesh.scheduler.core.ids import UID_BYTES, execution_id
 from tickmesh.scheduler.core.model import (
     ACTIVE_STATES,
@@ -250,7 +251,10 @@ class Ledger:
             each.started_ns or each.reason is Reason.EXECUTOR_LOST for each in earlier
         ):
             self._violate(f"{what}: it may have started, and its job is at most once")
-        if sum(each.reason is not Reason.REVOKED for each in earlier) >= max(1, retry.max_attempts):
+        # What was taken back or given back is no try; nor is it given out for ever.
+        tries = [each for each in earlier if each.reason not in (Reason.REVOKED, Reason.RETURNED)]
+        returns = sum(each.reason is Reason.RETURNED for each in earlier)
+        if len(tries) >= max(1, retry.max_attempts) or returns >= RETURNS_MAX:
             self._violate(f"{what}: there are too many")
         if last.reason is Reason.EXIT_CODE and last.exit_code not in (
             retry.exit_codes or (last.exit_code,)

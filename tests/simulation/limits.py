@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from types import ModuleType
 
+from tickmesh.executor import agent, outputs, spares, uplink
 from tickmesh.scheduler import ahead, dispatch, proposals, retention, shard, timers
 from tickmesh.scheduler.calls import ledgers
 from tickmesh.scheduler.core import audit, calendars, history, zones
@@ -33,6 +34,8 @@ SMALL: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (calendars, "PINNED_MAX", (1, 2)),
     (zones, "PINNED_MAX", (1, 2)),
     (zones, "SCANNED_MAX", (2, 5)),
+    (uplink, "REPORTS_MAX", (1, 2)),
+    (uplink, "INVENTORY_SLICE", (1, 2)),
 )
 """Where each stands, and what it may be instead."""
 
@@ -41,6 +44,13 @@ CADENCES: tuple[tuple[ModuleType, str], ...] = (
     (dispatch, "TIMEOUT_CHECK_S"),
     (ahead, "EXECUTORS_LOOK_S"),
     (shard, "PIN_INTERVAL_S"),
+    (uplink, "HEARTBEAT_S"),
+    (uplink, "SILENCE_S"),
+    (uplink, "REDIAL_S_MIN"),
+    (uplink, "REDIAL_S_MAX"),
+    (agent, "HOLDINGS_LOOK_S"),
+    (outputs, "LOOK_S"),
+    (spares, "LOOK_S"),
 )
 """What a slower pace stretches."""
 

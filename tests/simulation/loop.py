@@ -21,6 +21,9 @@ from typing import Any
 CANCELLED_MAX = 50
 """Timers that are kept though they were cancelled."""
 
+THREAD_S = 0.002
+"""How long a thread takes at most, before and after it does what it is for."""
+
 
 class Deadlock(Exception):
     """Nothing is ready and no timer is set: everybody waits for somebody else."""
@@ -202,6 +205,30 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         handle = _Handle(self, when, callback, arguments, context)
         heappush(self._timers, (when, next(self._timers_made), handle))
         return handle
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, function: Callable[..., Any], *arguments: Any
+    ) -> asyncio.Future[Any]:
+        """There are no threads: it is done here, after a while, and known after another."""
+        done = self.create_future()
+
+        def decide(result: Any, error: Exception | None) -> None:
+            if not done.cancelled():
+                if error is None:
+                    done.set_result(result)
+                else:
+                    done.set_exception(error)
+
+        def act() -> None:
+            result, failure = None, None
+            try:
+                result = function(*arguments)
+            except Exception as error:
+                failure = error
+            self.call_later(self._random.uniform(0.0, THREAD_S), decide, result, failure)
+
+        self.call_later(self._random.uniform(0.0, THREAD_S), act)
+        return done
 
     def _run_once(self) -> None:
         """As often as there is more to do: this is what a simulation is made of."""

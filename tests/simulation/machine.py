@@ -85,7 +85,8 @@ class Volume:
 class Machine:
     """What stays when a process dies."""
 
-    def __init__(self, name: str, seed: str, directory: Path) -> None:
+    def __init__(self, name: str, seed: str, directory: Path, steady: float = 1.0) -> None:
+        """steady: by so much better are its clocks."""
         self.name = name
         self.directory = directory
         self.chance = random.Random(f"{seed}/{name}")
@@ -101,7 +102,8 @@ class Machine:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self._loop = loop
-        self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4)
+        self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4) / steady
+        self._drift_s = DRIFT_S * steady
         self.offset_ms = self.chance.uniform(-50.0, 50.0)
         self._phase = self.chance.uniform(0.0, 6.0)
         self._monotonic_start_s = self.chance.uniform(0.0, 1e6)
@@ -111,7 +113,7 @@ class Machine:
     def now_ns(self) -> int:
         """Wall clock: see mesh.clock.Clock."""
         elapsed_s = self._loop.now_s - 1000.0
-        drift_ms = DRIFT_MS * math.sin(self._phase + elapsed_s / DRIFT_S)
+        drift_ms = DRIFT_MS * math.sin(self._phase + elapsed_s / self._drift_s)
         return int((START_MS + self.offset_ms + drift_ms + elapsed_s * 1000) * 1_000_000)
 
     def monotonic_ns(self) -> int:

@@ -5,7 +5,6 @@ Each says what the product does instead; `mutated` patches it in for a while.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -13,6 +12,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from tickmesh.executor.agent import Agent
+from tickmesh.executor.uplink import Shard as Uplink
+from tickmesh.executor.uplink import Stream
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
 from tickmesh.scheduler import retention, shard
 from tickmesh.scheduler.core import (
@@ -38,8 +40,6 @@ from tickmesh.scheduler.store import keys
 from tickmesh.scheduler.store.state import State
 from tickmesh.scheduler.store.view import StoreView
 from tickmesh.scheduler.timers import Window
-
-from .executors import Agent
 
 Patch = tuple[Any, str, Any]
 
@@ -179,18 +179,58 @@ def gap_after_failover_passed_over() -> list[Patch]:
 
 def heard_revocation_ignored() -> list[Patch]:
     """An executor starts what it has heard to be revoked."""
-    stop = Agent._stop
+    stop = Agent.stop_attempt
 
-    def stopped(self: Any, attempt: str, reason: int) -> None:
-        if reason != Reason.REVOKED:
-            stop(self, attempt, reason)
+    def stopped(self: Any, message: Any) -> None:
+        if message.reason != Reason.REVOKED:
+            stop(self, message)
 
-    return [(Agent, "_stop", stopped)]
+    return [(Agent, "stop_attempt", stopped)]
 
 
 def lease_counted_from_the_answer() -> list[Patch]:
     """An executor's lease begins when it reads that its heartbeat was answered."""
-    return [(Agent, "_sent_s", lambda self, sent_ns: asyncio.get_running_loop().time())]
+    heard = Uplink.heard
+
+    def hearing(self: Any, reading: Any, asked_ns: int) -> None:
+        heard(self, reading, self.clock.monotonic_ns())
+
+    return [(Uplink, "heard", hearing)]
+
+
+def any_answer_confirms_the_inventory() -> list[Patch]:
+    """An executor's lease goes on by an answer that was under way before its inventory."""
+    read = Stream._heard_reply
+
+    def replied(self: Any, reply: Any) -> None:
+        if self._confirms_ns is None:
+            self._confirms_ns = 0
+        read(self, reply)
+
+    return [(Stream, "_heard_reply", replied)]
+
+
+def inventory_answered_before_the_loss_is_decided() -> list[Patch]:
+    """A leader goes on with an executor while what that has lost is only proposed."""
+    inventory = Dispatcher.inventory
+
+    async def compared(self: Any, link: Any, message: Any) -> None:
+        self._losing.clear()
+        await inventory(self, link, message)
+
+    return [(Dispatcher, "inventory", compared)]
+
+
+def run_again_what_is_not_found_again() -> list[Patch]:
+    """An executor that was restarted takes what it cannot find for what has not begun."""
+    start = Agent.start
+
+    async def started(self: Any) -> None:
+        kept, self.clock = self.clock, SimpleNamespace(now_ns=lambda: 0)
+        await start(self)
+        self.clock = kept
+
+    return [(Agent, "start", started)]
 
 
 def backup_of_a_replaced_leader() -> list[Patch]:
@@ -407,6 +447,9 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         gap_after_failover_passed_over,
         heard_revocation_ignored,
         lease_counted_from_the_answer,
+        any_answer_confirms_the_inventory,
+        inventory_answered_before_the_loss_is_decided,
+        run_again_what_is_not_found_again,
         backup_of_a_replaced_leader,
         backup_named_for_an_earlier_entry,
         instant_decided_twice,
@@ -430,7 +473,13 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
 OF_BACKUPS = frozenset({"backup_of_a_replaced_leader", "backup_named_for_an_earlier_entry"})
 """Those that only show where backups are made."""
 
-OF_STOPS = frozenset({"lease_counted_from_the_answer"})
+OF_STOPS = frozenset(
+    {
+        "lease_counted_from_the_answer",
+        "any_answer_confirms_the_inventory",
+        "inventory_answered_before_the_loss_is_decided",
+    }
+)
 """Those that only show where processes are stopped for a while."""
 
 OF_MEMBERS = frozenset(

@@ -307,9 +307,11 @@ class Stream(Generic[T]):
             assert self._server is not None and self._server_process is not None
             if not self._server_process.alive or self._server.done() or cut_s > patience_s[0]:
                 self.down.close()
+            given_up = not alive() or self.down.closed
+            told = given_up and self._network.carries(self._executor, self._replica)
             if self._server.done() or not self._server_process.alive:
                 self.up.close()
-            elif not alive() or self.down.closed or cut_s > patience_s[1]:
+            elif told or cut_s > patience_s[1]:
                 self.up.close()
                 if not self._server.done():
                     self._server.cancel()

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import logging
 import math
+import random
 import shutil
 import tempfile
 import time
@@ -25,7 +26,7 @@ from tickmesh.mesh import telemetry
 from tickmesh.mesh.config import SchedulerConfig, ShardMembers, Tls
 from tickmesh.scheduler.core.commands import ENTRY_VERSION
 from tickmesh.scheduler.core.ids import attempt_id, split_attempt_id
-from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState
+from tickmesh.scheduler.core.model import ACTIVE_STATES, Execution, ExecutionState, Reason
 from tickmesh.scheduler.operations import Operations
 from tickmesh.scheduler.raft.config import ReplicaConfig
 from tickmesh.scheduler.raft.members import Members, configured, decode
@@ -41,7 +42,7 @@ from tickmesh.scheduler.timers import HERD_MS_MAX
 from .almanacs import Almanac, is_pinned, packaged
 from .backups import Operator, is_backed_up, threads
 from .clients import Client, Register
-from .executors import Held, Host
+from .executors import SHARD_ID, Host
 from .faults import Faults
 from .keepers import Keeper, is_forgetful
 from .ledger import Ledger
@@ -72,6 +73,10 @@ restarts."""
 
 SETTLED_LAG_MS = 3_000
 """Instants younger than this need not have fired when a simulation ends."""
+
+CLOCKS_NS_MAX = 1_000_000_000
+"""How far the clocks of two machines are apart at most, and some: the times that an executor tells
+are by its leader's."""
 
 TRACE_LINES_MAX = 200_000
 
@@ -224,9 +229,10 @@ class Node:
         self.replica = Observed(
             world,
             ReplicaConfig(
-                group_id="shard-0",
+                group_id=SHARD_ID,
                 replica_id=self.name,
                 peers=tuple(node.name for node in world.nodes if node is not self),
+                addresses={node.name: node.name for node in world.nodes},
                 directory=machine.directory / "raft",
                 bootstrap=self._bootstrap,
                 entry_version=ENTRY_VERSION,
@@ -242,7 +248,7 @@ class Node:
         self.replica.subscribe(lambda term: None if term is None else clock.trust())
         shard.bind(self.replica)
         operations = self._operations(state) if world.operators else None
-        self.service = ShardService(shard, clock, "shard-0", self.name, machine.draw, operations)
+        self.service = ShardService(shard, clock, SHARD_ID, self.name, machine.draw, operations)
         shard.on_leadership(lambda: world.note(f"{self.name} leads: {shard.leading is not None}"))
         await self.replica.start()
         self._incarnation = self.replica.introduction.incarnation
@@ -379,7 +385,7 @@ class World:
             [node.machine for node in self.nodes],
             ARMED_MS_MAX,
             self.violate,
-            configured([node.name for node in self.nodes], {}),
+            configured([node.name for node in self.nodes], {n.name: n.name for n in self.nodes}),
             lambda: {node.name: node.replica for node in self.nodes if node.replica is not None},
         )
         self.ledger.on_change = self._changed
@@ -391,7 +397,10 @@ class World:
 
         self.hosts: list[Host] = []
         for number in range(EXECUTORS):
-            machine = Machine(f"executor-{number}", text, directory / f"executor-{number}")
+            # They are compared with a leader's at every heartbeat: at a slower pace as well as at
+            # a busy one.
+            name = f"executor-{number}"
+            machine = Machine(name, text, directory / name, pace.stretch)
             machine.on_death = self.died
             self.hosts.append(
                 Host(
@@ -401,7 +410,6 @@ class World:
                     find,
                     self,
                     12,
-                    LEASE_S * pace.stretch,
                     pace.stretch,
                 )
             )
@@ -489,9 +497,11 @@ class World:
         """An execution was committed as new or changed."""
         for attempt in execution.attempts[-1:]:
             identity = attempt_id(execution.id, attempt.number)
-            if attempt.started_ns and self._started_ns.get(identity) != attempt.started_ns:
-                started_ns = self._started_ns.get(identity)
+            started_ns = self._started_ns.get(identity, 0)
+            if attempt.started_ns and abs(started_ns - attempt.started_ns) > CLOCKS_NS_MAX:
                 self.violate(f"{identity}: its host started it at {started_ns}, not so: {attempt}")
+            if attempt.reason is Reason.RETURNED and identity in self._starts:
+                self.violate(f"{identity} was given back, but it was started")
         if execution.state in ACTIVE_STATES or not execution.attempts:
             return
         last = attempt_id(execution.id, execution.attempts[-1].number)
@@ -513,8 +523,6 @@ class World:
         self.ledger.machines[name] = node.machine
         self._by_name[name] = node
         self._names.append(name)
-        for host in self.hosts:
-            host.more.set()
         node.boot()
         return node
 
@@ -542,41 +550,45 @@ class World:
         found = [node.replica._journal.members for node in self.nodes if node.replica is not None]
         return [*found, self.ledger.lists[max(self.ledger.lists)]]
 
-    def attempt_started(self, host: str, held: Held) -> None:
+    def attempt_started(self, host: str, attempt: str, started_ns: int) -> None:
         """See executors.Watcher."""
-        self.note(f"{host} starts {held.id}")
-        if held.id in self._starts:
-            self.violate(f"{held.id} starts on {host}, after {self._starts[held.id]}")
-        if held.id in self._stops:
-            self.violate(f"{held.id} starts on {host}, which has heard its stop")
-        self._starts[held.id] = host
-        self._started_ns[held.id] = held.started_ns
-        identity, number = split_attempt_id(held.id) or (b"", 0)
+        self.note(f"{host} starts {attempt}")
+        if attempt in self._starts:
+            self.violate(f"{attempt} starts on {host}, after {self._starts[attempt]}")
+        if attempt in self._stops:
+            self.violate(f"{attempt} starts on {host}, which has heard its stop")
+        self._starts[attempt] = host
+        self._started_ns[attempt] = started_ns
+        identity, number = split_attempt_id(attempt) or (b"", 0)
         execution = self.ledger.executions.get(identity)
         if execution is None or len(execution.attempts) < number:
-            self.violate(f"{held.id} starts, but it was never committed")
+            self.violate(f"{attempt} starts, but it was never committed")
         elif execution.attempts[number - 1].executor != host:
-            self.violate(f"{held.id} starts on {host}: {execution.attempts}")
+            self.violate(f"{attempt} starts on {host}: {execution.attempts}")
         elif execution.state not in ACTIVE_STATES or number < len(execution.attempts):
-            self.violate(f"{held.id} starts after its end was committed: {execution.state.name}")
+            self.violate(f"{attempt} starts after its end was committed: {execution.state.name}")
         elif number > 1 and self.ledger.spec(execution).at_most_once:
             earlier = [n for n in range(1, number) if attempt_id(identity, n) in self._starts]
             if earlier:
-                self.violate(f"{held.id} starts again, and its job is at most once: {earlier}")
+                self.violate(f"{attempt} starts again, and its job is at most once: {earlier}")
 
     def stop_heard(self, attempt: str) -> None:
         """See executors.Watcher."""
         self._stops.add(attempt)
 
-    def attempt_acknowledged(self, host: str, held: Held) -> None:
+    def host_failed(self, host: str, why: str) -> None:
         """See executors.Watcher."""
-        identity, number = split_attempt_id(held.id) or (b"", 0)
+        self.violate(f"{host} failed: {why}")
+
+    def attempt_acknowledged(self, host: str, attempt: str) -> None:
+        """See executors.Watcher."""
+        identity, number = split_attempt_id(attempt) or (b"", 0)
         execution = self.ledger.executions.get(identity)
         ended = execution is not None and (
             execution.state not in ACTIVE_STATES or execution.attempts[number - 1].ended_ns > 0
         )
         if not ended:
-            self.violate(f"the end of {held.id} is acknowledged, but not committed")
+            self.violate(f"the end of {attempt} is acknowledged, but not committed")
 
     # -- the course of it ----------------------------------------------------------------------
 
@@ -646,6 +658,9 @@ class World:
             for other in self.nodes:
                 if node is not other and node.transport is not None:
                     node.transport.handle_connected(other.name)
+        for host in self.hosts:
+            if host.is_lost:  # and restarted with what its operator knows
+                host.kill()
         for machine in [each.machine for each in (*self.nodes, *self.hosts)]:
             machine.offset_ms = 0.0
             self._boot(machine)
@@ -784,6 +799,7 @@ def run(seed: int, minutes: float, *, verbose: bool = False) -> Report:
     # is of what the simulation made.
     gc.disable()
     gc.freeze()
+    random.seed(f"{seed}/uplinks")  # how long they wait before they dial again
     try:
         pace = of(seed)
         with silent(), drawn(seed, pace) as limits, packaged(pace), threads(seed, pace):

@@ -33,6 +33,8 @@ REPEATABLE = {
         *("PauseSchedule", "PreviewSchedule", "TriggerSchedule", "BackfillSchedule"),
         *("CancelBackfill", "ListFires", "GetScheduleStatistics", "VerifySchedule"),
     ),
+    "CalendarService": ("CreateCalendar", "GetCalendar", "ListCalendars"),
+    "ZoneService": ("PreviewZones",),
     "ExecutionService": (
         *("ExecuteJob", "BatchExecuteJobs", "GetExecution", "ListExecutions", "CancelExecution"),
     ),
@@ -145,6 +147,10 @@ class Deadline:
     def left_s(self, most_s: float) -> float:
         """Seconds from now, at most `most_s`, never negative."""
         return most_s if self._at is None else max(0.0, min(most_s, self._at - time.monotonic()))
+
+    def rest_s(self) -> float | None:
+        """Seconds from now, never negative; None if there is no such moment."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
 
     @property
     def passed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -160,9 +161,26 @@ def describe(error: errors.TickmeshError) -> str:
 
 
 def _complain(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it: the exit code says it too
+        print(f"error: {message}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Have all three standard streams. Of those that the shell closed (`>&-`) nothing can be read,
+    and what is written is nobody's; and no socket gets their numbers, to which libraries write."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def main() -> None:
     """The console script."""
+    _open_streams()
     raise SystemExit(run())

@@ -63,6 +63,8 @@ def run(
     Without --wait or --follow it prints the execution's name and returns when the execution is
     durable. With them it ends with the container's exit code, or 125 if the platform failed.
     """
+    from ..errors import DeadlineExceeded
+    from ..transport import Deadline
     from . import tables
 
     if payload is not None and payload_file is not None:
@@ -78,14 +80,21 @@ def run(
         else:
             print_one(output, tables.EXECUTIONS, handle.execution)
         return 0
-    deadline_s = wait_timeout.total_seconds() if wait_timeout else None
+    until = Deadline(None if wait_timeout is None else wait_timeout.total_seconds())
     try:
         if follow:
-            write_logs(handle.logs(follow=True, deadline_s=deadline_s))
+            write_logs(handle.logs(follow=True, deadline_s=until.rest_s()))
         with spinner(f"{name}: waiting") as say:
-            for each in handle.changes(deadline_s=deadline_s):
+            for each in handle.changes(deadline_s=until.rest_s()):
                 say(f"{name}: {each.pending_reason or each.state.lower()}")
-        execution = handle.wait(deadline_s=deadline_s)
+        execution = handle.wait(deadline_s=until.rest_s())
+    except DeadlineExceeded:
+        if not until.passed:
+            raise
+        raise DeadlineExceeded(
+            f"{name} has not ended after {until.seconds:g} s, and goes on; end it with "
+            f"`tickmesh execution cancel {name}`"
+        ) from None
     except KeyboardInterrupt:
         print(f"\n{name} goes on; end it with `tickmesh execution cancel {name}`", file=sys.stderr)
         raise

@@ -267,6 +267,8 @@ def test_retries_name_methods_that_exist() -> None:
     }
     named = {(service, method) for service, methods in REPEATABLE.items() for method in methods}
     assert named <= known
+    safe = ("Get", "List", "Preview", "Create", "Batch")  # reads, or what carries a request_id
+    assert {each for each in known if each[1].startswith(safe)} <= named
 
 
 def test_nobody_at_the_address_is_said_with_what_to_do() -> None:

@@ -6,5 +6,5 @@
     witnesses   what containers wrote: which attempts really started
 
 The simulator (tests/simulation) repeats a course exactly and has every fault; here is everything
-else: gRPC, uplinks, gateways, the SDK, RocksDB, files, signals. `scripts/chaos` runs it for long.
+else: gRPC, gateways, the SDK, RocksDB, files, signals. `scripts/chaos` runs it for long.
 """

@@ -190,8 +190,12 @@ class _Timeline:
     """Which definition held when."""
 
     def __init__(self, report: Report, rows: list[Row], ready: Callable[[Spec], Spec]) -> None:
-        self.starts: list[int] = []
         self.definitions: list[Definition] = []
+        """All, in the ledger's order."""
+        self.starts: list[int] = []
+        self.held: list[Definition] = []
+        """Those that came to hold, and from when. One that has finished does from its last instant
+        on: a change before that, which takes back what was armed, is there first."""
         self._changes: list[int] = []
         """When somebody changed the schedule. A definition may begin later than it was written, as
         that of one that has finished does; and to finish by itself is no change."""
@@ -206,13 +210,17 @@ class _Timeline:
                     continue
                 if not self.definitions or definition.version != self.definitions[-1].version:
                     self._changes.append(row.at_ms)
-                self.starts.append(max([row.first_ms, *self.starts[-1:]]))
                 self.definitions.append(definition)
+                while self.starts and self.starts[-1] > row.first_ms:
+                    self.starts.pop()
+                    self.held.pop()
+                self.starts.append(row.first_ms)
+                self.held.append(definition)
 
     def at(self, instant_ms: int) -> Definition | None:
         """What named an instant: the definition that began last before it."""
         at = bisect_left(self.starts, instant_ms)
-        return self.definitions[at - 1] if at else None
+        return self.held[at - 1] if at else None
 
     def changed_within(self, after_ms: int, until_ms: int) -> bool:
         """Whether the schedule was changed with after <= time <= until."""
@@ -302,9 +310,7 @@ def _expected(
     # What is not decided yet begins with the schedule's next instant; a finished one has no next.
     horizon_ms = schedule.next_ms or schedule.last_ms + 1
     ends = [*timeline.starts[1:], horizon_ms]
-    for start_ms, end_ms, definition in zip(
-        timeline.starts, ends, timeline.definitions, strict=True
-    ):
+    for start_ms, end_ms, definition in zip(timeline.starts, ends, timeline.held, strict=True):
         if definition.state is ScheduleState.FINISHED:
             continue
         key = definition.uid.hex()

@@ -290,7 +290,11 @@ class Turn:
     def count_again(self) -> None:
         """An armed fire was taken back too late: it has started all the same."""
         self._fired += 1
-        if self.waiting and self._claimed > (self.spec.max_fires or self._claimed):
+        self.drop_surplus()
+
+    def drop_surplus(self) -> None:
+        """What waits and would be more than may fire will not run."""
+        while self.waiting and self._claimed > (self.spec.max_fires or self._claimed):
             self.note(Outcome.OVERLAP, self.waiting[-1])
             self.waiting = self.waiting[:-1]
 

@@ -156,6 +156,8 @@ def update(view: View, command: UpdateSchedule, now_ms: int) -> list[Schedule]:
         payload=command.payload,
         update_ms=now_ms,
     )
+    if view.version >= INSTANTS_SINCE:
+        turn.drop_surplus()
     return [turn.resume(paused=paused)]
 
 

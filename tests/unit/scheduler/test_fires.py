@@ -607,6 +607,19 @@ class TestTheLastOfSoManyFires:
         assert (stored.fire_count, stored.waiting) == (1, ())
         assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.OVERLAP, 1)]
 
+    def test_what_waits_does_not_fire_where_a_change_leaves_it_no_room(self, world: World) -> None:
+        schedule = world.schedule(
+            every=((PERIOD_MS, 0),), max_fires=2, policy=Policy(overlap=Overlap.QUEUE)
+        )
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        assert world.stored(schedule).waiting
+        change(world, schedule, replace(schedule.spec, max_fires=1))
+        end(world, first)
+        stored = world.stored(schedule)
+        assert (stored.state, stored.fire_count) == (ScheduleState.FINISHED, 1)
+        assert outcomes(world, schedule) == [(Outcome.FIRED, 1), (Outcome.OVERLAP, 1)]
+
     def test_missed_anew_it_stays_taken_back_and_another_makes_up_for_it(
         self, world: World, schedule: Schedule, armed: Execution
     ) -> None:
@@ -655,7 +668,7 @@ class TestTakenBackAmongOthers:
                 schedule.job_uid, execution_id(at_ms, schedule.uid)
             ),
             from_ms=0,
-            until_ms=world.now_ms,
+            until_ms=world.now_ms + 1,
         )
         assert not report.problems
         return outcomes(world, schedule)
@@ -669,6 +682,26 @@ class TestTakenBackAmongOthers:
         world.do(commands.ResumeSchedule("acme", "hello", "often"))
         paused = [(Outcome.PAUSED, 1), (Outcome.PAUSED, 4)]
         assert self.audited(world, schedule) == [(Outcome.FIRED, 1), *paused]
+
+    def test_it_was_the_last_until_a_change_took_it_back(self, world: World) -> None:
+        """The schedule was to have finished with it; it never did."""
+        schedule = world.schedule(every=((PERIOD_MS, 0),), max_fires=1)
+        world.now_ms = schedule.due_ms - 1_900
+        world.fire(schedule)
+        soon_ms = world.now_ms + 1
+        stored = world.stored(schedule)
+        world.do(
+            commands.UpdateSchedule(
+                *("acme", "hello", "often", stored.version, ()),
+                *(recurrence.Spec(at_ms=(soon_ms, soon_ms + 1)), Policy(overlap=Overlap.QUEUE)),
+                b"",
+            )
+        )
+        (first,) = fire_when_due(world, schedule)
+        fire_when_due(world, schedule)
+        change(world, schedule, recurrence.Spec(at_ms=(soon_ms + 9,)))
+        end(world, first)
+        assert self.audited(world, schedule) == [(Outcome.FIRED, 1)] * 3
 
     def test_a_pause_may_pass_over_it(self, world: World) -> None:
         schedule = world.schedule(at_ms=(START_MS + 1_000, START_MS + 3_000))

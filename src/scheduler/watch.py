@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 from ..mesh.errors import Unavailable
 from .core.model import Execution
+from .store.queries import PAGE_BYTES_MAX, message_size
 
 STREAM_QUEUE_MAX = 10_000
 """Changes that wait for one stream; a slower reader is cut off and goes on by its cursor."""
 
 WATCH_BATCH_MAX = 100
-"""Executions in one message of a stream: about 50 KiB."""
+"""Executions in one message of a stream, which are about 50 KiB; fewer where they are large, as
+those that were tried often: see PAGE_BYTES_MAX."""
 
 RESIGNED = "the shard has another leader: go on from the last cursor"
 """Why streams end when this replica leads no more. A follower may be given a snapshot instead of
@@ -118,10 +120,16 @@ class Changes:
 def pieces(changes: list[Change]) -> list[tuple[list[Change], int]]:
     """Messages of a stream, each with its cursor: one that breaks off within an entry's changes
     comes before that entry, so that who goes on from it sees some twice, and misses none."""
+    cut: list[list[Change]] = []
+    size = 0
+    for change in changes:
+        size += message_size(change.execution)
+        if not cut or len(cut[-1]) == WATCH_BATCH_MAX or size > PAGE_BYTES_MAX:
+            cut.append([])
+            size = message_size(change.execution)
+        cut[-1].append(change)
     found = []
-    for start in range(0, len(changes), WATCH_BATCH_MAX):
-        piece = changes[start : start + WATCH_BATCH_MAX]
+    for piece, following in zip(cut, [*cut[1:], []], strict=True):
         last = piece[-1].at
-        rest = changes[start + WATCH_BATCH_MAX :][:1]
-        found.append((piece, last - 1 if rest and rest[0].at == last else last))
+        found.append((piece, last - 1 if following and following[0].at == last else last))
     return found

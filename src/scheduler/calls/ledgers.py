@@ -23,6 +23,7 @@ from ..core.ledger import Outcome, Row
 from ..core.model import Execution, ExecutionState, Schedule
 from ..core.recurrence.limits import COUNT_MAX, HORIZON_MS
 from ..shard import Shard
+from ..store.queries import PAGE_BYTES_MAX
 from . import found
 from .writes import Methods
 
@@ -78,7 +79,6 @@ class Ledgers:
         listing = ("fires", request.parent, schedule.uid.hex(), str(newest_first))
         size = pages.size(request.page_size)
         start = pages.start(request.page_token, *listing)
-        following: int | None
         if newest_first:
             newest = schedule.ledger_count - 1
             upto = min(int.from_bytes(start, "big"), newest) if start else newest
@@ -86,17 +86,24 @@ class Ledgers:
             rows = self._shard.queries.numbered_rows(schedule.uid, first, upto - first + 1)
             rows.reverse()
             # Rows before the first that is kept have been forgotten.
-            following = first - 1 if first and rows and rows[-1][0] == first else None
+            following = first - 1 if first and rows and rows[-1][0] == first else -1
         else:
             first = min(int.from_bytes(start, "big"), schedule.ledger_count)
             rows = self._shard.queries.rows(schedule.uid, first, size)
             last = rows[-1][0] if rows else schedule.ledger_count
-            following = last + 1 if last + 1 < schedule.ledger_count else None
-        after = b"" if following is None else following.to_bytes(8, "big")
-        return schedule_pb2.ListFiresResponse(
-            rows=[convert.row_message(schedule, number, row) for number, row in rows],
-            next_page_token=pages.token(after, *listing),
-        )
+            following = last + 1 if last + 1 < schedule.ledger_count else -1
+        response = schedule_pb2.ListFiresResponse()
+        told_bytes = 0
+        for number, row in rows:
+            message = convert.row_message(schedule, number, row)
+            told_bytes += message.ByteSize()
+            if response.rows and told_bytes > PAGE_BYTES_MAX:
+                following = number
+                break
+            response.rows.append(message)
+        after = b"" if following < 0 else following.to_bytes(8, "big")
+        response.next_page_token = pages.token(after, *listing)
+        return response
 
     async def statistics(self, request: schedule_pb2.GetScheduleStatisticsRequest) -> Message:
         """See the proto."""

@@ -40,8 +40,12 @@ from .view import (
 )
 
 PAGE_BYTES_MAX = 3 * 1024 * 1024
-"""Of the records in a page, which ends before the one that is too much: within MESSAGE_BYTES_MAX,
-with up to 1 KiB for each that its message adds to the record."""
+"""Of the messages in a page, which ends before the one that is too much: within MESSAGE_BYTES_MAX,
+with up to 1 KiB for each of what is counted nowhere, as names and times."""
+
+GROWTH_MAX = 2
+"""How many times a record's bytes its message may have, beside that: 30 bytes of a window that is
+excluded are 19 in the record."""
 
 ATTEMPT_BYTES = 256
 """An attempt's message without its text, or what an execution's has beside its attempts."""
@@ -152,7 +156,7 @@ class Queries:
             if len(found) == count or looked_at == looked_at_max:
                 return found, key
             if execution is not None and keep(execution):
-                size += _size(execution)
+                size += message_size(execution)
                 if found and size > PAGE_BYTES_MAX:
                     return found, key
                 found.append(execution)
@@ -228,7 +232,7 @@ class Queries:
         # `after` comes from a page token, which a client can forge: it must not lead elsewhere.
         start = max(after, prefix)
         for key, value in self._backend.scan(start, keys.after_prefix_of(prefix)):
-            size += len(value)
+            size += len(value) * GROWTH_MAX
             if len(pairs) == count or (pairs and size > PAGE_BYTES_MAX):
                 return pairs, key
             pairs.append((key, value))
@@ -309,7 +313,7 @@ class Queries:
         return found
 
 
-def _size(execution: Execution) -> int:
-    """Of an execution's message, about."""
+def message_size(execution: Execution) -> int:
+    """Bytes of an execution's message, about."""
     texts = [execution.message, *(attempt.message for attempt in execution.attempts)]
     return sum(len(text.encode()) + ATTEMPT_BYTES for text in texts)

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from tests.unit.scheduler.test_creates import Leader
-from tests.unit.scheduler.worlds import HERE, SPEC, World, shard_of
+from tests.unit.scheduler.worlds import HERE, SPEC, START_MS, World, shard_of
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import InvalidRequest, PageTokenInvalid, Unavailable
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
 from tickmesh.proto.tickmesh.v1 import execution_pb2, schedule_pb2
-from tickmesh.scheduler import pages, watch
-from tickmesh.scheduler.core import commands
+from tickmesh.scheduler import convert, pages, watch
+from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import Attempt, Reason, Retry
 from tickmesh.scheduler.service import ShardService
@@ -240,7 +240,7 @@ async def test_a_page_of_large_records_ends_before_it_is_too_large_to_send() -> 
     world.do(commands.CreateSchedules("acme", "hello", new, b""))
     request = schedule_pb2.ListSchedulesRequest(parent="customers/acme/jobs/hello")
     found = await pages_of(leader, "ScheduleService/ListSchedules", request, "schedules")
-    assert len(found) == 3
+    assert len(found) == 5
     assert [name[-5:] for page in found for name in page] == [each.schedule_id for each in new]
 
 
@@ -266,3 +266,70 @@ async def test_a_page_of_executions_that_failed_often_and_told_much_ends_early_t
     assert len(found) == 4
     names = [name for page in found for name in page]
     assert len(names) == len(set(names)) == len(made)
+
+
+WINDOWS = tuple((START_MS + 1 + 1_000 * n, START_MS + 999 + 1_000 * n) for n in range(200))
+"""As many as may be excluded: the message of each is much larger than its record."""
+OFTEN: Any = {"every": ((10_000, 0),), "excluded_windows": WINDOWS}
+
+
+async def test_a_page_of_records_that_grow_as_messages_ends_early_too() -> None:
+    leader = Leader()
+    world = leader.world
+    new = [world.new_schedule(f"s-{n:03}", **OFTEN) for n in range(1_000)]
+    for first in range(0, len(new), 100):
+        made = world.do(commands.CreateSchedules("acme", "hello", new[first : first + 100], b""))
+        assert isinstance(made, list)
+    request = schedule_pb2.ListSchedulesRequest(parent="customers/acme/jobs/hello", page_size=1_000)
+    found = await pages_of(leader, "ScheduleService/ListSchedules", request, "schedules")
+    assert [name[-5:] for page in found for name in page] == [each.schedule_id for each in new]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_a_page_of_a_ledger_with_large_definitions_ends_early_too(newest_first: bool) -> None:
+    """A schedule that was changed often: its ledger could not be read with pages of 1,000."""
+    leader = Leader()
+    world = leader.world
+    schedule = world.schedule()
+    changes = 1_000
+    for number in range(changes):
+        spec = recurrence.Spec(every=((10_000, number % 2),), excluded_windows=WINDOWS)
+        made = world.do(
+            commands.UpdateSchedule("acme", "hello", "often", 0, (), spec, schedule.policy, b"")
+        )
+        assert isinstance(made, list), made
+    request = schedule_pb2.ListFiresRequest(
+        parent="customers/acme/jobs/hello/schedules/often",
+        page_size=1_000,
+        newest_first=newest_first,
+    )
+    numbers = []
+    while True:
+        answer = await leader.call("ScheduleService/ListFires", request)
+        assert answer.ByteSize() <= MESSAGE_BYTES_MAX
+        numbers += [row.number for row in answer.rows]
+        if not answer.next_page_token:
+            break
+        request.page_token = answer.next_page_token
+    assert sorted(numbers, reverse=newest_first) == numbers
+    assert sorted(numbers) == list(range(world.stored(schedule).ledger_count))
+    assert len(numbers) > changes
+
+
+def test_a_message_of_a_stream_is_not_too_large_to_send() -> None:
+    """Whoever watched could go on from no cursor: each time the same message was too large."""
+    world = World()
+    world.job()
+    attempts = tuple(
+        Attempt(number, "", "", 0, message="\N{WOLF FACE}" * STATUS_MESSAGE_CHARACTERS_MAX)
+        for number in range(1, 21)
+    )
+    made = msgspec.structs.replace(world.execute()[0], attempts=attempts)
+    found = watch.pieces([watch.Change(at, made) for at in (7, *[8] * 200, 9)])
+    messages = [
+        [convert.execution_message(change.execution, None) for change in batch]
+        for batch, _ in found
+    ]
+    assert sum(map(len, messages)) == 202
+    assert all(sum(e.ByteSize() + 8 for e in batch) <= MESSAGE_BYTES_MAX for batch in messages)
+    assert [cursor for _, cursor in found] == [7] * (len(found) - 1) + [9]

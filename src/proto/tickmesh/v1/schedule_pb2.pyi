@@ -1130,7 +1130,7 @@ class ListFiresRequest(_message.Message):
     parent: _builtins.str
     """customers/{customer}/jobs/{job}/schedules/{schedule}. Required."""
     page_size: _builtins.int
-    """Items a page. Default 100; at most 1,000 (more is taken as 1,000)."""
+    """Items a page, fewer where they are large. Default 100; at most 1,000 (more is taken as 1,000)."""
     page_token: _builtins.str
     """From the last answer, with the same parent and order; another listing's is refused
     (PAGE_TOKEN_INVALID).

@@ -20,6 +20,7 @@ from ..mesh.config import ShardMembers
 from ..mesh.errors import (
     STATUS_METADATA_KEY,
     DeadlineExceeded,
+    MessageTooLarge,
     NoLeader,
     OutcomeUnknown,
     Unavailable,
@@ -238,14 +239,15 @@ class Shard:
         again = [
             call
             for call, reply, sent in zip(batch, response.replies, before, strict=True)
-            if not self._answer(call, reply, sent)
+            if not self._answer(leader, call, reply, sent)
         ]
-        if again:
-            self._forget_leader(leader)
-            self._queue.put_back(again)
+        self._queue.put_back(again)
 
-    def _answer(self, call: Pending, reply: shard_pb2.Reply, sent_before: bool) -> bool:
-        """Give a reply to its caller. False: the leader was lost, and the call may go again."""
+    def _answer(
+        self, leader: Replica, call: Pending, reply: shard_pb2.Reply, sent_before: bool
+    ) -> bool:
+        """Give a reply to its caller. False: the call may go again, as the leader was lost, or
+        alone."""
         if not reply.status:
             call.succeed(reply.response)
             return True
@@ -254,9 +256,15 @@ class Shard:
         if status.code == code_pb2.UNAVAILABLE:
             if isinstance(error, NoLeader):
                 call.sent = sent_before
+                self._forget_leader(leader)
                 return False
             if isinstance(error, OutcomeUnknown) and call.repeatable:
+                self._forget_leader(leader)
                 return False
+        together = isinstance(error, MessageTooLarge) and error.TOGETHER in error.metadata
+        if together and call.repeatable and not call.alone:
+            call.alone = True
+            return False
         call.fail(error)
         return True
 

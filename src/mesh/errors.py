@@ -173,6 +173,10 @@ class MessageTooLarge(ResourceExhausted):
 
     reason = "MESSAGE_TOO_LARGE"
 
+    TOGETHER = "together"
+    """In its metadata: an answer did not fit beside those of other calls in one message between
+    services, and by itself it does."""
+
 
 class ImageTooLarge(ResourceExhausted):
     """The image is over its limit."""

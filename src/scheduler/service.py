@@ -18,6 +18,7 @@ from ..mesh.errors import (
     CursorExpired,
     FailedPrecondition,
     InternalError,
+    MessageTooLarge,
     NoLeader,
     NotBuilt,
     NotFound,
@@ -29,6 +30,7 @@ from ..mesh.errors import (
     refuse,
     to_status,
 )
+from ..mesh.limits import INTERNAL_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 from ..mesh.tls import require_role
 from ..proto.tickmesh.internal.v1 import shard_pb2, shard_pb2_grpc
 from ..proto.tickmesh.v1 import cluster_pb2, execution_pb2
@@ -46,6 +48,9 @@ from .zones import Zones
 
 CALLS_MAX = 1_024
 """Calls in one CallRequest: as the gateway sends them."""
+
+ANSWERS_BYTES_MAX = INTERNAL_MESSAGE_BYTES_MAX - 1024 * 1024
+"""Answers in one CallResponse: what it takes less what stands around them."""
 
 CATCH_UP_CHUNK = 1_000
 """Stored changes looked at before others have a turn: about 10 ms."""
@@ -164,7 +169,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         for index, answer in enumerate(answers):
             if isinstance(answer, Write):
                 answers[index] = await self._written(answer)
-        return [self._reply(answer) for answer in answers]
+        replies = [self._reply(answer) for answer in answers]
+        _leave_out(replies, [call.method in self._calls.methods.reads for call in calls])
+        return replies
 
     async def _read(self, reads: list[tuple[int, Any, Any]], answers: list[Any]) -> None:
         try:
@@ -189,8 +196,18 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     @staticmethod
     def _reply(answer: Any) -> shard_pb2.Reply:
         if isinstance(answer, TickmeshError):
-            return shard_pb2.Reply(status=to_status(answer).SerializeToString())
-        return shard_pb2.Reply(response=answer.SerializeToString())
+            return _refusal(answer)
+        response = answer.SerializeToString()
+        if len(response) > MESSAGE_BYTES_MAX:
+            return _refusal(
+                MessageTooLarge(
+                    f"the answer has {len(response):,} bytes, more than the limit of "
+                    f"{MESSAGE_BYTES_MAX:,}: ask for less, as by page_size; what was to be done is "
+                    "done",
+                    metadata={"limit_bytes": str(MESSAGE_BYTES_MAX), "bytes": str(len(response))},
+                )
+            )
+        return shard_pb2.Reply(response=response)
 
     async def Watch(
         self, request: shard_pb2.WatchRequest, context: Context
@@ -491,6 +508,31 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         except TickmeshError as error:
             await refuse(context, error)
             raise
+
+
+def _refusal(error: TickmeshError) -> shard_pb2.Reply:
+    return shard_pb2.Reply(status=to_status(error).SerializeToString())
+
+
+def _leave_out(replies: list[shard_pb2.Reply], read: list[bool]) -> None:
+    """Of answers that are too much for one message those are left out that can be asked for again:
+    reads first, and the largest of them. read: which are answers of reads."""
+    sizes = [reply.ByteSize() for reply in replies]
+    too_much = sum(sizes) - ANSWERS_BYTES_MAX
+    if too_much <= 0:
+        return
+    left_out = _refusal(
+        MessageTooLarge(
+            "the answer does not fit beside those of other calls; what was to be done is done: "
+            "read what became of it",
+            metadata={MessageTooLarge.TOGETHER: "true"},
+        )
+    )
+    for index in sorted(range(len(replies)), key=lambda n: (read[n], sizes[n]), reverse=True):
+        too_much -= sizes[index] - left_out.ByteSize()
+        replies[index] = left_out
+        if too_much <= 0:
+            return
 
 
 def _refusing(error: TickmeshError) -> Callable[[Any], Any]:

@@ -18,6 +18,7 @@ from tickmesh.mesh.config import Peer, ShardMembers, Tls
 from tickmesh.mesh.errors import (
     DeadlineExceeded,
     EtagMismatch,
+    MessageTooLarge,
     NoLeader,
     NotFound,
     OutcomeUnknown,
@@ -209,6 +210,36 @@ async def test_what_may_have_been_done_is_repeated_only_if_that_is_safe(world: W
     assert (created, read) == (b"1", b"2")
     assert isinstance(deleted, OutcomeUnknown)
     assert world.replicas[1].batches == [[b"1", b"2"]]
+
+
+async def test_what_did_not_fit_beside_other_answers_is_asked_for_alone(world: World) -> None:
+    """All of them were sent again, and what may not be had an unknown outcome."""
+    too_large = MessageTooLarge("no room", metadata={MessageTooLarge.TOGETHER: "true"})
+
+    async def no_room(request: Any, _: Any) -> Any:
+        replies = [reply(too_large) for call in request.calls[:-1]]
+        return shard_pb2.CallResponse(replies=[*replies, reply()])
+
+    world.replicas[0].answers.append(no_room)
+    created, read, deleted, other = await asyncio.gather(
+        world.call(b"1", CREATE),
+        world.call(b"2", GET),
+        world.call(b"3", DELETE),
+        world.call(b"4", DELETE),
+        return_exceptions=True,
+    )
+    assert (created, read, other) == (b"1", b"2", b"done")
+    assert isinstance(deleted, MessageTooLarge)
+    first, *alone = world.replicas[0].batches
+    assert first == [b"1", b"2", b"3", b"4"] and sorted(alone) == [[b"1"], [b"2"]]
+
+    # One that is alone already is not asked for for ever.
+    async def no_room_alone(request: Any, _: Any) -> Any:
+        return shard_pb2.CallResponse(replies=[reply(too_large)])
+
+    world.replicas[0].answers.append(no_room_alone)
+    with pytest.raises(MessageTooLarge):
+        await world.shard.call(GET, b"5", LONG_S, "", alone=True)
 
 
 async def test_a_leader_that_dies_is_left_and_the_next_one_gets_what_may_be_repeated(

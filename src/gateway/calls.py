@@ -7,7 +7,7 @@ in the next one, and a call's cost is shared where it matters, under load.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from ..mesh.errors import Overloaded, TickmeshError
@@ -25,6 +25,19 @@ BATCH_ANSWER_BYTES_MAX = 24 * 1024 * 1024
 
 QUEUE_CALLS_MAX = 10_000
 """Calls that wait for one shard: seconds of its throughput one by one; more would only time out."""
+
+BATCHES_IN_FLIGHT_MAX = 4
+"""Batches under way to a leader: enough to keep it busy while answers travel, and few enough that
+what waits gathers into large ones."""
+
+SLOW_IN_FLIGHT_MAX = 16
+"""Calls that take seconds or minutes under way to a leader, which does them side by side."""
+
+SLOW_OF_OWNER_MAX = 4
+"""Of these as many are one customer's, so that others have theirs done."""
+
+SLOW_QUEUE_CALLS_MAX = 1_000
+"""Such calls that wait: more would only time out."""
 
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 """Their requests together: what a gateway may hold for one shard."""
@@ -52,8 +65,10 @@ class Pending:
     answer: asyncio.Future[bytes]
     repeatable: bool
     """Whether it may be sent again though it may have been done."""
+    owner: str = ""
+    """The customer, of a call that takes long. Empty: an operator's."""
     alone: bool = False
-    """Sent by itself, as a batch with it had too large an answer."""
+    """Sent by itself, as its answer was too large beside those of others."""
     sent: bool = False
     """Whether a leader may have done it: it was sent, and was not answered by a refusal."""
 
@@ -82,16 +97,25 @@ class Queue:
     """First in, first out, limited by count and by bytes; takes what returned from a lost leader
     back at its head, and forgets what nobody waits for any more."""
 
+    in_flight_max = BATCHES_IN_FLIGHT_MAX
+    calls_max = QUEUE_CALLS_MAX
+
     def __init__(self) -> None:
         self._calls: OrderedDict[Pending, None] = OrderedDict()
         self._bytes = 0
+        self._in_flight = 0
 
     def __len__(self) -> int:
         return len(self._calls)
 
+    @property
+    def may_send(self) -> bool:
+        """Whether something waits, and another batch may be under way."""
+        return bool(self._calls) and self._in_flight < self.in_flight_max
+
     def append(self, call: Pending) -> None:
         """Raises Overloaded if the queue is full."""
-        if len(self._calls) >= QUEUE_CALLS_MAX or self._bytes >= QUEUE_BYTES_MAX:
+        if len(self._calls) >= self.calls_max or self._bytes >= QUEUE_BYTES_MAX:
             raise Overloaded(
                 f"{len(self._calls):,} calls ({self._bytes:,} bytes) wait for this shard already: "
                 f"try again in {OVERLOAD_RETRY_MS} ms or later",
@@ -115,8 +139,18 @@ class Queue:
             del self._calls[call]
             self._bytes -= len(call.request)
 
+    def ended(self, batch: list[Pending]) -> None:
+        """A batch that was taken is under way no more."""
+        self._in_flight -= 1
+
     def take(self) -> list[Pending]:
-        """The next batch, within every limit."""
+        """The next batch, within every limit; it is under way until `ended`. Empty: there is none
+        now."""
+        batch = self._batch()
+        self._in_flight += bool(batch)
+        return batch
+
+    def _batch(self) -> list[Pending]:
         batch: list[Pending] = []
         request_bytes = answer_bytes = 0
         while self._calls and len(batch) < BATCH_CALLS_MAX:
@@ -134,6 +168,33 @@ class Queue:
             if call.alone:
                 break
         return batch
+
+
+class SlowQueue(Queue):
+    """Calls that take long, each by itself: none waits in it for another customer's."""
+
+    in_flight_max = SLOW_IN_FLIGHT_MAX
+    calls_max = SLOW_QUEUE_CALLS_MAX
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_owner: Counter[str] = Counter()
+
+    def ended(self, batch: list[Pending]) -> None:
+        """See Queue."""
+        super().ended(batch)
+        for call in batch:
+            self._of_owner[call.owner] -= 1
+            if not self._of_owner[call.owner]:
+                del self._of_owner[call.owner]
+
+    def _batch(self) -> list[Pending]:
+        for call in self._calls:
+            if not call.owner or self._of_owner[call.owner] < SLOW_OF_OWNER_MAX:
+                self._of_owner[call.owner] += 1
+                self.forget(call)
+                return [call]
+        return []
 
 
 def to_message(batch: list[Pending], now_s: float) -> shard_pb2.CallRequest:

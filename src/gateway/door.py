@@ -109,7 +109,7 @@ class Door:
                 return grpc.unary_stream_rpc_method_handler(self._stream(method, self._logs))
             case Kind.IMAGE_IMPORT:
                 return grpc.stream_unary_rpc_method_handler(self._import(method))
-            case Kind.SHARD | Kind.SHARD_ALONE:
+            case Kind.SHARD | Kind.SHARD_SLOW:
                 make = self._forward
             case Kind.IMAGE:
                 make = self._image
@@ -172,9 +172,17 @@ class Door:
             # The same call may have to be sent again after a leader is lost.
             made = os.urandom(REQUEST_ID_CHARACTERS // 2).hex().encode()
             data = data + method.request_id_tag + made
-        shard = self._shard(method.read_name(request))
-        alone = method.kind is Kind.SHARD_ALONE
-        answer = await shard.call(method, data, timeout_s, _traceparent(context), alone=alone)
+        name = method.read_name(request)
+        # Deleting a job with its schedules takes as long as there are many.
+        slow = method.kind is Kind.SHARD_SLOW or bool(getattr(request, "force", False))
+        answer = await self._shard(name).call(
+            method,
+            data,
+            timeout_s,
+            _traceparent(context),
+            slow=slow,
+            owner=name.split("/", 2)[1] if slow else "",
+        )
         if self._authentication is not None and method.name.endswith("/RevokeApiKey"):
             self._authentication.forget(parse_key(request.name))  # here at once
         return answer
@@ -230,8 +238,8 @@ class Door:
         """The leader of the shard that is named answers."""
         for shard in self._shards:
             if shard.id == request.shard_id:
-                # By itself: it may take long, and a batch is answered as a whole.
-                return await shard.call(method, data, timeout_s, _traceparent(context), alone=True)
+                # It may take long, and a batch is answered as a whole.
+                return await shard.call(method, data, timeout_s, _traceparent(context), slow=True)
         known = ", ".join(shard.id for shard in self._shards)
         raise NotFound(f"there is no shard {request.shard_id!r}; there are: {known}")
 

@@ -27,7 +27,7 @@ class Kind(enum.Enum):
 
     SHARD = "shard"
     """The leader of the customer's shard, as one of many calls in a message."""
-    SHARD_ALONE = "shard alone"
+    SHARD_SLOW = "shard slow"
     """The same, in a message of its own: others need not wait for an answer that takes long."""
     WATCH = "watch"
     """The leader, as a stream."""
@@ -109,13 +109,13 @@ _ROWS: dict[str, tuple[Kind, str, Repeat, int]] = {
     # As with an execution's.
     "ScheduleService/CancelBackfill": (Kind.SHARD, "name", _S, _SMALL),
     "ScheduleService/ListFires": (Kind.SHARD, "parent", _S, _LARGE),
-    "ScheduleService/GetScheduleStatistics": (Kind.SHARD_ALONE, "name", _S, _SMALL),
-    "ScheduleService/VerifySchedule": (Kind.SHARD_ALONE, "name", _S, _SMALL),
+    "ScheduleService/GetScheduleStatistics": (Kind.SHARD_SLOW, "name", _S, _SMALL),
+    "ScheduleService/VerifySchedule": (Kind.SHARD_SLOW, "name", _S, _SMALL),
     "CalendarService/CreateCalendar": (Kind.SHARD, "parent", _R, _SMALL),
     "CalendarService/GetCalendar": (Kind.SHARD, "name", _S, _SMALL),
     "CalendarService/ListCalendars": (Kind.SHARD, "parent", _S, _LARGE),
-    # Alone: it ends once every schedule that uses the calendar follows.
-    "CalendarService/UpdateCalendar": (Kind.SHARD_ALONE, "calendar.name", _N, _SMALL),
+    # Slow: it ends once every schedule that uses the calendar follows.
+    "CalendarService/UpdateCalendar": (Kind.SHARD_SLOW, "calendar.name", _N, _SMALL),
     "CalendarService/DeleteCalendar": (Kind.SHARD, "name", _N, _SMALL),
     "ExecutionService/ExecuteJob": (Kind.SHARD, "name", _R, _SMALL),
     "ExecutionService/BatchExecuteJobs": (Kind.SHARD, "parent", _R, _LARGE),

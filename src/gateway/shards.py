@@ -29,14 +29,10 @@ from ..mesh.errors import (
 )
 from ..proto.tickmesh.internal.v1 import shard_pb2
 from ..proto.tickmesh.v1 import cluster_pb2
-from .calls import Pending, Queue, expiry_s, repeatable, to_message
+from .calls import Pending, Queue, SlowQueue, expiry_s, repeatable, to_message
 from .methods import Method, Repeat
 from .replicas import Replica, Replicas, View
 from .status import unexpected
-
-BATCHES_IN_FLIGHT_MAX = 4
-"""Batches under way to a leader: enough to keep it busy while answers travel, and few enough that
-what waits gathers into large ones."""
 
 BATCH_GRACE_S = 0.5
 """How long a batch may go on after the last of its callers was told that its time is over."""
@@ -107,8 +103,8 @@ class Shard:
         self.id = members.shard_id
         self._replicas = Replicas(members, credentials)
         self._queue = Queue()
+        self._slow = SlowQueue()
         self._wake = asyncio.Event()
-        self._batches = 0
         self._underway: set[_Underway] = set()
         self._began = asyncio.Event()
         self._leader: Replica | None = None
@@ -130,14 +126,15 @@ class Shard:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._queue and self._batches < BATCHES_IN_FLIGHT_MAX:
-                    leader = await self._find()
-                    if leader is None:
-                        continue
-                    batch = self._queue.take()
-                    if batch:
-                        self._batches += 1
-                        group.create_task(self._send(leader, batch))
+                for queue in (self._queue, self._slow):
+                    while queue.may_send:
+                        leader = await self._find()
+                        if leader is None:
+                            continue
+                        batch = queue.take()
+                        if not batch:
+                            break
+                        group.create_task(self._send(leader, queue, batch))
 
     async def _follow_list(self) -> None:
         """Hear of replicas that come and go, even while the leader stays."""
@@ -154,10 +151,12 @@ class Shard:
         timeout_s: float,
         traceparent: str,
         *,
-        alone: bool = False,
+        slow: bool = False,
+        owner: str = "",
     ) -> bytes:
-        """The public response's bytes. alone: in a message of its own. Raises the error that the
-        shard answers, Overloaded, NoLeader, OutcomeUnknown or DeadlineExceeded."""
+        """The public response's bytes. slow: it may take long, and others need not wait for it.
+        owner: the customer then, or "" for an operator. Raises the error that the shard answers,
+        Overloaded, NoLeader, OutcomeUnknown or DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         call = Pending(
             method=method,
@@ -166,16 +165,18 @@ class Shard:
             expires_s=expiry_s(loop.time(), timeout_s),
             answer=loop.create_future(),
             repeatable=repeatable(method),
-            alone=alone,
+            owner=owner,
+            alone=slow,
         )
-        self._queue.append(call)
+        queue = self._slow if slow else self._queue
+        queue.append(call)
         self._wake.set()
         timer = loop.call_at(call.expires_s, self._expire, call)
         try:
             return await call.answer
         finally:
             timer.cancel()
-            self._queue.forget(call)
+            queue.forget(call)
 
     def _expire(self, call: Pending) -> None:
         """The caller's time is nearly over: say what is known."""
@@ -201,23 +202,23 @@ class Shard:
             f"no leader of {self.id} could be reached in time; nothing was changed: try again"
         )
 
-    async def _send(self, leader: Replica, batch: list[Pending]) -> None:
+    async def _send(self, leader: Replica, queue: Queue, batch: list[Pending]) -> None:
         """Send one batch, and answer its calls or put them back."""
         try:
-            await self._exchange(leader, batch)
+            await self._exchange(leader, queue, batch)
         except Exception as error:
             bug = unexpected(f"{self.id}: a batch of {len(batch)}", error)
             for call in batch:
                 call.fail(bug)
         finally:
-            self._batches -= 1
+            queue.ended(batch)
             self._wake.set()
 
-    async def _exchange(self, leader: Replica, batch: list[Pending]) -> None:
+    async def _exchange(self, leader: Replica, queue: Queue, batch: list[Pending]) -> None:
         now_s = asyncio.get_running_loop().time()
         if not leader.connected:
             self._forget_leader(leader)
-            self._queue.put_back(batch)
+            queue.put_back(batch)
             return
         timeout_s = max(call.expires_s for call in batch) - now_s
         before = [call.sent for call in batch]
@@ -228,20 +229,20 @@ class Shard:
             with self._known(leader, rpc, CALL_PATIENCE):
                 response = await rpc
         except grpc.aio.AioRpcError as error:
-            self._lost(leader, batch, error)
+            self._lost(leader, queue, batch, error)
             return
         if response.not_leader:
             for call, sent in zip(batch, before, strict=True):
                 call.sent = sent
             self._forget_leader(leader, hint=response.leader_id)
-            self._queue.put_back(batch)
+            queue.put_back(batch)
             return
         again = [
             call
             for call, reply, sent in zip(batch, response.replies, before, strict=True)
             if not self._answer(leader, call, reply, sent)
         ]
-        self._queue.put_back(again)
+        queue.put_back(again)
 
     def _answer(
         self, leader: Replica, call: Pending, reply: shard_pb2.Reply, sent_before: bool
@@ -268,7 +269,9 @@ class Shard:
         call.fail(error)
         return True
 
-    def _lost(self, leader: Replica, batch: list[Pending], error: grpc.aio.AioRpcError) -> None:
+    def _lost(
+        self, leader: Replica, queue: Queue, batch: list[Pending], error: grpc.aio.AioRpcError
+    ) -> None:
         """A batch's outcome is not known."""
         code = error.code()
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and len(batch) > 1:
@@ -287,7 +290,7 @@ class Shard:
                         f"the leader of {self.id} was lost before it answered: {_MAYBE_DONE}"
                     )
                 )
-        self._queue.put_back(again)
+        queue.put_back(again)
 
     # -- everything else that the leader answers -------------------------------------------------
 

@@ -77,7 +77,7 @@ async def test_a_call_that_must_go_alone_goes_alone() -> None:
 async def test_a_full_queue_refuses_with_a_time_to_wait_and_takes_again_when_emptied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "QUEUE_CALLS_MAX", 1)
+    monkeypatch.setattr(Queue, "calls_max", 1)
     queue, made = await filled(b"1")
     with pytest.raises(Overloaded) as refused:
         queue.append(await pending())

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tickmesh.gateway.calls import SLOW_OF_OWNER_MAX
 from tickmesh.gateway.methods import METHODS
 from tickmesh.gateway.shards import Shard
 from tickmesh.mesh import tls
@@ -174,6 +175,41 @@ async def test_calls_that_come_while_batches_are_under_way_leave_together(world:
     assert sorted(map(len, world.replicas[0].batches)) == [1, 1, 1, 1, 96]
 
 
+async def test_calls_that_take_long_are_in_nobodys_way(world: World) -> None:
+    """Four of them, of one customer, were as much as was under way to a shard at one time: all
+    others waited for their end."""
+    gate = asyncio.Event()
+    arrived: list[bytes] = []
+    changed = asyncio.Condition()
+
+    async def wait(request: Any, context: Any) -> Any:
+        async with changed:
+            arrived.extend(call.request for call in request.calls)
+            changed.notify_all()
+        await gate.wait()
+        return await answer_all(request, context)
+
+    async def until(count: int) -> None:
+        async with changed:
+            await changed.wait_for(lambda: len(arrived) == count)
+
+    def slow(request: bytes, owner: str) -> asyncio.Task[bytes]:
+        call = world.shard.call(DELETE, request, LONG_S, "", slow=True, owner=owner)
+        return asyncio.create_task(call)
+
+    world.replicas[0].answers.extend([wait] * 6)
+    calls = [slow(b"acme", "acme") for _ in range(SLOW_OF_OWNER_MAX + 2)]
+    await until(SLOW_OF_OWNER_MAX)
+    calls.append(slow(b"other", "other"))  # overtakes those that are too many of acme's
+    calls.append(slow(b"operator", ""))
+    await until(SLOW_OF_OWNER_MAX + 2)
+    assert sorted(arrived) == [b"acme"] * SLOW_OF_OWNER_MAX + [b"operator", b"other"]
+    assert await world.call(b"quick") == b"quick"
+    gate.set()
+    answers = await asyncio.gather(*calls)
+    assert answers == [b"acme"] * (SLOW_OF_OWNER_MAX + 2) + [b"other", b"operator"]
+
+
 async def test_one_that_does_not_lead_any_more_costs_no_call(world: World) -> None:
     await world.call(b"1")
     world.lead(1, term=2)
@@ -239,7 +275,7 @@ async def test_what_did_not_fit_beside_other_answers_is_asked_for_alone(world: W
 
     world.replicas[0].answers.append(no_room_alone)
     with pytest.raises(MessageTooLarge):
-        await world.shard.call(GET, b"5", LONG_S, "", alone=True)
+        await world.shard.call(GET, b"5", LONG_S, "", slow=True)
 
 
 async def test_a_leader_that_dies_is_left_and_the_next_one_gets_what_may_be_repeated(

@@ -43,6 +43,9 @@ ACKNOWLEDGED_MAX = 50_000
 EXECUTED_NS = 500_000_000
 """Work that is due within so long was executed; fires come longer ahead, and clocks differ less."""
 
+LEADERS_NS_MAX = 1_000_000_000
+"""The clocks of two leaders that follow each other differ by less."""
+
 HELD_FACTOR = 4
 """Attempts held for each slot at most, ended ones included: a shard that sends more is wrong."""
 
@@ -217,31 +220,16 @@ class Agent:
         await self.runtime.sweep(
             frozenset(attempt.id for attempt in adopted if attempt is not None)
         )
-        now_ns = self.clock.now_ns()
         for entry, attempt in zip(known, adopted, strict=True):
             order = _order(entry)
             if entry.report is not None:
                 report = shard_pb2.AttemptReport.FromString(entry.report)
                 self._hold(Attempt.ended(self, order, report))
-            elif attempt is not None:
+            else:
+                attempt = attempt or Attempt(self, order, again=True)
                 self._hold(attempt)
                 self._room.take(order.work)
                 self._resumed.append(attempt)
-            elif order.start_at_ns > now_ns:
-                # Not due yet, and nothing is started before it is due: so it has not run.
-                await self.runtime.discard_output(entry.attempt_id)
-                again = Attempt(self, order)
-                self._hold(again)
-                self._room.take(order.work)
-                self._resumed.append(again)
-            else:
-                lost = Attempt(self, order)
-                self._hold(lost)
-                lost.stop(
-                    execution_pb2.EXECUTION_REASON_EXECUTOR_LOST,
-                    "the executor restarted and cannot find it again; it may or may not have run",
-                )
-                self._resumed.append(lost)
 
     async def _adopt(self, entry: Entry) -> Attempt | None:
         if entry.report is not None:
@@ -418,6 +406,11 @@ class Agent:
     ) -> tuple[Reading, Awaitable[int]]:
         """See Host."""
         return await self._shards[order.shard_id].due(order.start_at_ns, act)
+
+    async def was_due(self, order: Order) -> bool:
+        """See Host. It was another leader then, maybe."""
+        began_ns = await self._shards[order.shard_id].began_ns()
+        return order.start_at_ns <= began_ns + LEADERS_NS_MAX
 
     @contextlib.asynccontextmanager
     async def removal(self, order: Order) -> AsyncIterator[None]:

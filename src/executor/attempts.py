@@ -35,6 +35,9 @@ BEFORE_START = frozenset(
 )
 """Stops of what has not started; what has goes on."""
 
+_LOST = execution_pb2.EXECUTION_REASON_EXECUTOR_LOST
+_LOST_MESSAGE = "the executor restarted and cannot find it again; it may or may not have run"
+
 log = telemetry.logger(__name__)
 
 
@@ -57,6 +60,11 @@ class Host(Protocol):
         answered; raises what it raises."""
         ...
 
+    async def was_due(self, order: Order) -> bool:
+        """Whether an earlier process may have found an order due. Waits until a leader tells the
+        time."""
+        ...
+
     def changed(self, attempt: "Attempt") -> None:
         """The attempt's report is another now."""
         ...
@@ -75,12 +83,16 @@ class Attempt:
         order: Order,
         recorded: Awaitable[None] | None = None,
         sandbox: Sandbox | None = None,
+        *,
+        again: bool = False,
     ) -> None:
-        """recorded: done once the ledger has it. sandbox: of an attempt that runs already."""
+        """recorded: done once the ledger has it. sandbox: of an attempt that runs already. again:
+        an earlier process had it, and it cannot be found."""
         self._host = host
         self.order = order
         self._recorded = recorded
         self._sandbox = sandbox
+        self._again = again
         self.id = order.work.attempt_id
         self.prepared_ns = 0
         self.started_ns = sandbox.started_ns if sandbox is not None else 0
@@ -147,9 +159,15 @@ class Attempt:
 
     async def run(self) -> None:
         """Live. Raises only what the ledger does."""
-        self._living = asyncio.current_task()
-        end = await self._outcome()
-        self._living = None
+        if self._again and await self._host.was_due(self.order):
+            # Whatever stops came meanwhile: they are for what has not started.
+            end = End(_LOST, _LOST_MESSAGE, self._host.clock.now_ns())
+        else:
+            if self._again:
+                await self._host.runtime.discard_output(self.id)
+            self._living = asyncio.current_task()
+            end = await self._outcome()
+            self._living = None
         await self._host.quiet.wait()
         await self._write(end)
         if self._sandbox is not None:

@@ -126,6 +126,7 @@ class Shard:
         self._members_number = 0
         self._herds: dict[int, list[tuple[Callable[[], object], asyncio.Future[Any]]]] = {}
         """What waits for an instant of the leader's clock: what to do then, and whom to tell."""
+        self._began_ns = clock.monotonic_ns()
         self.steps = Steps(clock)
         self._reading = Reading()
         self._reading_steps_ns = 0
@@ -196,6 +197,14 @@ class Shard:
             return self._reading
         return Reading(self._reading.offset_ns - stepped_ns, self._reading.uncertainty_ns)
 
+    async def began_ns(self) -> int:
+        """When this process began, by the leader's clock: then, or earlier."""
+        while self._heard_ns is None:
+            await self._heard.wait()
+        reading = self.reading
+        since_ns = self.clock.monotonic_ns() - self._began_ns
+        return self.clock.now_ns() + reading.offset_ns + reading.uncertainty_ns - since_ns
+
     @property
     def in_lease(self) -> bool:
         """Whether work may be started."""
@@ -214,7 +223,9 @@ class Shard:
             # Both again after every wait: the estimate of the clocks gets better, the lease ends.
             reading = self.reading
             local_ns = start_at_ns - reading.offset_ns
-            if self.clock.now_ns() < local_ns:
+            if self._heard_ns is None:  # nor is anything known of that clock
+                await self._heard.wait()
+            elif self.clock.now_ns() < local_ns:
                 acted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                 herd = self._herds.get(start_at_ns)
                 if herd is None:

@@ -173,6 +173,9 @@ class Timer:
         self._machine = machine
         self._wake = wake
         self._handle: asyncio.TimerHandle | None = None
+        process = PROCESS.get()
+        assert process is not None
+        machine.on_clock_set = lambda: process.call(self._set)
 
     def arm(self, instant_ns: int) -> None:
         """See clockwork.Timer."""
@@ -188,10 +191,16 @@ class Timer:
         else:
             self._wake(False)
 
+    def _set(self) -> None:
+        if self._handle is not None:
+            self.close()
+            self._wake(True)
+
     def close(self) -> None:
         """See clockwork.Timer."""
         if self._handle is not None:
             self._handle.cancel()
+            self._handle = None
 
 
 class Stub:

@@ -6,7 +6,8 @@ crash_at_point      the same at a write, a flush, a message's sending, before or
 fail_disk           flushes fail; fill_disk: writes do; slow_disk: flushes take up to 0.4 s
 wipe                a disk is replaced by an empty one
 find_disk           a lost disk is found, and started for a while in the place of its successor
-jump_clock          a wall clock jumps, to 0.4 s from true time at most; all wander, always
+jump_clock          a wall clock jumps, to 0.4 s from true time at most; all wander, always; in some
+                    simulations those of worker hosts jump, too, farther, and their hosts reboot
 isolate             a replica is cut off, from the others alone or from everybody
 cut_one_way         nothing gets from one replica to another
 rough_network       messages are lost, doubled, delayed, and so reordered
@@ -45,11 +46,17 @@ STOP_PAUSE_S = 2.5
 REPLICAS_MAX = 5
 """At one time."""
 
+SET_PAUSE_S = 2.5
+"""Mean between two times that a worker host's clock is set, where they are."""
+
 ELECTION_LOOKS, ELECTION_LOOK_S = 400, 0.0005
 """How often and how long a new leader is looked for."""
 
 CLOCK_BOUND_MS = 400.0
-"""How far wall clocks are from true time at most."""
+"""How far replicas' wall clocks are from true time at most."""
+
+HOST_CLOCK_BOUND_MS = 2_000.0
+"""And those of worker hosts, which follow their leader's."""
 
 
 def is_about_members(seed: int) -> bool:
@@ -67,6 +74,11 @@ def is_about_stops(seed: int) -> bool:
     return seed % 7 == 6
 
 
+def is_about_clocks(seed: int) -> bool:
+    """In every seventh simulation worker hosts' clocks are set again and again."""
+    return seed % 7 == 3
+
+
 class Faults:
     """See the module. `run` until cancelled; the world heals what is left."""
 
@@ -74,6 +86,7 @@ class Faults:
         self._world = world
         self._chance = random.Random(f"{seed}/faults")
         self._stops = random.Random(f"{seed}/stops")
+        self._clocks = random.Random(f"{seed}/clocks")
         self.made = 0
         self._changing = 0
         self._choices: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
@@ -103,6 +116,8 @@ class Faults:
         async with asyncio.TaskGroup() as group:
             if is_about_stops(self._world.report.seed):
                 group.create_task(self._stop_again_and_again())
+            if is_about_clocks(self._world.report.seed):
+                group.create_task(self._set_again_and_again())
             while True:
                 await asyncio.sleep(
                     self._chance.expovariate(1 / PAUSE_S) * self._world.pace.stretch
@@ -138,6 +153,19 @@ class Faults:
             host.stops_for_s = chance.uniform(low_s, high_s) * world.pace.stretch
             world.note(f"{host.machine.name} is stopped for {host.stops_for_s:.1f} s")
 
+    async def _set_again_and_again(self) -> None:
+        world, chance = self._world, self._clocks
+        while True:
+            await asyncio.sleep(chance.expovariate(1 / SET_PAUSE_S) * world.pace.stretch)
+            self.made += 1
+            host = chance.choice(world.hosts)
+            machine, reboots = host.machine, chance.random() < 0.4
+            if reboots and machine.process is not None:
+                host.reboot(forget=False)
+            machine.set_clock(chance.uniform(-HOST_CLOCK_BOUND_MS, HOST_CLOCK_BOUND_MS))
+            what = "reboots, and its clock is" if reboots else "has its clock"
+            world.note(f"{machine.name} {what} set to {machine.offset_ms:+.0f} ms")
+
     # -- replicas ------------------------------------------------------------------------------
 
     async def crash(self) -> None:
@@ -154,7 +182,7 @@ class Faults:
 
     async def jump_clock(self) -> None:
         machine = self._node().machine
-        machine.offset_ms = self._chance.uniform(-CLOCK_BOUND_MS, CLOCK_BOUND_MS)
+        machine.set_clock(self._chance.uniform(-CLOCK_BOUND_MS, CLOCK_BOUND_MS))
         self._world.note(f"{machine.name}'s clock jumps to {machine.offset_ms:+.0f} ms")
 
     async def slow_disk(self) -> None:

@@ -102,6 +102,7 @@ class Machine:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self._loop = loop
+        self.on_clock_set: Callable[[], None] = lambda: None
         self._rate = 1.0 + self.chance.uniform(-2e-4, 2e-4) / steady
         self._drift_s = DRIFT_S * steady
         self.offset_ms = self.chance.uniform(-50.0, 50.0)
@@ -115,6 +116,11 @@ class Machine:
         elapsed_s = self._loop.now_s - 1000.0
         drift_ms = DRIFT_MS * math.sin(self._phase + elapsed_s / self._drift_s)
         return int((START_MS + self.offset_ms + drift_ms + elapsed_s * 1000) * 1_000_000)
+
+    def set_clock(self, offset_ms: float) -> None:
+        """Somebody sets the wall clock: so far from true time, about which it wanders."""
+        self.offset_ms = offset_ms
+        self.on_clock_set()
 
     def monotonic_ns(self) -> int:
         """See mesh.clock.Clock."""

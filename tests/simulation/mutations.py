@@ -223,14 +223,20 @@ def inventory_answered_before_the_loss_is_decided() -> list[Patch]:
 
 def run_again_what_is_not_found_again() -> list[Patch]:
     """An executor that was restarted takes what it cannot find for what has not begun."""
-    start = Agent.start
 
-    async def started(self: Any) -> None:
-        kept, self.clock = self.clock, SimpleNamespace(now_ns=lambda: 0)
-        await start(self)
-        self.clock = kept
+    async def was_due(self: Any, order: Any) -> bool:
+        return False
 
-    return [(Agent, "start", started)]
+    return [(Agent, "was_due", was_due)]
+
+
+def due_by_the_executors_own_clock() -> list[Patch]:
+    """An executor that was restarted decides by its own clock what it may have started."""
+
+    async def was_due(self: Any, order: Any) -> bool:
+        return bool(order.start_at_ns <= self.clock.now_ns())
+
+    return [(Agent, "was_due", was_due)]
 
 
 def backup_of_a_replaced_leader() -> list[Patch]:
@@ -450,6 +456,7 @@ MUTATIONS: dict[str, Callable[[], list[Patch]]] = {
         any_answer_confirms_the_inventory,
         inventory_answered_before_the_loss_is_decided,
         run_again_what_is_not_found_again,
+        due_by_the_executors_own_clock,
         backup_of_a_replaced_leader,
         backup_named_for_an_earlier_entry,
         instant_decided_twice,
@@ -481,6 +488,9 @@ OF_STOPS = frozenset(
     }
 )
 """Those that only show where processes are stopped for a while."""
+
+OF_CLOCKS = frozenset({"due_by_the_executors_own_clock"})
+"""Those that only show where executors' clocks are set."""
 
 OF_MEMBERS = frozenset(
     {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from .backups import is_backed_up
-from .faults import is_about_members, is_about_stops
-from .mutations import MUTATIONS, OF_BACKUPS, OF_MEMBERS, OF_STOPS, mutated
+from .faults import is_about_clocks, is_about_members, is_about_stops
+from .mutations import MUTATIONS, OF_BACKUPS, OF_CLOCKS, OF_MEMBERS, OF_STOPS, mutated
 from .world import run
 
 SEEDS_MAX = 80
@@ -29,6 +29,7 @@ FIRST_SEEDS = {
     "any_answer_confirms_the_inventory": 62,
     "inventory_answered_before_the_loss_is_decided": 62,
     "run_again_what_is_not_found_again": 2,
+    "due_by_the_executors_own_clock": 108,
     "read_without_barrier": 7,
     "backup_of_a_replaced_leader": 197,
     "backup_named_for_an_earlier_entry": 69,
@@ -45,6 +46,8 @@ def seeds(name: str) -> list[int]:
         found = [seed for seed in range(1, 8 * SEEDS_MAX + 1) if is_backed_up(seed)]
     if name in OF_STOPS:
         found = [seed for seed in range(1, 7 * SEEDS_MAX + 1) if is_about_stops(seed)]
+    if name in OF_CLOCKS:
+        found = [seed for seed in range(1, 7 * SEEDS_MAX + 1) if is_about_clocks(seed)]
     first = found.index(FIRST_SEEDS.get(name, found[0]))
     return found[first:] + found[:first]
 

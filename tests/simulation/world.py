@@ -74,7 +74,7 @@ restarts."""
 SETTLED_LAG_MS = 3_000
 """Instants younger than this need not have fired when a simulation ends."""
 
-CLOCKS_NS_MAX = 1_000_000_000
+CLOCKS_NS_MAX = 3_000_000_000
 """How far the clocks of two machines are apart at most, and some: the times that an executor tells
 are by its leader's."""
 
@@ -662,7 +662,7 @@ class World:
             if host.is_lost:  # and restarted with what its operator knows
                 host.kill()
         for machine in [each.machine for each in (*self.nodes, *self.hosts)]:
-            machine.offset_ms = 0.0
+            machine.set_clock(0.0)
             self._boot(machine)
 
     def _is_settled(self, working: list[asyncio.Task[Any]], entries: int) -> bool:

@@ -340,7 +340,7 @@ async def test_a_killed_executor_finds_what_runs_and_does_not_invent_the_rest(
     mesh.leader.work(
         work("runs-1", "sleep", "0.5", ";", "exit", "7"),
         work("gone-1", "sleep", "60"),
-        work("armed-1", "print", "on time", in_s=1.5),
+        work("armed-1", "print", "on time", in_s=4.0),
     )
     running = await mesh.leader.phase("runs-1", RUNNING)
     await mesh.leader.phase("gone-1", RUNNING)
@@ -357,6 +357,28 @@ async def test_a_killed_executor_finds_what_runs_and_does_not_invent_the_rest(
     end = await mesh.leader.end("armed-1")
     assert end.reason == 0 and end.started_ns
     assert output(mesh, "armed-1") == "on time\n"
+
+
+async def test_what_ran_is_not_run_again_by_an_executor_whose_clock_is_behind(
+    tmp_path: Path,
+) -> None:
+    """By its own clock it was not due yet when its host was started again."""
+    async with world(tmp_path) as mesh:
+        mesh.leader.skew_ns = 60 * SECOND_NS  # ahead of ours
+        runtime = InProcessRuntime(tmp_path / "runtime", SystemClock())
+        await mesh.start(runtime)
+        await mesh.leader.lead(5)
+        await mesh.leader.answered()
+        mesh.leader.work(work("ran-1", "sleep", "600", in_s=60.1), work("armed-1", in_s=66.0))
+        await mesh.leader.phase("ran-1", RUNNING)
+        await mesh.leader.phase("armed-1", PREPARED)
+        await mesh.kill()
+        await runtime.close()
+        await mesh.start(InProcessRuntime(tmp_path / "runtime", SystemClock()))
+        end = await mesh.leader.end("ran-1")
+        assert end.reason == execution_pb2.EXECUTION_REASON_EXECUTOR_LOST
+        assert not end.started_ns
+        assert (await mesh.leader.end("armed-1")).started_ns
 
 
 async def test_an_orderly_end_does_not_wait_for_a_long_grace_that_has_begun(mesh: World) -> None:

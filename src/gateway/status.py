@@ -16,8 +16,13 @@ STATUS_BYTES_MAX = 3 * 1024
 """A status with its details: it travels in trailing metadata as base64 beside the message, and gRPC
 clients accept 8 KiB of metadata."""
 
-MESSAGE_CHARACTERS_MAX = 1_024
-"""An error's message, for the same reason."""
+MESSAGE_UTF8_BYTES_MAX = 1_024
+"""An error's message, for the same reason: as a header of its own each byte that is not ASCII takes
+three."""
+
+METADATA_MAX = 8
+METADATA_UTF8_BYTES_MAX = 256
+"""What is kept of an error's metadata where a status is too large: so many, and of each so much."""
 
 _log = logger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -43,12 +48,14 @@ async def refuse_with(context: Context, status: status_pb2.Status) -> NoReturn:
 
 def fit(status: status_pb2.Status) -> status_pb2.Status:
     """The status, with fewer details (the last field violations first) where it is too large."""
-    if len(status.message) > MESSAGE_CHARACTERS_MAX:
-        status.message = status.message[: MESSAGE_CHARACTERS_MAX - 3] + "..."
+    status.message = _cut(status.message, MESSAGE_UTF8_BYTES_MAX)
     if status.ByteSize() <= STATUS_BYTES_MAX:
         return status
     error = errors.from_status(status)
-    error.metadata = {key: value[:256] for key, value in list(error.metadata.items())[:8]}
+    error.metadata = {
+        key: _cut(value, METADATA_UTF8_BYTES_MAX)
+        for key, value in list(error.metadata.items())[:METADATA_MAX]
+    }
     fields = error.fields
     while fields:
         fields = fields[: len(fields) * 3 // 4]
@@ -56,7 +63,18 @@ def fit(status: status_pb2.Status) -> status_pb2.Status:
         smaller = errors.to_status(error)
         if smaller.ByteSize() <= STATUS_BYTES_MAX:
             return smaller
-    return errors.to_status(error)
+    smaller = errors.to_status(error)
+    if smaller.ByteSize() > STATUS_BYTES_MAX:
+        error.metadata = {}
+        smaller = errors.to_status(error)
+    return smaller
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= bytes_max:
+        return text
+    return encoded[: bytes_max - 3].decode(errors="ignore") + "..."
 
 
 def unexpected(method: str, error: BaseException) -> errors.InternalError:

@@ -413,6 +413,9 @@ OUTWEIGHED_SINCE = 5
 """The first version in which what is cancelled while it is being taken back ends as cancelled,
 whichever of the two its executor heard of first."""
 
+FINISHED_SINCE = 5
+"""The first version in which what has no instant left may be changed in all but its recurrence."""
+
 PLACEMENT_SINCE = 2
 """The first version with Reason.RETURNED, JobSpec.executor_labels and Placement.revision."""
 

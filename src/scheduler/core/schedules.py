@@ -7,6 +7,7 @@ from typing import NamedTuple
 from . import recurrence
 from .commands import (
     DELETED_SINCE,
+    FINISHED_SINCE,
     INSTANTS_SINCE,
     CreateSchedules,
     DeleteSchedules,
@@ -144,7 +145,8 @@ def update(view: View, command: UpdateSchedule, now_ms: int) -> list[Schedule]:
     spec = ready(view, job.customer, stored)
     turn = Turn(view, job, schedule, now_ms)
     coming = recurrence.next_fire(spec, now_ms, hash_key=schedule.uid.hex())
-    if not turn.keep(spec) and coming is None:
+    recurs_as_before = view.version >= FINISHED_SINCE and command.spec == schedule.spec
+    if not turn.keep(spec) and coming is None and not recurs_as_before:
         raise Refused(Why.NEVER_FIRES, command.schedule_id)
     paused = schedule.state is ScheduleState.PAUSED
     turn.note_undecided(Outcome.PAUSED if paused else Outcome.MISSED)

@@ -13,6 +13,7 @@ from tests.unit.scheduler.test_fires import end, fire_when_due
 from tests.unit.scheduler.worlds import HERE, START_MS, World
 from tickmesh.scheduler.core import audit, calendars, commands, pins, recurrence
 from tickmesh.scheduler.core.audit import Kind, Report
+from tickmesh.scheduler.core.commands import ENTRY_VERSION, FINISHED_SINCE, Refused
 from tickmesh.scheduler.core.ids import execution_id
 from tickmesh.scheduler.core.ledger import Outcome, Row, make
 from tickmesh.scheduler.core.model import (
@@ -297,3 +298,41 @@ def test_a_range_is_verified_with_the_rows_of_that_range(world: World, fired: Sc
     forged = [*kept[:8], (8, replace(kept[8][1], outcome=Outcome.OVERLAP)), *kept[9:]]
     assert Kind.TAMPERED in kinds(part(0, middle, forged, 6))
     assert Kind.MISSING in kinds(part(0, middle, [*kept[:3], *kept[4:]], 6))
+
+
+@pytest.mark.parametrize("version", [FINISHED_SINCE - 1, ENTRY_VERSION])
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_has_no_instant_left_can_be_changed_in_all_else(paused: bool, version: int) -> None:
+    """Its labels could not: it was refused, as if it were to get a recurrence that never fires."""
+    world = World()
+    world.version = version
+    world.job()
+    schedule = world.schedule(at_ms=(START_MS + 10_000,))
+    if paused:
+        world.do(commands.PauseSchedule("acme", "hello", "often", "for now"))
+    else:
+        world.now_ms = schedule.due_ms
+        world.fire(schedule)
+        assert world.stored(schedule).state is ScheduleState.FINISHED
+    world.now_ms = START_MS + 20_000
+    stored = world.stored(schedule)
+
+    def change(spec: recurrence.Spec) -> Any:
+        return world.do(
+            commands.UpdateSchedule(
+                *("acme", "hello", "often", stored.version, (("team", "a"),), spec),
+                *(Policy(pause_after_failures=3), b"other"),
+            )
+        )
+
+    assert isinstance(change(recurrence.Spec(at_ms=(START_MS + 5_000,))), Refused)
+    if version < FINISHED_SINCE:  # a replica of before would refuse it, and be another state
+        assert isinstance(change(stored.spec), Refused)
+        return
+    assert world.stored(schedule) == stored
+    (changed,) = change(stored.spec)
+    assert (changed.labels, changed.payload) == ((("team", "a"),), b"other")
+    assert changed.state is ScheduleState.FINISHED and changed.fire_count == stored.fire_count
+    assert world.timers() == []
+    report = verify(world, world.stored(schedule))
+    assert not report.problems and report.complete and report.instants == (not paused)

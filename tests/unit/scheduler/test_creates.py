@@ -428,3 +428,20 @@ async def test_a_zone_is_learned_by_the_next_create_if_the_first_found_no_room()
     leader.proposals.full = False
     await leader.call("ScheduleService/CreateSchedule", copy.deepcopy(request))
     assert [zone.name for zone in leader.world.queries.zones()] == ["Europe/Berlin"]
+
+
+async def test_labels_of_what_has_finished_can_be_changed() -> None:
+    leader = Leader()
+    made = await leader.call(
+        "ScheduleService/CreateSchedule", at(leader, "ScheduleService/CreateSchedule")
+    )
+    leader.world.now_ms += 30_000
+    leader.world.fire(leader.world.queries.schedules(uid(1), b"", 1)[0][0])
+    leader.world.now_ms += 30_000
+    update = schedule_pb2.UpdateScheduleRequest(
+        schedule=schedule_pb2.Schedule(name=made.name, labels={"team": "a"})
+    )
+    update.update_mask.paths.append("labels")
+    changed = await leader.call("ScheduleService/UpdateSchedule", update)
+    assert dict(changed.labels) == {"team": "a"}
+    assert changed.state == schedule_pb2.SCHEDULE_STATE_FINISHED and changed.fire_count == 1

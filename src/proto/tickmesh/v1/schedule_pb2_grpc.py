@@ -151,7 +151,9 @@ class ScheduleServiceServicer(object):
 
     def UpdateSchedule(self, request, context):
         """Changes a schedule. A fire that was armed already and is not due yet is taken back; instants
-        before the change are not made up for. Errors: NOT_FOUND, ABORTED (stale etag), INVALID_ARGUMENT.
+        before the change are not made up for. One that has no instant left can be changed in all but its
+        recurrence, or gets one that fires again. Errors: NOT_FOUND, ABORTED (stale etag),
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

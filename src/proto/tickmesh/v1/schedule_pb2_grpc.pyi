@@ -49,7 +49,9 @@ class ScheduleServiceStub:
     """Lists the schedules of a job, ordered by schedule id."""
     UpdateSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.UpdateScheduleRequest, _schedule_pb2.Schedule]
     """Changes a schedule. A fire that was armed already and is not due yet is taken back; instants
-    before the change are not made up for. Errors: NOT_FOUND, ABORTED (stale etag), INVALID_ARGUMENT.
+    before the change are not made up for. One that has no instant left can be changed in all but its
+    recurrence, or gets one that fires again. Errors: NOT_FOUND, ABORTED (stale etag),
+    INVALID_ARGUMENT.
     """
     DeleteSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.DeleteScheduleRequest, _empty_pb2.Empty]
     """Deletes a schedule. Its running executions go on. Errors: NOT_FOUND, ABORTED."""
@@ -111,7 +113,9 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     """Lists the schedules of a job, ordered by schedule id."""
     UpdateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.UpdateScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Changes a schedule. A fire that was armed already and is not due yet is taken back; instants
-    before the change are not made up for. Errors: NOT_FOUND, ABORTED (stale etag), INVALID_ARGUMENT.
+    before the change are not made up for. One that has no instant left can be changed in all but its
+    recurrence, or gets one that fires again. Errors: NOT_FOUND, ABORTED (stale etag),
+    INVALID_ARGUMENT.
     """
     DeleteSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.DeleteScheduleRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a schedule. Its running executions go on. Errors: NOT_FOUND, ABORTED."""
@@ -200,7 +204,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.Schedule, _abc.Awaitable[_schedule_pb2.Schedule]]:
         """Changes a schedule. A fire that was armed already and is not due yet is taken back; instants
-        before the change are not made up for. Errors: NOT_FOUND, ABORTED (stale etag), INVALID_ARGUMENT.
+        before the change are not made up for. One that has no instant left can be changed in all but its
+        recurrence, or gets one that fires again. Errors: NOT_FOUND, ABORTED (stale etag),
+        INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

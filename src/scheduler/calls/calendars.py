@@ -9,12 +9,14 @@ from google.protobuf.message import Message
 from msgspec.structs import replace
 
 from ...mesh import names
+from ...mesh.errors import OutcomeUnknown, Overloaded
 from ...proto.tickmesh.v1 import calendar_pb2
 from .. import convert, pages
 from ..core import commands, recurrence
 from ..core.calendars import PINNED_MAX, left_without, listed
 from ..core.commands import Refused, Why
 from ..core.model import Calendar
+from ..raft.errors import RaftError
 from ..shard import Shard
 from . import found
 from .updates import check_given, merge, update
@@ -98,11 +100,23 @@ class Calendars:
                 *parts, calendar.version, message.display_name, labels(message), content
             )
             made = await self._writes.do(command, weight=PINNED_MAX)
-            while self._shard.queries.view().calendar_pending(*parts) is not None:
-                await self._writes.do(commands.PinSchedules(*parts), weight=PINNED_MAX)
+            await self._follow(*parts)
             return convert.calendar_message(made[0])
 
         return await update(self._shard.replica, name, request.calendar.etag, once)
+
+    async def _follow(self, customer: str, calendar_id: str) -> None:
+        """Let all schedules that use a changed calendar follow it. Whoever leads does so in any
+        case: what goes wrong here is no refusal, and the call must not be done again for it."""
+        try:
+            while self._shard.queries.view().calendar_pending(customer, calendar_id) is not None:
+                command = commands.PinSchedules(customer, calendar_id)
+                await self._writes.do(command, weight=PINNED_MAX)
+        except (Overloaded, RaftError) as error:
+            raise OutcomeUnknown(
+                "the calendar is changed, and the schedules that use it follow within seconds: "
+                "read it before you repeat the call"
+            ) from error
 
     async def _check_users(self, calendar: Calendar, content: recurrence.Calendar) -> None:
         """Raises CalendarInUse if a calendar's new content left one that uses it nothing to fire;

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from tickmesh.mesh.errors import AlreadyExists, InvalidRequest, MessageTooLarge, Overloaded
+from tickmesh.mesh.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    MessageTooLarge,
+    OutcomeUnknown,
+    Overloaded,
+)
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX
 from tickmesh.proto.tickmesh.v1 import (
     calendar_pb2,
@@ -22,10 +28,12 @@ from tickmesh.proto.tickmesh.v1 import (
     schedule_pb2,
 )
 from tickmesh.scheduler.calls import Calls
+from tickmesh.scheduler.core import calendars
 from tickmesh.scheduler.core.commands import (
     ENTRY_VERSION,
     AnyCommand,
     DeleteSchedules,
+    PinSchedules,
     PurgeExecutions,
     UpdateCustomer,
 )
@@ -33,6 +41,7 @@ from tickmesh.scheduler.core.history import KEPT_MS_MIN
 from tickmesh.scheduler.core.ids import spell
 from tickmesh.scheduler.core.recurrence.limits import HORIZON_MS
 from tickmesh.scheduler.plans import Plans
+from tickmesh.scheduler.raft.errors import NotLeader
 from tickmesh.scheduler.store import keys
 
 from .worlds import World, uid
@@ -445,3 +454,33 @@ async def test_labels_of_what_has_finished_can_be_changed() -> None:
     changed = await leader.call("ScheduleService/UpdateSchedule", update)
     assert dict(changed.labels) == {"team": "a"}
     assert changed.state == schedule_pb2.SCHEDULE_STATE_FINISHED and changed.fire_count == 1
+
+
+@pytest.mark.parametrize("error", [NotLeader(None), Overloaded("full", retry_after_ms=1)])
+async def test_a_changed_calendar_whose_schedules_do_not_follow_at_once_was_not_refused(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway sent it to the next leader, which called the client's own change another's."""
+    monkeypatch.setattr(calendars, "PINNED_MAX", 1)
+    leader = Leader()
+    made = await leader.call("CalendarService/CreateCalendar", create_calendar("first", "mine"))
+    for number in range(3):
+        request = create_schedule("first", f"s-{number}")
+        request.request_id = ""
+        request.schedule.recurrence.excluded_calendars.append(made.name)
+        await leader.call("ScheduleService/CreateSchedule", request)
+    submit = leader.proposals.submit
+
+    def fail(command: AnyCommand, weight: int = 1) -> asyncio.Future[Any]:
+        if isinstance(command, PinSchedules):
+            raise error
+        return submit(command, weight)
+
+    monkeypatch.setattr(leader.proposals, "submit", fail)
+    update = calendar_pb2.UpdateCalendarRequest(calendar=made)
+    update.calendar.dates.append("05-01")
+    update.update_mask.paths.append("dates")
+    with pytest.raises(OutcomeUnknown, match="is changed"):
+        await leader.call("CalendarService/UpdateCalendar", update)
+    get = calendar_pb2.GetCalendarRequest(name=made.name)
+    assert list((await leader.call("CalendarService/GetCalendar", get)).dates) == ["12-25", "05-01"]

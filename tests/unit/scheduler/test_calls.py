@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from google.protobuf import wrappers_pb2
+from google.protobuf import empty_pb2, wrappers_pb2
 from google.rpc import status_pb2
 
 from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import MessageTooLarge, from_status
 from tickmesh.mesh.limits import INTERNAL_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 from tickmesh.proto.tickmesh.internal.v1 import shard_pb2
-from tickmesh.proto.tickmesh.v1 import execution_pb2
+from tickmesh.proto.tickmesh.v1 import execution_pb2, schedule_pb2
 from tickmesh.scheduler.calls.writes import Writes
 from tickmesh.scheduler.core.commands import Placement
 from tickmesh.scheduler.service import ShardService
@@ -153,3 +153,41 @@ async def test_an_answer_that_is_too_large_for_the_caller_goes_no_further(
     sizes = [MESSAGE_BYTES_MAX + 1, 40 * 1024 * 1024]
     told = await answered(service, *((method, size) for size in sizes), (method, SMALL))
     assert told == ["too large"] * 2 + ["answered"]
+
+
+async def test_what_is_due_does_not_wait_for_all_pages_of_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve listings with filters took a leader's only thread for more than a second."""
+    service = answering(monkeypatch)
+    turns = 0
+    seen: list[int] = []
+
+    def answer(_request: Any) -> Any:
+        seen.append(turns)
+        return empty_pb2.Empty()
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    reads = service._calls.methods.reads
+    asked = []
+    for request in (
+        execution_pb2.ListExecutionsRequest(),
+        schedule_pb2.PreviewScheduleRequest(),
+        execution_pb2.GetExecutionRequest(),
+    ):
+        name = type(request).__name__
+        monkeypatch.setitem(reads, name, (type(request), answer))
+        asked += [shard_pb2.Call(method=name)] * 3
+    running = asyncio.create_task(others())
+    leading: Any = SimpleNamespace(release=lambda _: None)
+    await service._answer(asked, leading)
+    running.cancel()
+    assert len(seen) == len(asked)
+    lists_and_previews = seen[:7]
+    assert len(set(lists_and_previews)) == len(lists_and_previews)
+    assert len(set(seen[6:])) == 1  # what is quick costs no turn

@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from ...mesh import names
-from ...mesh.errors import NotFound, TickmeshError, invalid
+from ...mesh.errors import MessageTooLarge, NotFound, TickmeshError, invalid
 from ...proto.tickmesh.v1 import schedule_pb2
 from .. import convert, pages
 from ..core import commands, pins, recurrence
@@ -42,6 +42,11 @@ SCHEDULE_FIELDS = frozenset(
 """What an update may name."""
 
 PREVIEW_DEFAULT = 10
+
+BATCH_EXCLUDED_MAX = 100_000
+"""Dates and windows that the different recurrences of a batch exclude, with those of calendars
+counted in each: a search may pass all of them, 5 microseconds each, once here and once on each
+replica, and nobody else is served meanwhile."""
 
 NEVER = recurrence.Spec(at_ms=(1,))
 """Stands for the recurrence of what is made already: if it is deleted before the command is
@@ -116,12 +121,21 @@ class Schedules:
         known: dict[bytes, recurrence.Spec] = {}
         """By their messages: many schedules of a batch fire at the same times."""
         new = []
+        excluded = 0
         for index, item in enumerate(request.schedules):
             message = item.schedule
             raw = message.recurrence.SerializeToString()
             spec = known.get(raw)
             if spec is None:
                 field = f"schedules[{index}].schedule.recurrence"
+                excluded += self._excluded(message.recurrence, customer)
+                if excluded > BATCH_EXCLUDED_MAX:
+                    raise MessageTooLarge(
+                        f"{field}: up to here the different recurrences exclude {excluded:,} dates "
+                        f"and windows, with those of calendars; a batch may have "
+                        f"{BATCH_EXCLUDED_MAX:,}: split it",
+                        fields=((field, f"is over the {BATCH_EXCLUDED_MAX:,} of a batch"),),
+                    )
                 try:
                     spec = known[raw] = self._spec(message.recurrence, customer, field)
                 except TickmeshError:
@@ -144,6 +158,17 @@ class Schedules:
             weight=len(new),
             field="schedules[].schedule_id",
         )
+
+    def _excluded(self, message: schedule_pb2.Recurrence, customer: str) -> int:
+        """How many dates and windows a recurrence excludes, with those of its calendars."""
+        count = len(message.excluded_dates) + len(message.excluded_windows)
+        for name in message.excluded_calendars:
+            parts = names.parse_calendar(name, "excluded_calendars")
+            # Another customer's is refused when the recurrence is checked.
+            calendar = self._shard.queries.calendar(customer, parts.calendar)
+            if calendar is not None:
+                count += len(calendar.content.dates) + len(calendar.content.windows)
+        return count
 
     def _is_made(self, customer: str, job_id: str, given: str, making: Making, index: int) -> bool:
         """Whether an earlier request with the same request_id has made a schedule: then it is no

@@ -28,6 +28,7 @@ from tickmesh.proto.tickmesh.v1 import (
     schedule_pb2,
 )
 from tickmesh.scheduler.calls import Calls
+from tickmesh.scheduler.calls import schedules as calls
 from tickmesh.scheduler.core import calendars
 from tickmesh.scheduler.core.commands import (
     ENTRY_VERSION,
@@ -484,3 +485,57 @@ async def test_a_changed_calendar_whose_schedules_do_not_follow_at_once_was_not_
         await leader.call("CalendarService/UpdateCalendar", update)
     get = calendar_pb2.GetCalendarRequest(name=made.name)
     assert list((await leader.call("CalendarService/GetCalendar", get)).dates) == ["12-25", "05-01"]
+
+
+@pytest.mark.parametrize("in_calendar", [False, True])
+async def test_a_batch_whose_exclusions_take_too_long_to_pass_is_refused(
+    in_calendar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand schedules and four calendars of 1,000 days each kept a shard from all else for 20
+    seconds."""
+    monkeypatch.setattr(calls, "BATCH_EXCLUDED_MAX", 20)
+    leader = Leader()
+    dates = [f"2030-01-{day:02}" for day in range(1, 8)]
+    request = schedule_pb2.BatchCreateSchedulesRequest(parent=HELLO)
+    for number in range(3):
+        recurrence = request.schedules.add(schedule=schedule("first")).schedule.recurrence
+        recurrence.crons[0] = f"{number} 3 * * *"
+        if in_calendar:
+            recurrence.excluded_calendars.append(f"{ACME}/calendars/mine")
+        else:
+            recurrence.excluded_dates.extend(dates)
+    if in_calendar:
+        create = create_calendar("first", "mine")
+        create.calendar.dates[:] = dates
+        await leader.call("CalendarService/CreateCalendar", create)
+    before = leader.stored()
+    method = "ScheduleService/BatchCreateSchedules"
+    with pytest.raises(MessageTooLarge, match=r"schedules\[2\].*split it"):
+        await leader.call(method, copy.deepcopy(request))
+    assert leader.stored() == before
+    request.schedules[2].schedule.recurrence.crons[0] = "1 3 * * *"  # as another one of them
+    assert len((await leader.call(method, request)).schedules) == 3
+
+
+def other_ids(request: Any, item_id: str) -> Any:
+    """The same request, with another id where one is given."""
+    for field in ("job_id", "schedule_id"):
+        for item in getattr(request, "jobs", getattr(request, "schedules", [request])):
+            if hasattr(item, field) and getattr(item, field):
+                setattr(item, field, item_id)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("method", "create"),
+    [
+        ("JobService/BatchCreateJobs", create_jobs),
+        ("ScheduleService/BatchCreateSchedules", create_schedules),
+    ],
+)
+async def test_a_request_id_is_bound_to_the_ids_that_are_given(method: str, create: Any) -> None:
+    leader = Leader()
+    first = items(await leader.call(method, create("first", "mine")))
+    again = items(await leader.call(method, other_ids(create("first", "mine"), "another")))
+    assert again[1] == first[1]
+    assert again[0].name.endswith("/another") and again[0].uid != first[0].uid

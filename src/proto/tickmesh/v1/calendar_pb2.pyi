@@ -132,7 +132,8 @@ class CreateCalendarRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call safe to repeat: the same request_id creates once and then answers the same
-    calendar, for as long as that calendar exists. Up to 64 characters.
+    calendar, for as long as that calendar exists. It is bound to the calendar_id that is given: with
+    another one, another calendar is created. Up to 64 characters.
     """
     validate_only: _builtins.bool
     """If true, everything is checked and nothing is created."""

@@ -396,7 +396,8 @@ class CreateJobRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call safe to repeat: the same request_id creates once and then answers the same job,
-    for as long as that job exists. Up to 64 characters; use a random one, as a UUID.
+    for as long as that job exists. It is bound to the job_id that is given: with another one, another
+    job is created. Up to 64 characters; use a random one, as a UUID.
     """
     validate_only: _builtins.bool
     """If true, everything is checked and nothing is created."""
@@ -459,7 +460,9 @@ class BatchCreateJobsRequest(_message.Message):
     parent: _builtins.str
     """customers/{customer}. Required."""
     request_id: _builtins.str
-    """As in CreateJobRequest, for the whole batch."""
+    """As in CreateJobRequest, for each item: those that are there are answered, and those that are not
+    (any more, or by another job_id) are created.
+    """
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewJob]:
         """1 to 1,000. The request may have 4 MiB less 1 KiB for each, so that the answer can be sent."""

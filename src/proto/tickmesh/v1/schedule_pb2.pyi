@@ -605,7 +605,8 @@ class CreateScheduleRequest(_message.Message):
     """
     request_id: _builtins.str
     """Makes the call safe to repeat: the same request_id creates once and then answers the same
-    schedule, for as long as that schedule exists. Up to 64 characters.
+    schedule, for as long as that schedule exists. It is bound to the schedule_id that is given: with
+    another one, another schedule is created. Up to 64 characters.
     """
     validate_only: _builtins.bool
     """If true, everything is checked and nothing is created."""
@@ -668,7 +669,9 @@ class BatchCreateSchedulesRequest(_message.Message):
     parent: _builtins.str
     """customers/{customer}/jobs/{job}. Required."""
     request_id: _builtins.str
-    """As in CreateScheduleRequest, for the whole batch."""
+    """As in CreateScheduleRequest, for each item: those that are there are answered, and those that are
+    not (any more, or by another schedule_id) are created.
+    """
     @_builtins.property
     def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewSchedule]:
         """1 to 1,000. The request may have 4 MiB less 1 KiB for each, so that the answer can be sent."""

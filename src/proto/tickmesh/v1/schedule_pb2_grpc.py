@@ -130,6 +130,8 @@ class ScheduleServiceServicer(object):
 
     def BatchCreateSchedules(self, request, context):
         """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none.
+        Their different recurrences may exclude 100,000 dates and windows together, those of calendars counted
+        in each; more is refused (RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,10 @@ class ScheduleServiceStub:
     customer's plan allows, exclusions that leave no instant, ...).
     """
     BatchCreateSchedules: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]
-    """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
+    """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none.
+    Their different recurrences may exclude 100,000 dates and windows together, those of calendars counted
+    in each; more is refused (RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE).
+    """
     GetSchedule: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleRequest, _schedule_pb2.Schedule]
     """Gets a schedule. Errors: NOT_FOUND."""
     ListSchedules: _grpc.UnaryUnaryMultiCallable[_schedule_pb2.ListSchedulesRequest, _schedule_pb2.ListSchedulesResponse]
@@ -106,7 +109,10 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     customer's plan allows, exclusions that leave no instant, ...).
     """
     BatchCreateSchedules: _aio.UnaryUnaryMultiCallable[_schedule_pb2.BatchCreateSchedulesRequest, _schedule_pb2.BatchCreateSchedulesResponse]  # type: ignore[assignment]
-    """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
+    """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none.
+    Their different recurrences may exclude 100,000 dates and windows together, those of calendars counted
+    in each; more is refused (RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE).
+    """
     GetSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.GetScheduleRequest, _schedule_pb2.Schedule]  # type: ignore[assignment]
     """Gets a schedule. Errors: NOT_FOUND."""
     ListSchedules: _aio.UnaryUnaryMultiCallable[_schedule_pb2.ListSchedulesRequest, _schedule_pb2.ListSchedulesResponse]  # type: ignore[assignment]
@@ -179,7 +185,10 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.BatchCreateSchedulesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedule_pb2.BatchCreateSchedulesResponse, _abc.Awaitable[_schedule_pb2.BatchCreateSchedulesResponse]]:
-        """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none."""
+        """Creates up to 1,000 schedules of one job in one commit: all of them or, if any is refused, none.
+        Their different recurrences may exclude 100,000 dates and windows together, those of calendars counted
+        in each; more is refused (RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE).
+        """
 
     @_abc_1.abstractmethod
     def GetSchedule(

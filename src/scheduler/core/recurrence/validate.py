@@ -35,6 +35,9 @@ _YEARS_LOOKED_AT: Final = range(2024, 2032)
 
 _FAR_DAYS: Final = 366
 
+CRON_STEP_MS: Final = 1_000
+"""Crons are to the second."""
+
 
 def validate(
     spec: Spec, *, after_ms: int = 0, period_ms_min: int = PERIOD_MS_MIN, hash_key: str = ""
@@ -123,6 +126,8 @@ def _crons(spec: Spec, period_ms_min: int, hash_key: str) -> Iterator[Problem]:
         if pattern.next_local(0) == NO_LOCAL:
             yield Problem(field, f"'{cron}' never fires: no month has such a day")
             continue
+        if period_ms_min <= CRON_STEP_MS:
+            continue  # no cron can be more often, and finding out costs milliseconds
         period_ms = shortest_s(pattern) * 1_000
         if period_ms < period_ms_min:
             yield Problem(field, _too_often(period_ms, period_ms_min))

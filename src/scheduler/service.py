@@ -260,7 +260,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         # Between the end of catching up and this there is no await: nothing falls in between.
         if self._shard.leading is None:
             raise Unavailable(RESIGNED)
-        stream = changes.open(wanted)
+        stream = changes.open(wanted, customer)
         try:
             if not told:
                 # The first message comes at once: it carries the cursor to go on from.

@@ -9,7 +9,7 @@ of their own: they are told live, and again with the execution's state when a st
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -29,7 +29,10 @@ RESIGNED = "the shard has another leader: go on from the last cursor"
 entries, and would miss what changed in between."""
 
 STREAMS_MAX = 1_000
-"""Streams on one replica: each costs a queue."""
+"""Streams on one replica: each costs a queue, and a look at each change."""
+
+STREAMS_OF_CUSTOMER_MAX = 500
+"""Of these as many are one customer's: others can watch, too."""
 
 
 class Change(NamedTuple):
@@ -85,8 +88,10 @@ class Changes:
     """Who wants to know of changes."""
 
     def __init__(self) -> None:
-        self._streams: dict[Stream, None] = {}
-        """In the order of their opening, so that a simulation is the same every time."""
+        self._streams: dict[Stream, str] = {}
+        """With their customers, in the order of their opening, so that a simulation is the same
+        every time."""
+        self._of_customer: Counter[str] = Counter()
 
     def note(self, index: int, executions: Iterable[Execution]) -> None:
         """An entry changed these executions."""
@@ -99,17 +104,27 @@ class Changes:
             if stream.wanted(change.execution):
                 stream.put(change)
 
-    def open(self, wanted: Callable[[Execution], bool]) -> Stream:
-        """A stream of the changes from now on. Raises Unavailable."""
+    def open(self, wanted: Callable[[Execution], bool], customer: str) -> Stream:
+        """A customer's stream of the changes from now on. Raises Unavailable."""
+        if self._of_customer[customer] >= STREAMS_OF_CUSTOMER_MAX:
+            raise Unavailable(
+                f"customer {customer} has {STREAMS_OF_CUSTOMER_MAX} streams open on this shard, "
+                "and may have no more: end one, or watch all executions of a job in one"
+            )
         if len(self._streams) >= STREAMS_MAX:
             raise Unavailable(f"{STREAMS_MAX} streams are open on this replica")
         stream = Stream(wanted)
-        self._streams[stream] = None
+        self._streams[stream] = customer
+        self._of_customer[customer] += 1
         return stream
 
     def forget(self, stream: Stream) -> None:
         """The reader has gone."""
-        self._streams.pop(stream, None)
+        customer = self._streams.pop(stream, None)
+        if customer is not None:
+            self._of_customer[customer] -= 1
+            if not self._of_customer[customer]:
+                del self._of_customer[customer]
 
     def close_all(self, why: str) -> None:
         """End every stream."""

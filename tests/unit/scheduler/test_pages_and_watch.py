@@ -89,7 +89,7 @@ def test_changes_are_known_after_a_restart_and_until_their_history_is_dropped() 
 
 async def test_a_stream_gets_what_it_wants_in_order() -> None:
     changes, world = changes_after(0)
-    stream = changes.open(lambda execution: True)
+    stream = changes.open(lambda execution: True, "acme")
     first = world.execute()[0]
     second = world.execute()[0]
     assert [c.execution.id for c in await stream.take()] == [first.id, second.id]
@@ -98,7 +98,7 @@ async def test_a_stream_gets_what_it_wants_in_order() -> None:
 async def test_a_reader_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "STREAM_QUEUE_MAX", 2)
     changes, world = changes_after(0)
-    stream = changes.open(lambda execution: True)
+    stream = changes.open(lambda execution: True, "acme")
     for _ in range(4):
         world.execute()
     assert len(await stream.take()) == 2
@@ -114,7 +114,7 @@ async def test_a_reader_that_was_too_slow_goes_on_where_it_was_cut_off(
     what came later."""
     monkeypatch.setattr(watch, "STREAM_QUEUE_MAX", 4)
     changes, world = changes_after(0)
-    stream = changes.open(lambda execution: True)
+    stream = changes.open(lambda execution: True, "acme")
     made = [execution.id for _ in range(5) for execution in world.execute(count=each)]
     seen: list[bytes] = []
     told = world.state.meta.index - 5
@@ -333,3 +333,18 @@ def test_a_message_of_a_stream_is_not_too_large_to_send() -> None:
     assert sum(map(len, messages)) == 202
     assert all(sum(e.ByteSize() + 8 for e in batch) <= MESSAGE_BYTES_MAX for batch in messages)
     assert [cursor for _, cursor in found] == [7] * (len(found) - 1) + [9]
+
+
+def test_no_customer_has_all_streams_of_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a thousand of one customer nobody else could watch, or follow output."""
+    monkeypatch.setattr(watch, "STREAMS_OF_CUSTOMER_MAX", 2)
+    changes, _ = changes_after(0)
+    mine = [changes.open(lambda _: True, "acme") for _ in range(2)]
+    with pytest.raises(Unavailable, match="customer acme has 2 streams open"):
+        changes.open(lambda _: True, "acme")
+    changes.open(lambda _: True, "other")
+    for _ in range(2):  # to forget it twice frees one
+        changes.forget(mine[0])
+    changes.open(lambda _: True, "acme")
+    with pytest.raises(Unavailable, match="customer acme"):
+        changes.open(lambda _: True, "acme")

@@ -118,6 +118,8 @@ class ExecutionServiceServicer(object):
         """Streams executions as they change, from now on or from a cursor. The stream ends with
         UNAVAILABLE when its shard changes leader or after an hour: go on from the last cursor. A cursor
         that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
+        A customer has at most 500 such streams at one time, with those that follow output of what has not
+        begun; more are refused (UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

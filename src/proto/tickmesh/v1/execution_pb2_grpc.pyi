@@ -52,6 +52,8 @@ class ExecutionServiceStub:
     """Streams executions as they change, from now on or from a cursor. The stream ends with
     UNAVAILABLE when its shard changes leader or after an hour: go on from the last cursor. A cursor
     that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
+    A customer has at most 500 such streams at one time, with those that follow output of what has not
+    begun; more are refused (UNAVAILABLE).
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_execution_pb2.StreamLogsRequest, _execution_pb2.StreamLogsResponse]
     """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
@@ -83,6 +85,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     """Streams executions as they change, from now on or from a cursor. The stream ends with
     UNAVAILABLE when its shard changes leader or after an hour: go on from the last cursor. A cursor
     that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
+    A customer has at most 500 such streams at one time, with those that follow output of what has not
+    begun; more are refused (UNAVAILABLE).
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_execution_pb2.StreamLogsRequest, _execution_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """Streams what an execution wrote to stdout and stderr, from a cursor: from its executor, and once
@@ -147,6 +151,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams executions as they change, from now on or from a cursor. The stream ends with
         UNAVAILABLE when its shard changes leader or after an hour: go on from the last cursor. A cursor
         that is too old to go on from is refused with OUT_OF_RANGE (CURSOR_EXPIRED): list, then watch.
+        A customer has at most 500 such streams at one time, with those that follow output of what has not
+        begun; more are refused (UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

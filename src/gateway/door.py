@@ -316,22 +316,31 @@ class Door:
 
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
             try:
-                _timeout(context, STREAM_SECONDS_MAX)
-                principal, _ = await self._admit(context)
-                following = aiter(messages)
-                data = await anext(following, None)
-                first = None if data is None else check(method, data)
-                if first is None or not first.name:
-                    raise first_message_needed()
-                if principal is not None:
-                    authorize(principal, method, first)
-                timeout_s = _timeout(context, STREAM_SECONDS_MAX)
-                image = await self._images.import_image(
-                    self._shard(first.name), first.name, chunks(first.data, following), timeout_s
-                )
+                # Whatever its sender does: it may send nothing, and give itself a year for that.
+                async with asyncio.timeout(_timeout(context, STREAM_SECONDS_MAX)) as limit:
+                    principal, _ = await self._admit(context)
+                    following = aiter(messages)
+                    data = await anext(following, None)
+                    first = None if data is None else check(method, data)
+                    if first is None or not first.name:
+                        raise first_message_needed()
+                    if principal is not None:
+                        authorize(principal, method, first)
+                    timeout_s = _timeout(context, STREAM_SECONDS_MAX)
+                    image = await self._images.import_image(
+                        self._shard(first.name),
+                        first.name,
+                        chunks(first.data, following),
+                        timeout_s,
+                    )
                 return image.SerializeToString()
             except TickmeshError as error:
                 await refuse(context, error)
+            except TimeoutError as error:
+                if not limit.expired():
+                    await refuse(context, unexpected(method.name, error))
+                hours = f"{STREAM_SECONDS_MAX / 3600:g} h"
+                await refuse(context, DeadlineExceeded(f"an import may take {hours} at most"))
             except Exception as error:
                 await refuse(context, unexpected(method.name, error))
 

@@ -8,7 +8,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -25,6 +25,9 @@ REQUEST_S = 10.0
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """A registry tells of some events at a time; each carries a manifest's description."""
+
+STRANGERS_BODY_BYTES_MAX = 16 * 1024
+"""Of whoever has not shown who it is: CONNECTIONS_MAX of these are 8 MB, not 2 GB."""
 
 READ_BYTES = 64 * 1024
 
@@ -59,13 +62,19 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+Known = Callable[[Request], bool]
 
 
 class HttpPort:
     """A listening port, and a handler by method and path."""
 
-    def __init__(self, handlers: dict[tuple[str, str], Handler]) -> None:
+    def __init__(
+        self, handlers: dict[tuple[str, str], Handler], known: dict[tuple[str, str], Known]
+    ) -> None:
+        """known: tells of requests by their headers, before their bodies are read, whether who
+        asks may send a large one."""
         self._handlers = handlers
+        self._known = known
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[Any]] = set()
 
@@ -107,7 +116,7 @@ class HttpPort:
         connection = h11.Connection(h11.SERVER)
         try:
             async with asyncio.timeout(REQUEST_S):
-                request = await _read(connection, reader, writer)
+                request = await _read(connection, reader, writer, self._body_bytes_max)
             response = await self._handle(request)
         except h11.RemoteProtocolError as error:
             hint = error.error_status_hint
@@ -131,6 +140,10 @@ class HttpPort:
         async with asyncio.timeout(REQUEST_S):
             await writer.drain()
 
+    def _body_bytes_max(self, request: Request) -> int:
+        known = self._known.get((request.method, request.path))
+        return BODY_BYTES_MAX if known and known(request) else STRANGERS_BODY_BYTES_MAX
+
     async def _handle(self, request: Request) -> Response:
         handler = self._handlers.get((request.method, request.path))
         if handler is None:
@@ -144,11 +157,15 @@ class HttpPort:
 
 
 async def _read(
-    connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    connection: h11.Connection,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    body_bytes_max: Callable[[Request], int],
 ) -> Request:
     """Raises RemoteProtocolError, EOFError."""
-    head: h11.Request | None = None
+    request: Request | None = None
     body = bytearray()
+    most = 0
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -157,18 +174,24 @@ async def _read(
                 writer.write(connection.send(going_on) or b"")
             connection.receive_data(await reader.read(READ_BYTES))
         elif isinstance(event, h11.Request):
-            head = event
+            request = _request(event, writer)
+            most = body_bytes_max(request)
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > BODY_BYTES_MAX:
+            if len(body) > most:
                 raise h11.RemoteProtocolError(
-                    f"over {BODY_BYTES_MAX} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                    f"over {most} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                 )
         elif isinstance(event, h11.EndOfMessage):
             break
         else:
             raise EOFError
-    assert head is not None
+    assert request is not None
+    return replace(request, body=bytes(body))
+
+
+def _request(head: h11.Request, writer: asyncio.StreamWriter) -> Request:
+    """A request whose body is not read yet. Raises RemoteProtocolError."""
     peer = writer.get_extra_info("peername") or ("",)
     try:
         target = urlsplit(head.target.decode("latin-1"))
@@ -180,7 +203,7 @@ async def _read(
         target.path,
         tuple(query),
         {key.decode("latin-1"): value.decode("latin-1") for key, value in head.headers},
-        bytes(body),
+        b"",
         str(peer[0]),
     )
 

@@ -102,10 +102,14 @@ class EventDoor:
         self._waiting: dict[str, str] = {}
         self._wake = asyncio.Event()
 
+    def knows(self, request: Request) -> bool:
+        """Whether it is the registry that asks."""
+        shown = request.headers.get("authorization", "")
+        return hmac.compare_digest(shown.encode(), self._expected.encode())
+
     async def answer(self, request: Request) -> Response:
         """Take some events."""
-        shown = request.headers.get("authorization", "")
-        if not hmac.compare_digest(shown.encode(), self._expected.encode()):
+        if not self.knows(request):
             return _error(HTTPStatus.FORBIDDEN, "this is not the mesh's registry")
         try:
             events = msgspec.json.decode(request.body, type=_Events).events

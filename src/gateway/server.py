@@ -30,7 +30,7 @@ from .archive import Archive
 from .authentication import Authentication
 from .door import Door
 from .executors import Executors
-from .http import Handler, HttpPort
+from .http import Handler, HttpPort, Known
 from .images import Registry
 from .methods import METHODS, SERVICES
 from .registry_door import EventDoor, Pull, TokenDoor
@@ -189,6 +189,7 @@ async def _open_registry_door(
             "door_certificate and door_key, or listen on 127.0.0.1"
         )
     handlers: dict[tuple[str, str], Handler] = {}
+    known: dict[tuple[str, str], Known] = {}
     events = None
     if tokens is not None and authentication is not None:
         handlers["GET", TOKEN_PATH] = TokenDoor(tokens, authentication).answer
@@ -196,7 +197,8 @@ async def _open_registry_door(
         if secret := _events_secret(door):
             events = EventDoor(secret, pull)
             handlers["POST", EVENTS_PATH] = events.answer
-        made = HttpPort(handlers)
+            known["POST", EVENTS_PATH] = events.knows
+        made = HttpPort(handlers, known)
         await made.open(host.strip("[]"), int(port), context)
     except (OSError, ValueError) as error:
         raise ConfigError(f"gateway.registry_door: {error}") from error

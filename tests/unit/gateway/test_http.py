@@ -10,7 +10,13 @@ from http import HTTPStatus
 import pytest
 
 from tickmesh.gateway import http
-from tickmesh.gateway.http import BODY_BYTES_MAX, HttpPort, Request, Response
+from tickmesh.gateway.http import (
+    BODY_BYTES_MAX,
+    STRANGERS_BODY_BYTES_MAX,
+    HttpPort,
+    Request,
+    Response,
+)
 
 
 @pytest.fixture
@@ -22,7 +28,8 @@ async def port() -> AsyncIterator[int]:
     async def broken(_request: Request) -> Response:
         raise RuntimeError("secret")
 
-    made = HttpPort({("GET", "/e"): echo, ("POST", "/e"): echo, ("GET", "/b"): broken})
+    handlers = {("GET", "/e"): echo, ("POST", "/e"): echo, ("GET", "/b"): broken}
+    made = HttpPort(handlers, {("POST", "/e"): lambda request: "x-known" in request.headers})
     yield await made.open("127.0.0.1", 0, None)
     await made.close()
 
@@ -57,9 +64,22 @@ async def test_a_request_is_answered_once(port: int) -> None:
         (b"GET /e?" + b"a&" * 101 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET /e HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"431"),
         (
-            b"POST /e HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (BODY_BYTES_MAX + 1)
+            b"POST /e HTTP/1.1\r\nHost: x\r\nX-Known: y\r\nContent-Length: %d\r\n\r\n"
+            % (BODY_BYTES_MAX + 1)
             + bytes(BODY_BYTES_MAX + 1),
             b"413",
+        ),
+        (
+            b"POST /e HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            % (STRANGERS_BODY_BYTES_MAX + 1)
+            + bytes(STRANGERS_BODY_BYTES_MAX + 1),
+            b"413",
+        ),
+        (
+            b"POST /e HTTP/1.1\r\nHost: x\r\nX-Known: y\r\nContent-Length: %d\r\n\r\n"
+            % BODY_BYTES_MAX
+            + bytes(BODY_BYTES_MAX),
+            b"200",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,9 @@ from ..mesh.objects import Objects, ObjectsUnavailable
 
 READS_MAX = 100
 """Archived outputs that are being streamed: each is in memory whole, 2 MiB as a rule."""
+
+READS_OF_CUSTOMER_MAX = 25
+"""Of these as many are one customer's, who may read them as slowly as it likes."""
 
 RETRY_AFTER_MS = 1_000
 
@@ -49,22 +53,32 @@ class Archive:
         self._objects = Objects(settings, "gateway.archive")
         self._retention = datetime.timedelta(seconds=settings.retention_s)
         self._clock = clock
-        self._reads = 0
+        self._reads: Counter[str] = Counter()
+        """By their customers."""
 
     @asynccontextmanager
     async def opened(self, key: str) -> AsyncIterator[output.Archived | None]:
         """An archived output, for as long as it is read; None if there is none. Raises Unavailable,
         Overloaded, OutputCorrupt."""
-        if self._reads >= READS_MAX:
+        customer = output.customer_of_key(key)
+        if self._reads[customer] >= READS_OF_CUSTOMER_MAX:
+            raise Overloaded(
+                f"{READS_OF_CUSTOMER_MAX} archived outputs of customer {customer} are being read "
+                "here: try again when one has been",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        if self._reads.total() >= READS_MAX:
             raise Overloaded(
                 f"{READS_MAX} archived outputs are being read here: try again",
                 retry_after_ms=RETRY_AFTER_MS,
             )
-        self._reads += 1
+        self._reads[customer] += 1
         try:
             yield await self._read(key)
         finally:
-            self._reads -= 1
+            self._reads[customer] -= 1
+            if not self._reads[customer]:
+                del self._reads[customer]
 
     async def _read(self, key: str) -> output.Archived | None:
         try:

@@ -155,6 +155,11 @@ def object_key(execution: str, attempt: int, assign_ms: int) -> str:
     return f"{day}/{customer}/{job}/{execution_id}/{attempt}"
 
 
+def customer_of_key(key: str) -> str:
+    """Whose an archived output is."""
+    return key.split("/", 2)[1]
+
+
 # -- archived --------------------------------------------------------------------------------------
 
 

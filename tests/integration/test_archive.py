@@ -255,6 +255,21 @@ async def test_a_day_is_deleted_once_the_retention_of_all_in_it_is_over(tmp_path
     assert Reader(settings, Later(6), as_all).expired(now_ms)
 
 
+async def test_who_reads_slowly_keeps_no_other_customer_from_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READS_OF_CUSTOMER_MAX", 1)
+    reader = Reader(Archive(url=str(tmp_path)), SystemClock(), as_all)
+    async with reader.opened("2026-01-31/acme/words/01/1"):
+        with pytest.raises(Overloaded, match="of customer acme"):
+            async with reader.opened("2026-01-31/acme/words/02/1"):
+                pass
+        async with reader.opened("2026-01-31/other/words/01/1") as other:
+            assert other is None
+    async with reader.opened("2026-01-31/acme/words/02/1"):
+        pass
+
+
 async def test_no_more_outputs_are_read_at_one_time_than_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ..mesh.errors import Overloaded, TickmeshError
 from ..proto.tickmesh.internal.v1 import shard_pb2
@@ -42,6 +43,10 @@ SLOW_QUEUE_CALLS_MAX = 1_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 """Their requests together: what a gateway may hold for one shard."""
 
+OWNER_PART = 2
+"""One customer's calls are at most one part in so many of what may wait: others find room however
+many it sends."""
+
 OVERLOAD_RETRY_MS = 500
 """What a refused caller is told to wait: a full queue drains in about this time."""
 
@@ -66,7 +71,7 @@ class Pending:
     repeatable: bool
     """Whether it may be sent again though it may have been done."""
     owner: str = ""
-    """The customer, of a call that takes long. Empty: an operator's."""
+    """The customer. Empty: an operator's."""
     alone: bool = False
     """Sent by itself, as its answer was too large beside those of others."""
     sent: bool = False
@@ -103,6 +108,8 @@ class Queue:
     def __init__(self) -> None:
         self._calls: OrderedDict[Pending, None] = OrderedDict()
         self._bytes = 0
+        self._of_owner: dict[str, tuple[int, int]] = {}
+        """Calls and bytes that wait of each customer."""
         self._in_flight = 0
 
     def __len__(self) -> int:
@@ -114,15 +121,30 @@ class Queue:
         return bool(self._calls) and self._in_flight < self.in_flight_max
 
     def append(self, call: Pending) -> None:
-        """Raises Overloaded if the queue is full."""
+        """Raises Overloaded if the queue is full, of all calls or of its customer's."""
+        calls, size = self._of_owner.get(call.owner, (0, 0))
+        many = calls >= self.calls_max // OWNER_PART or size >= QUEUE_BYTES_MAX // OWNER_PART
+        if call.owner and many:
+            self._refuse(f"{calls:,} calls ({size:,} bytes) of customer {call.owner} wait")
         if len(self._calls) >= self.calls_max or self._bytes >= QUEUE_BYTES_MAX:
-            raise Overloaded(
-                f"{len(self._calls):,} calls ({self._bytes:,} bytes) wait for this shard already: "
-                f"try again in {OVERLOAD_RETRY_MS} ms or later",
-                retry_after_ms=OVERLOAD_RETRY_MS,
-            )
+            self._refuse(f"{len(self._calls):,} calls ({self._bytes:,} bytes) wait")
         self._calls[call] = None
-        self._bytes += len(call.request)
+        self._count(call, 1)
+
+    @staticmethod
+    def _refuse(why: str) -> NoReturn:
+        raise Overloaded(
+            f"{why} for this shard already: try again in {OVERLOAD_RETRY_MS} ms or later",
+            retry_after_ms=OVERLOAD_RETRY_MS,
+        )
+
+    def _count(self, call: Pending, by: int) -> None:
+        calls, size = self._of_owner.get(call.owner, (0, 0))
+        self._bytes += by * len(call.request)
+        if calls + by:
+            self._of_owner[call.owner] = calls + by, size + by * len(call.request)
+        else:
+            del self._of_owner[call.owner]
 
     def put_back(self, calls: list[Pending]) -> None:
         """Return calls that were taken, in their old order and before the others: those that
@@ -131,13 +153,13 @@ class Queue:
             if not call.answer.done():
                 self._calls[call] = None
                 self._calls.move_to_end(call, last=False)
-                self._bytes += len(call.request)
+                self._count(call, 1)
 
     def forget(self, call: Pending) -> None:
         """Nobody waits for the call any more; it may have been taken already."""
         if call in self._calls:
             del self._calls[call]
-            self._bytes -= len(call.request)
+            self._count(call, -1)
 
     def ended(self, batch: list[Pending]) -> None:
         """A batch that was taken is under way no more."""
@@ -178,20 +200,20 @@ class SlowQueue(Queue):
 
     def __init__(self) -> None:
         super().__init__()
-        self._of_owner: Counter[str] = Counter()
+        self._under_way: Counter[str] = Counter()
 
     def ended(self, batch: list[Pending]) -> None:
         """See Queue."""
         super().ended(batch)
         for call in batch:
-            self._of_owner[call.owner] -= 1
-            if not self._of_owner[call.owner]:
-                del self._of_owner[call.owner]
+            self._under_way[call.owner] -= 1
+            if not self._under_way[call.owner]:
+                del self._under_way[call.owner]
 
     def _batch(self) -> list[Pending]:
         for call in self._calls:
-            if not call.owner or self._of_owner[call.owner] < SLOW_OF_OWNER_MAX:
-                self._of_owner[call.owner] += 1
+            if not call.owner or self._under_way[call.owner] < SLOW_OF_OWNER_MAX:
+                self._under_way[call.owner] += 1
                 self.forget(call)
                 return [call]
         return []

@@ -181,7 +181,7 @@ class Door:
             timeout_s,
             _traceparent(context),
             slow=slow,
-            owner=name.split("/", 2)[1] if slow else "",
+            owner=name.split("/", 2)[1],
         )
         if self._authentication is not None and method.name.endswith("/RevokeApiKey"):
             self._authentication.forget(parse_key(request.name))  # here at once

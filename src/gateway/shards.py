@@ -155,7 +155,7 @@ class Shard:
         owner: str = "",
     ) -> bytes:
         """The public response's bytes. slow: it may take long, and others need not wait for it.
-        owner: the customer then, or "" for an operator. Raises the error that the shard answers,
+        owner: the customer, or "" for an operator. Raises the error that the shard answers,
         Overloaded, NoLeader, OutcomeUnknown or DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         call = Pending(

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tickmesh.gateway import calls
-from tickmesh.gateway.calls import Pending, Queue, expiry_s, repeatable, to_message
+from tickmesh.gateway.calls import Pending, Queue, SlowQueue, expiry_s, repeatable, to_message
 from tickmesh.gateway.methods import METHODS
 from tickmesh.mesh.errors import NotFound, Overloaded
 
@@ -15,7 +15,9 @@ CREATE = METHODS["tickmesh.v1.JobService/CreateJob"]
 LIST = METHODS["tickmesh.v1.JobService/ListJobs"]
 
 
-async def pending(request: bytes = b"x", method: object = CREATE, alone: bool = False) -> Pending:
+async def pending(
+    request: bytes = b"x", method: object = CREATE, alone: bool = False, owner: str = ""
+) -> Pending:
     return Pending(
         method=method,  # type: ignore[arg-type]
         request=request,
@@ -24,6 +26,7 @@ async def pending(request: bytes = b"x", method: object = CREATE, alone: bool = 
         answer=asyncio.get_running_loop().create_future(),
         repeatable=True,
         alone=alone,
+        owner=owner,
     )
 
 
@@ -93,6 +96,34 @@ async def test_a_queue_is_full_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> 
         queue.append(await pending())
     queue.take()
     queue.append(await pending())
+
+
+@pytest.mark.parametrize("queue", [Queue(), SlowQueue()])
+async def test_no_customer_fills_a_queue(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten thousand calls of one customer all others were refused."""
+    monkeypatch.setattr(type(queue), "calls_max", 4)
+    made = [await pending(owner="acme") for _ in range(3)]
+    queue.append(made[0])
+    queue.append(made[1])
+    with pytest.raises(Overloaded, match="of customer acme wait"):
+        queue.append(made[2])
+    queue.append(await pending(owner="other"))
+    queue.append(await pending())
+    with pytest.raises(Overloaded, match=r"^4 calls"):
+        queue.append(await pending())
+    queue.forget(made[0])
+    queue.forget(made[0])
+    queue.append(made[2])
+    while taken := queue.take():
+        queue.put_back(taken)
+        queue.ended(taken)
+        assert queue.take() == taken
+        queue.ended(taken)
+    queue.append(await pending(owner="acme"))
+    queue.append(await pending(owner="acme"))
+    monkeypatch.setattr(calls, "QUEUE_BYTES_MAX", 4)
+    with pytest.raises(Overloaded, match="acme"):
+        queue.append(await pending(owner="acme"))
 
 
 async def test_what_returns_from_a_lost_leader_goes_first_again_in_its_order() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,22 +57,22 @@ def create(
     """
     from .. import types
 
-    if to_file is not None and to_file.exists():
-        raise click.UsageError(f"--file {to_file} exists already")
-    made = settings.client.keys.create(
-        [types.ApiScope(each.upper()) for each in scopes],
-        display_name=display_name,
-        expire_time=None if expires is None else datetime.now(UTC) + expires,
-    )
-    if to_file is not None:
-        _write(to_file, made.text)
+    if output == "name" and to_file is None:
+        raise click.UsageError("-o name goes with --file only: nobody would ever see the key")
+    with _kept(to_file) as keep:
+        made = settings.client.keys.create(
+            [types.ApiScope(each.upper()) for each in scopes],
+            display_name=display_name,
+            expire_time=None if expires is None else datetime.now(UTC) + expires,
+        )
+        keep(made.text)
     if output == "table":
         where = f": it is in {to_file}" if to_file else ""
         print(f"key {made.key.id} created{where}", file=sys.stderr, flush=True)
         if to_file is None:
             print(made.text)
         return
-    thing: Any = made.key if to_file or output == "name" else made
+    thing: Any = made.key if to_file else made
     print_one(output, (), thing)
 
 
@@ -106,16 +108,36 @@ def generate_operator(to_file: Path | None) -> None:
     from ...mesh import api_keys
 
     text = api_keys.make_operator(os.urandom(api_keys.SECRET_BYTES))
+    with _kept(to_file) as keep:
+        keep(text)
     if to_file is None:
         print(text, flush=True)
-    else:
-        _write(to_file, text)
     configured = f'operator_key_hashes = ["{api_keys.digest(text).hex()}"]'
     print(f"for the [gateway] table of each gateway: {configured}", file=sys.stderr)
 
 
-def _write(path: Path, text: str) -> None:
-    """Make a file that we alone may read; FileExistsError if there is one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+@contextmanager
+def _kept(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Makes a file that we alone may read, before there is a key to lose; it is gone again if none
+    is made. The function given writes the key into it. Without a path nothing is written."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise click.UsageError(f"--file {path} exists already") from None
+    written = False
+
+    def write(text: str) -> None:
+        nonlocal written
         file.write(f"{text}\n")
+        file.flush()
+        written = True
+
+    with os.fdopen(descriptor, "w") as file:
+        try:
+            yield write
+        finally:
+            if not written:
+                path.unlink(missing_ok=True)

@@ -41,6 +41,9 @@ SIZE_BYTES_MAX = (1 << 63) - 1
 """Of an image, as it is told: sizes in its manifest are the customer's to write, and may add up to
 more than a message can carry."""
 
+DIGEST_PATTERN = r"^[a-z0-9]+([+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+\Z"
+"""By the image specification: a digest becomes part of what the registry is asked."""
+
 ANNOTATION_DELETED = "tickmesh.io/deleted"
 
 Access = tuple[str, str, tuple[str, ...]]
@@ -58,7 +61,7 @@ class Pushed:
 
 
 class _Descriptor(msgspec.Struct, frozen=True):
-    digest: str
+    digest: Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
     size: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 

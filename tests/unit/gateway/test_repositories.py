@@ -55,6 +55,14 @@ async def test_what_is_no_size_is_no_manifest(monkeypatch: pytest.MonkeyPatch, s
         await pushed(monkeypatch, manifest)
 
 
+@pytest.mark.parametrize("digest", ["", "sha256", "sha256:../x", "sha256:0?n=1", "sha256:0\n"])
+async def test_what_is_no_digest_is_asked_for_nowhere(
+    monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    with pytest.raises(Unavailable, match="something else"):
+        await pushed(monkeypatch, {"manifests": [{"digest": digest}]})
+
+
 @pytest.mark.parametrize("error", [Unavailable("later"), ValueError("a bug")])
 async def test_no_push_ends_what_tells_of_pushes(error: Exception) -> None:
     told: list[str] = []

@@ -53,7 +53,8 @@ ANSWERS_BYTES_MAX = INTERNAL_MESSAGE_BYTES_MAX - 1024 * 1024
 """Answers in one CallResponse: what it takes less what stands around them."""
 
 CATCH_UP_CHUNK = 1_000
-"""Stored changes looked at before others have a turn: about 10 ms."""
+"""Stored changes looked at before others have a turn: about 10 ms. Of all streams that catch up one
+does so a turn: five hundred with old cursors would take five seconds."""
 
 log = telemetry.logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,6 +109,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self._clock = clock
         self._shard_id = shard_id
         self._replica_id = replica_id
+        self._catching_up = asyncio.Lock()
         self._attached: dict[Link, None] = {}  # in the order that they came
         shard.on_leadership(self._announce)
         shard.replica.on_members(self._announce_members)
@@ -282,16 +284,21 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     ) -> AsyncIterator[execution_pb2.WatchExecutionsResponse]:
         """What changed after a cursor and is stored: each execution as it is now."""
         queries = self._shard.queries
-        while stored := queries.changes(after, CATCH_UP_CHUNK):
-            after = stored[-1][0]
-            found = [
-                Change(after, execution)
-                for job_uid, identity in dict.fromkeys(key[1:] for key in stored)
-                if (execution := queries.execution(job_uid, identity)) and wanted(execution)
-            ]
+        while True:
+            # One chunk a turn, however many readers there are. At the end nothing is waited for.
+            async with self._catching_up:
+                stored = queries.changes(after, CATCH_UP_CHUNK)
+                if not stored:
+                    return
+                after = stored[-1][0]
+                found = [
+                    Change(after, execution)
+                    for job_uid, identity in dict.fromkeys(key[1:] for key in stored)
+                    if (execution := queries.execution(job_uid, identity)) and wanted(execution)
+                ]
+                await asyncio.sleep(0)
             for batch, _ in pieces(found):
                 yield self._batch(batch, after if batch[-1] is found[-1] else stored[0][0] - 1)
-            await asyncio.sleep(0)
 
     def _cursor(self, cursor: str) -> int:
         if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:

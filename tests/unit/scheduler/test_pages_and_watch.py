@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from tickmesh.mesh.clock import SystemClock
 from tickmesh.mesh.errors import InvalidRequest, PageTokenInvalid, Unavailable
 from tickmesh.mesh.limits import MESSAGE_BYTES_MAX, STATUS_MESSAGE_CHARACTERS_MAX
 from tickmesh.proto.tickmesh.v1 import execution_pb2, schedule_pb2
-from tickmesh.scheduler import convert, pages, watch
+from tickmesh.scheduler import convert, pages, service, watch
 from tickmesh.scheduler.core import commands, recurrence
 from tickmesh.scheduler.core.history import PERIOD_MS, period
 from tickmesh.scheduler.core.model import Attempt, Reason, Retry
@@ -348,3 +349,40 @@ def test_no_customer_has_all_streams_of_a_replica(monkeypatch: pytest.MonkeyPatc
     changes.open(lambda _: True, "acme")
     with pytest.raises(Unavailable, match="customer acme"):
         changes.open(lambda _: True, "acme")
+
+
+async def test_readers_with_old_cursors_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read a thousand changes a turn, and nobody else was served before all had."""
+    world = World()
+    world.job()
+    for _ in range(20):
+        world.execute()
+    monkeypatch.setattr(service, "CATCH_UP_CHUNK", 5)
+    watched = Watched(world)
+    turns, read_in = 0, []
+    changes = watched.shard.queries.changes
+
+    def counted(after: int, count: int) -> Any:
+        found = changes(after, count)
+        if found:
+            read_in.append(turns)
+        return found
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def catch_up(stream: Any) -> int:
+        seen = 0
+        while seen < 20:
+            seen += len((await anext(stream)).executions)
+        return seen
+
+    monkeypatch.setattr(watched.shard.queries, "changes", counted)
+    running = asyncio.create_task(others())
+    told = await asyncio.gather(*(catch_up(watched.watch("1")) for _ in range(10)))
+    running.cancel()
+    assert told == [20] * 10
+    assert len(read_in) >= 40 and len(set(read_in)) == len(read_in)

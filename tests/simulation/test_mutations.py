@@ -27,7 +27,7 @@ FIRST_SEEDS = {
     "two_lists_at_once": 10,
     "lease_counted_from_the_answer": 62,
     "any_answer_confirms_the_inventory": 62,
-    "inventory_answered_before_the_loss_is_decided": 62,
+    "inventory_answered_before_the_loss_is_decided": 468,
     "run_again_what_is_not_found_again": 2,
     "due_by_the_executors_own_clock": 108,
     "read_without_barrier": 7,
